@@ -1,0 +1,97 @@
+"""TOML files and `a.b=value` overrides become one validated `RunConfig`.
+
+Files and overrides merge in the order given, later wins. Relative recipe and model paths are also
+looked up beside this file, so that a run does not depend on the working directory.
+"""
+
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from configs.schema import RunConfig, Tree
+
+RECIPES = Path(__file__).parent
+
+T = TypeVar("T")
+
+
+class ConfigError(ValueError):
+    """The user's configuration is wrong; the message names field, value and cure."""
+
+
+def load(arguments: Sequence[str]) -> RunConfig:
+    """Merge files and overrides into a config; raises ConfigError."""
+    return convert(read(arguments), RunConfig)
+
+
+def read(arguments: Sequence[str]) -> Tree:
+    """Merge `file.toml` and `a.b=value` arguments into one tree; raises ConfigError."""
+    tree: Tree = {}
+    for argument in arguments:
+        path, equals, value = argument.partition("=")
+        if equals and not path.endswith(".toml"):
+            merge(tree, _override(path, value))
+        elif argument.endswith(".toml"):
+            merge(tree, _file(argument))
+        else:
+            raise ConfigError(f"argument {argument!r} is neither a .toml file nor a.b=value")
+    return tree
+
+
+def convert(tree: Tree, kind: type[T]) -> T:
+    """Validate a merged tree; raises ConfigError with the path of the wrong field."""
+    try:
+        return msgspec.convert(tree, kind)
+    except msgspec.ValidationError as error:
+        raise ConfigError(str(error)) from error
+
+
+def find(path: str) -> Path:
+    """`path` as given if it exists, else beside the recipes; raises ConfigError."""
+    for candidate in (Path(path).expanduser(), RECIPES / path):
+        if candidate.exists():
+            return candidate
+    raise ConfigError(f"{path!r} does not exist, neither here nor in {RECIPES}")
+
+
+def merge(base: Tree, over: Tree) -> None:
+    """Deep-merge `over` into `base`; a table whose `type` changes is replaced whole."""
+    for key, value in over.items():
+        old = base.get(key)
+        if isinstance(old, dict) and isinstance(value, dict) and _same_variant(old, value):
+            merge(old, value)
+        else:
+            base[key] = value
+
+
+def _same_variant(old: Tree, new: Tree) -> bool:
+    return "type" not in new or new["type"] == old.get("type")
+
+
+def _file(name: str) -> Tree:
+    path = find(name)
+    try:
+        return tomllib.loads(path.read_text())
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def _override(path: str, text: str) -> Tree:
+    keys = path.split(".")
+    if not all(keys):
+        raise ConfigError(f"override {path}={text}: empty key in {path!r}")
+    tree: Tree = {keys[-1]: _value(text)}
+    for key in reversed(keys[:-1]):
+        tree = {key: tree}
+    return tree
+
+
+def _value(text: str) -> object:
+    """A TOML value where it parses as one, else the text itself (`run.dir=runs/a`)."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text

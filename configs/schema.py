@@ -1,0 +1,224 @@
+"""Every setting of a run, typed and ranged. `RunConfig`, at the bottom, is the whole.
+
+Values are validated once, by `configs.load`; afterwards a config is frozen. Field docs say what
+happens when the value is raised.
+"""
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+Count = Annotated[int, Meta(ge=1)]
+Whole = Annotated[int, Meta(ge=0)]
+Positive = Annotated[float, Meta(gt=0)]
+Fraction = Annotated[float, Meta(ge=0, le=1)]
+NonNegative = Annotated[float, Meta(ge=0)]
+
+
+class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A table of the config file; unknown keys are refused."""
+
+
+class RunSection(_Section, frozen=True, kw_only=True):
+    dir: str = ""
+    """Where everything of this run is written; empty: `runs/<name>-<time>`. Must be empty or new."""
+    name: str = "local"
+    """Shown in W&B and in the directory's name."""
+    seed: Whole = 0
+    """Seeds task drawing and sampling. Scheduling is asynchronous, so runs are not bit-equal."""
+
+
+class ModelSection(_Section, frozen=True, kw_only=True):
+    path: str = "tiny_policy/policy"
+    """A directory in Hugging Face format; relative paths are also looked up beside the recipes."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Number type of the weights in engines and learner."""
+
+
+class PoolSection(_Section, frozen=True, kw_only=True):
+    source: str
+    """`module:attribute` that gives the pool's environments."""
+    weight: Positive = 1.0
+    """Share of tasks drawn from this pool, relative to the other pools' weights."""
+    train: list[str] = []
+    """Environment ids to train on; empty: all of the pool's."""
+    trusted: bool = False
+    """Untrusted code is refused while no sandbox is available."""
+
+
+class RolloutSection(_Section, frozen=True, kw_only=True):
+    group_size: Annotated[int, Meta(ge=2)] = 8
+    """Rollouts per task; more give a better baseline and fewer tasks per step."""
+    groups_per_step: Count = 8
+    """Groups in a batch; more give a smoother gradient and fewer steps per minute."""
+    min_members: Whole = 0
+    """Fewest unfaulted rollouts a group trains with; 0: group_size - 1."""
+    max_lag: Whole = 2
+    """Hard bound on token lag, in versions. 0 is synchronous; more overlaps more."""
+    max_attempts: Count = 3
+    """Times a stale task is requeued before it fails by name."""
+    max_turns: Count = 12
+    """Model replies per rollout."""
+    max_reply_tokens: Count = 14
+    """Tokens per reply."""
+    max_context_tokens: Count = 256
+    """Tokens per row, prompt included; a rollout that would pass it ends as context_full."""
+    temperature: Positive = 1.0
+    """Of training rollouts; the learner uses the same."""
+    timeout_s: Positive = 120.0
+    """A rollout that takes longer is a fault."""
+
+
+class EngineSection(_Section, frozen=True, kw_only=True):
+    kind: Literal["local"] = "local"
+    """`local`: the embedded torch engine."""
+    update_mode: Literal["recompute", "keep", "drain"] = "recompute"
+    """What running requests do when weights change; `recompute` is exact."""
+    max_running: Count = 128
+    """Requests computed together; also the members an actor has room for."""
+    max_cached: Whole = 64
+    """Finished rows kept for their prefix; more memory, less recomputation."""
+    threads: Count = 1
+    """Torch threads of the engine."""
+
+
+class ActorsSection(_Section, frozen=True, kw_only=True):
+    count: Count = 1
+    """Actors, each with an engine."""
+    num_cpus: NonNegative = 1.0
+    """CPUs that Ray sets aside for each."""
+    num_gpus: NonNegative = 0.0
+    """GPUs that Ray sets aside for each."""
+
+
+class EnvPoolSection(_Section, frozen=True, kw_only=True):
+    step_timeout_s: Positive = 10.0
+    """A step that takes longer is killed."""
+    start_timeout_s: Positive = 20.0
+    """So is a session that takes longer to be ready."""
+    max_sessions: Count = 2048
+    """Live sessions per actor; openings beyond it wait."""
+    allow_unsandboxed: bool = False
+    """Serve untrusted pools although nothing isolates them."""
+
+
+class LearnerSection(_Section, frozen=True, kw_only=True):
+    steps: Whole = 200
+    """Optimizer steps of the run; 0 only evaluates."""
+    lr: NonNegative = 2e-4
+    """Peak learning rate; under lag, higher rates collapse first."""
+    warmup_steps: Whole = 5
+    """Steps over which the rate rises linearly from 0."""
+    beta1: Fraction = 0.9
+    """Adam's memory of the gradient."""
+    beta2: Fraction = 0.95
+    """Adam's memory of its square."""
+    weight_decay: NonNegative = 0.0
+    """Decoupled weight decay."""
+    grad_clip: Positive = 1.0
+    """Bound on the gradient's norm."""
+    advantage: Literal["grpo", "grpo_no_std"] = "grpo"
+    """How a group's rewards become advantages."""
+    clip_low: Fraction = 0.2
+    """The ratio to the sampler's log-probs is clipped below at 1 - clip_low."""
+    clip_high: NonNegative = 0.2
+    """And above at 1 + clip_high."""
+    micro_batch_tokens: Count = 4096
+    """Padded tokens computed at once; more memory, fewer passes."""
+    threads: Count = 1
+    """Torch threads of the learner."""
+    num_cpus: NonNegative = 1.0
+    """CPUs that Ray sets aside for it."""
+    num_gpus: NonNegative = 0.0
+    """GPUs that Ray sets aside for it."""
+
+
+class WeightsSection(_Section, frozen=True, kw_only=True):
+    every: Count = 1
+    """Steps between published versions."""
+    dir: str = "/dev/shm"
+    """Where versions are handed over; where it is missing or too small, the run directory is used."""
+    deadline_s: Positive = 60.0
+    """An engine that takes longer to load a version stops the run."""
+
+
+class EvalSet(_Section, frozen=True, kw_only=True):
+    envs: list[str]
+    """Environment ids, `pool/env`, or `env` where there is one pool."""
+    level: Whole = 0
+    """Difficulty handed to the environment's generator; 0 is that of training."""
+    count: Count = 100
+    """Configurations in all, spread evenly over the environments."""
+
+
+class EvalSection(_Section, frozen=True, kw_only=True):
+    sets: dict[str, EvalSet] = {}
+    """Named sets of evaluation configurations, played before and after training."""
+    before: bool = True
+    """Play them with the initial weights."""
+    after: bool = True
+    """Play them with the final weights."""
+
+
+class CheckpointSection(_Section, frozen=True, kw_only=True):
+    every: Whole = 50
+    """Steps between checkpoints; 0: only the last step."""
+    keep: Count = 2
+    """Checkpoints kept; older ones are removed."""
+
+
+class LoggingSection(_Section, frozen=True, kw_only=True):
+    wandb: Literal["offline", "online", "off"] = "off"
+    """`offline` writes a directory that `wandb sync` uploads."""
+    project: str = "millrace"
+    """W&B project."""
+    level: Literal["DEBUG", "INFO", "WARNING"] = "INFO"
+    """Of the logs."""
+
+
+class ControlSection(_Section, frozen=True, kw_only=True):
+    port: Annotated[int, Meta(ge=0, le=65535)] = 0
+    """Of the control server on the loopback address; 0 lets the system choose."""
+    stall_s: Positive = 180.0
+    """With no rollout finished and no step trained for this long, the run explains itself and stops."""
+
+
+class RunConfig(_Section, frozen=True, kw_only=True):
+    """The whole of a run."""
+
+    run: RunSection = RunSection()
+    model: ModelSection = ModelSection()
+    pools: dict[str, PoolSection] = {}
+    rollout: RolloutSection = RolloutSection()
+    engine: EngineSection = EngineSection()
+    actors: ActorsSection = ActorsSection()
+    envpool: EnvPoolSection = EnvPoolSection()
+    learner: LearnerSection = LearnerSection()
+    weights: WeightsSection = WeightsSection()
+    eval: EvalSection = EvalSection()
+    checkpoint: CheckpointSection = CheckpointSection()
+    logging: LoggingSection = LoggingSection()
+    control: ControlSection = ControlSection()
+
+    def __post_init__(self) -> None:
+        rollout = self.rollout
+        if self.weights.every > rollout.max_lag + 1:
+            raise ValueError(
+                f"weights.every={self.weights.every} with rollout.max_lag={rollout.max_lag} would "
+                f"deadlock: lower weights.every to at most {rollout.max_lag + 1}, or raise "
+                "rollout.max_lag"
+            )
+        if rollout.min_members > rollout.group_size:
+            raise ValueError(
+                f"rollout.min_members={rollout.min_members} is more than "
+                f"rollout.group_size={rollout.group_size}: lower it"
+            )
+        if rollout.max_reply_tokens >= rollout.max_context_tokens:
+            raise ValueError(
+                f"rollout.max_reply_tokens={rollout.max_reply_tokens} leaves no room in "
+                f"rollout.max_context_tokens={rollout.max_context_tokens}: raise the latter"
+            )
+
+
+Tree = dict[str, Any]
