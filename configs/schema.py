@@ -184,6 +184,15 @@ class ControlSection(_Section, frozen=True, kw_only=True):
     """With no rollout finished and no step trained for this long, the run explains itself and stops."""
 
 
+class ClusterSection(_Section, frozen=True, kw_only=True):
+    address: str = ""
+    """Ray cluster to join (`auto`, `host:port`); empty starts a one-node cluster here."""
+    object_store_mb: Annotated[int, Meta(ge=80)] = 128
+    """Shared memory of a cluster started here."""
+    start_timeout_s: Positive = 300.0
+    """Actors and learner that take longer to be placed and ready stop the run."""
+
+
 class RunConfig(_Section, frozen=True, kw_only=True):
     """The whole of a run."""
 
@@ -200,6 +209,7 @@ class RunConfig(_Section, frozen=True, kw_only=True):
     checkpoint: CheckpointSection = CheckpointSection()
     logging: LoggingSection = LoggingSection()
     control: ControlSection = ControlSection()
+    cluster: ClusterSection = ClusterSection()
 
     def __post_init__(self) -> None:
         rollout = self.rollout

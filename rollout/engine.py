@@ -67,6 +67,9 @@ class Engine(Protocol):
     @property
     def version(self) -> int: ...
 
+    @property
+    def num_parameters(self) -> int: ...
+
     async def generate(
         self, prompt_ids: Sequence[int], sampling: Sampling, *, priority: int = 0
     ) -> Generation:

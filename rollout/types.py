@@ -240,8 +240,6 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True, tag="stats"):
     sampled_tokens: int
     recomputed_tokens: int
     busy_s: float
-    free_slots: int = 0
-    """Members the actor has room for."""
 
 
 ActorEvent = TurnDone | RolloutDone | Busy | EngineStats

@@ -1,0 +1,57 @@
+"""The settings as text, from the schema: path, type, default and what each does."""
+
+import ast
+import inspect
+from typing import Any, get_args, get_origin, get_type_hints
+
+import msgspec
+
+from configs import schema
+
+_WIDTH = 34
+
+
+def describe_settings() -> str:
+    """Every setting of `RunConfig`, one per line, grouped by section."""
+    lines: list[str] = []
+    for section in msgspec.structs.fields(schema.RunConfig):
+        kind, name = section.type, section.name
+        if get_origin(kind) is dict:
+            kind, name = get_args(kind)[1], f"{name}.<name>"
+        lines += ["", f"[{name}]", *_describe(name, kind)]
+    return "\n".join(lines[1:]) + "\n"
+
+
+def _describe(path: str, kind: type) -> list[str]:
+    hints = get_type_hints(kind)
+    docs = _docs(kind)
+    lines = []
+    for field in msgspec.structs.fields(kind):
+        inner = get_args(hints[field.name])
+        if get_origin(hints[field.name]) is dict:
+            lines += _describe(f"{path}.{field.name}.<name>", inner[1])
+            continue
+        setting = f"{path}.{field.name}={_default(field)}"
+        lines.append(f"  {setting:<{_WIDTH}} {docs.get(field.name, '')}")
+    return lines
+
+
+def _default(field: Any) -> str:
+    if field.default is not msgspec.NODEFAULT:
+        return str(field.default).lower() if isinstance(field.default, bool) else str(field.default)
+    if field.default_factory is not msgspec.NODEFAULT:
+        return str(field.default_factory())
+    return "(required)"
+
+
+def _docs(kind: type) -> dict[str, str]:
+    """The string under each field."""
+    (tree,) = ast.parse(inspect.getsource(kind)).body
+    assert isinstance(tree, ast.ClassDef)
+    docs = {}
+    for node, after in zip(tree.body, tree.body[1:], strict=False):
+        is_field = isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+        is_text = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+        if is_field and is_text:
+            docs[node.target.id] = " ".join(str(after.value.value).split())
+    return docs

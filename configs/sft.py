@@ -1,0 +1,101 @@
+"""What a warm start is made from: traces, the policy's shape, and how it is trained.
+
+Loaded like a run's configuration, from TOML files and `a.b=value` overrides.
+"""
+
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from configs.schema import Count, Fraction, NonNegative, Positive, Whole
+
+
+class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A table of the recipe; unknown keys are refused."""
+
+
+class TraceRecipe(_Section, frozen=True, kw_only=True):
+    """Demonstrations by a sloppy oracle, on training configurations only."""
+
+    source: str = "envpool.envs:basics"
+    """`module:attribute` that gives the pool's environments. Its code runs in this process."""
+    envs: list[str] = []
+    """Environment ids, shown equally often; empty: all of the pool's."""
+    count: Count = 25600
+    """Episodes in all; more make a surer policy and cost time in proportion."""
+    level: Whole = 0
+    """Difficulty handed to the environment's generator."""
+    max_turns: Count = 12
+    """Calls after which an episode is cut off."""
+    seed: Whole = 0
+    """Seeds configurations and mistakes."""
+    spoiled: Fraction = 0.2
+    """Share of calls that are spoiled: the success that is left for RL to gain."""
+    wrong_number: NonNegative = 0.5
+    """Weight of a wrong number among the mistakes."""
+    early_done: NonNegative = 0.3
+    """Weight of an answer out of nowhere, which ends the episode."""
+    broken_json: NonNegative = 0.2
+    """Weight of a call that does not parse."""
+
+
+class PolicyRecipe(_Section, frozen=True, kw_only=True):
+    """Shape of a new Qwen3 policy. vLLM's CPU attention takes head_dim 32, 64, 80, 96, 112, 128."""
+
+    hidden: Count = 96
+    layers: Count = 3
+    heads: Count = 4
+    kv_heads: Count = 2
+    head_dim: Count = 32
+    ffn: Count = 288
+    vocabulary: Annotated[int, Meta(ge=512)] = 640
+    """Most tokens; more shorten the text, up to what the traces' words need."""
+    max_positions: Count = 1024
+    """Longest sequence it may be asked for."""
+
+
+class SftRecipe(_Section, frozen=True, kw_only=True):
+    """The whole of a warm start."""
+
+    out: str
+    """Directory to write; must be empty or new."""
+    overwrite: bool = False
+    """Write into `out` although it is not empty."""
+    base: str = ""
+    """Model directory to start from; empty: a new policy of the shape in `policy`."""
+    seed: Whole = 0
+    """Seeds the initial weights and the order of rows."""
+    lr: Positive = 4e-3
+    """Peak learning rate, reached after `warmup_steps` and lowered to 0 along a cosine."""
+    warmup_steps: Whole = 20
+    """Steps over which the rate rises linearly from 0."""
+    batch_rows: Count = 32
+    """Traces per optimizer step."""
+    max_steps: Whole = 0
+    """Stop after this many steps, the schedule with them; 0: one pass over the traces."""
+    weight_decay: NonNegative = 0.01
+    """Decoupled weight decay of matrices."""
+    grad_clip: Positive = 1.0
+    """Bound on the gradient's norm."""
+    traces: TraceRecipe = TraceRecipe()
+    policy: PolicyRecipe = PolicyRecipe()
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True):
+    """One message of OpenAI's chat format."""
+
+    role: str
+    """`user` (the task, first), `assistant` (a reply, as text), `tool` (an observation)."""
+    content: str
+
+
+class MessagesRow(msgspec.Struct, frozen=True, kw_only=True):
+    """One demonstration, a line of JSONL: the task, then replies and observations in turn."""
+
+    env: str
+    messages: list[Message]
+    tools: list[dict[str, Any]]
+    """OpenAI function schemas."""
+    reward: float
+    """What the environment gave for it; imitated either way."""

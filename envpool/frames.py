@@ -1,0 +1,201 @@
+"""What the pool, its zygotes and its sessions say to each other, and how it is framed.
+
+Sessions speak over a stream socket: a 4-byte big-endian length, then msgpack. Requests carry ids and
+the reply repeats them. The control socket to a zygote keeps message boundaries (SOCK_SEQPACKET), so
+its messages are bare msgpack; the socket of the session to fork travels beside the `Fork` message.
+"""
+
+import socket
+from collections.abc import Iterator
+from enum import StrEnum
+from typing import Any
+
+import msgspec
+
+# Longer frames are refused on both sides: an observation is text for a context window.
+MAX_FRAME_BYTES = 16 * 2**20
+HEADER_BYTES = 4
+# Longest message on a control socket; a traceback is cut to fit.
+MAX_CONTROL_BYTES = 64 * 2**10
+# What is read from a socket at once.
+READ_BYTES = 8 * 2**10
+
+
+class Outcome(StrEnum):
+    """How a call into an environment went."""
+
+    OK = "ok"
+    """It returned."""
+    ENV_ERROR = "env_error"
+    """The environment's code raised."""
+    GRADER_ERROR = "grader_error"
+    """The answer could not be judged."""
+    TIMEOUT = "timeout"
+    """It passed its deadline and was killed."""
+    CRASHED = "crashed"
+    """Its process ended."""
+    OOM = "oom"
+    """It ran out of memory."""
+    CANCELLED = "cancelled"
+    """The caller gave up."""
+
+
+class FrameError(Exception):
+    """A frame is too long or is not what the protocol allows."""
+
+
+class Start(msgspec.Struct, frozen=True, kw_only=True, tag="start"):
+    """Pool to session: reset environment `env`. Answered by `Ready` or `Failed`."""
+
+    id: int
+    env: str
+    config: dict[str, Any]
+    seed: int
+
+
+class Step(msgspec.Struct, frozen=True, kw_only=True, tag="step"):
+    """Pool to session: one action. Answered by `Stepped` or `Failed`."""
+
+    id: int
+    action: str
+
+
+class Ready(msgspec.Struct, frozen=True, kw_only=True, tag="ready"):
+    """Session to pool: the task statement and the OpenAI schemas of the tools."""
+
+    id: int
+    prompt: str
+    tools: list[dict[str, Any]]
+
+
+class Stepped(msgspec.Struct, frozen=True, kw_only=True, tag="stepped"):
+    """Session to pool: what the environment answered."""
+
+    id: int
+    observation: str
+    reward: float
+    terminated: bool
+    truncated: bool
+    is_bad_call: bool
+
+
+class Failed(msgspec.Struct, frozen=True, kw_only=True, tag="failed"):
+    """Session to pool: the environment failed; `error` ends with the traceback."""
+
+    id: int
+    outcome: Outcome
+    error: str
+
+
+class Serve(msgspec.Struct, frozen=True, kw_only=True, tag="serve"):
+    """Pool to zygote, once: import this source. Answered by `Serving` or `Refused`."""
+
+    name: str
+    source: str
+
+
+class Serving(msgspec.Struct, frozen=True, kw_only=True, tag="serving"):
+    """Zygote to pool: the source is imported; `Fork` may come."""
+
+    version: str
+    envs: list[str]
+
+
+class Refused(msgspec.Struct, frozen=True, kw_only=True, tag="refused"):
+    """Zygote to pool: the source cannot be served."""
+
+    error: str
+
+
+class Fork(msgspec.Struct, frozen=True, kw_only=True, tag="fork"):
+    """Pool to zygote: fork a session for the socket that comes along."""
+
+    id: int
+
+
+class Forked(msgspec.Struct, frozen=True, kw_only=True, tag="forked"):
+    """Zygote to pool."""
+
+    id: int
+    pid: int
+
+
+class NotForked(msgspec.Struct, frozen=True, kw_only=True, tag="not_forked"):
+    """Zygote to pool."""
+
+    id: int
+    outcome: Outcome
+    error: str
+
+
+class Kill(msgspec.Struct, frozen=True, kw_only=True, tag="kill"):
+    """Pool to zygote: end session `id`. The zygote kills, as it knows which pids are still its own."""
+
+    id: int
+
+
+class Exited(msgspec.Struct, frozen=True, kw_only=True, tag="exited"):
+    """Zygote to pool: session `id` is gone and reaped. `status` is negative for a signal."""
+
+    id: int
+    status: int
+
+
+Request = Start | Step
+Reply = Ready | Stepped | Failed
+Order = Serve | Fork | Kill
+Report = Serving | Refused | Forked | NotForked | Exited
+
+_encoder = msgspec.msgpack.Encoder()
+decode_request = msgspec.msgpack.Decoder(Request).decode
+decode_reply = msgspec.msgpack.Decoder(Reply).decode
+decode_order = msgspec.msgpack.Decoder(Order).decode
+decode_report = msgspec.msgpack.Decoder(Report).decode
+
+
+def pack(message: Request | Reply) -> bytes:
+    """One frame; raises FrameError when it is too long."""
+    body = _encoder.encode(message)
+    if len(body) > MAX_FRAME_BYTES:
+        raise FrameError(
+            f"{type(message).__name__} frame of {len(body)} bytes: at most {MAX_FRAME_BYTES} allowed"
+        )
+    return len(body).to_bytes(HEADER_BYTES, "big") + body
+
+
+def pack_control(message: Order | Report) -> bytes:
+    """One message of a control socket; raises FrameError when it is too long."""
+    body = _encoder.encode(message)
+    if len(body) > MAX_CONTROL_BYTES:
+        raise FrameError(
+            f"{type(message).__name__} message of {len(body)} bytes: at most {MAX_CONTROL_BYTES}"
+        )
+    return body
+
+
+class Splitter:
+    """Cuts a byte stream into frame bodies."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes | memoryview) -> Iterator[bytes]:
+        """Add what was read, take the frames it completes. Raises FrameError for one too long."""
+        self._buffer += data
+        while len(self._buffer) >= HEADER_BYTES:
+            length = int.from_bytes(self._buffer[:HEADER_BYTES], "big")
+            if length > MAX_FRAME_BYTES:
+                raise FrameError(f"frame of {length} bytes: at most {MAX_FRAME_BYTES} allowed")
+            end = HEADER_BYTES + length
+            if len(self._buffer) < end:
+                return
+            body = bytes(self._buffer[HEADER_BYTES:end])
+            del self._buffer[:end]
+            yield body
+
+
+def read_frames(connection: socket.socket) -> Iterator[bytes]:
+    """Frame bodies from a blocking socket until its peer closes it."""
+    splitter = Splitter()
+    while data := connection.recv(READ_BYTES):
+        yield from splitter.feed(data)

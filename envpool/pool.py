@@ -1,0 +1,183 @@
+"""`EnvPool`: opens sessions, each a process forked from the warm zygote of its pool.
+
+    open(task) -- slot --> zygote (one per pool) -- fork --> session process -- ready --> Session
+
+Sessions do not share anything, so that a slow, crashed or killed one delays and harms no other. All
+is done on the event loop of the caller, without threads. A zygote that died is started again by the
+next `open`; the sessions it had are lost.
+"""
+
+import asyncio
+import logging
+import resource
+import socket
+from collections.abc import Mapping
+from contextlib import ExitStack
+from typing import Self
+
+from configs.load import ConfigError
+from configs.schema import EnvPoolSection, PoolSection
+from envpool.frames import Outcome, Ready, Start
+from envpool.nursery import Nursery
+from envpool.session import EnvFault, Session, StepResult, Wire, Worker
+from envpool.source import near
+from envpool.task import Task
+
+__all__ = ["SANDBOX", "EnvFault", "EnvPool", "Outcome", "Session", "StepResult"]
+
+# What isolates the code of environments from this machine, for the start-up message.
+SANDBOX = "none (trusted pools only)"
+# Sessions that start at once. Forks are made one after another, so that more would only make the
+# last ones miss their deadline.
+MAX_STARTING = 32
+# Descriptors for everything else a process has open.
+SPARE_FDS = 256
+
+_log = logging.getLogger(__name__)
+
+
+class EnvPool:
+    """The zygotes of some pools and the sessions opened on them. Close it; `async with` does."""
+
+    def __init__(
+        self,
+        sections: Mapping[str, PoolSection],
+        nurseries: dict[str, Nursery],
+        limits: EnvPoolSection,
+    ) -> None:
+        self._sections = sections
+        self._nurseries = nurseries
+        self._limits = limits
+        self._slots = asyncio.Semaphore(limits.max_sessions)
+        self._starting = asyncio.Semaphore(MAX_STARTING)
+        self._restarting = asyncio.Lock()
+        self._is_closed = False
+
+    @classmethod
+    async def start(
+        cls, sections: Mapping[str, PoolSection], *, limits: EnvPoolSection
+    ) -> "EnvPool":
+        """Start a zygote for each pool. Raises ConfigError for a pool that must not or cannot run.
+
+        The calling thread must live as long as the pool: when it ends, the kernel ends the zygotes.
+        """
+        for name, section in sections.items():
+            if not section.trusted and not limits.allow_unsandboxed:
+                raise ConfigError(
+                    f"pools.{name}.trusted=false, and nothing isolates its code here (sandbox: "
+                    f"{SANDBOX}): set pools.{name}.trusted=true if you trust it, or "
+                    "envpool.allow_unsandboxed=true"
+                )
+        _allow_descriptors(limits.max_sessions + SPARE_FDS)
+        pool = cls(sections, {}, limits)
+        try:
+            for name, section in sections.items():
+                pool._nurseries[name] = await Nursery.start(
+                    name, section.source, limits.start_timeout_s
+                )
+        except (ConfigError, OSError, asyncio.CancelledError):
+            await pool.close()
+            raise
+        return pool
+
+    def versions(self) -> dict[str, str]:
+        """Content hash of the code served, by pool."""
+        return {name: nursery.version for name, nursery in self._nurseries.items()}
+
+    def pids(self) -> dict[str, int]:
+        """Process id of the zygote, by pool."""
+        return {name: nursery.pid for name, nursery in self._nurseries.items()}
+
+    async def open(self, task: Task) -> Session:
+        """Start an episode of `task`, when there is room. Raises EnvFault."""
+        await self._slots.acquire()
+        with ExitStack() as undo:
+            undo.callback(self._slots.release)
+            async with self._starting:
+                nursery = await self._nursery(task)
+                ours, theirs = _socketpair()
+                child = nursery.fork(theirs, when_gone=self._slots.release)
+                undo.pop_all()  # From here on the end of the process frees the slot.
+                wire = Wire()
+                worker = Worker(child, wire)
+                undo.callback(worker.let_go)
+                loop = asyncio.get_running_loop()
+                await loop.create_unix_connection(lambda: wire, sock=ours)
+                session = await self._start(worker, task)
+                undo.pop_all()
+                return session
+
+    async def close(self) -> None:
+        """End all sessions and zygotes. Safe to call again."""
+        self._is_closed = True
+        async with self._restarting, asyncio.TaskGroup() as group:
+            for name, nursery in self._nurseries.items():
+                group.create_task(nursery.close(), name=f"close pool {name}")
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def _start(self, worker: Worker, task: Task) -> Session:
+        request = Start(id=0, env=task.env, config=task.config, seed=task.seed)
+        try:
+            ready = await worker.ask(request, self._limits.start_timeout_s)
+            if not isinstance(ready, Ready):
+                raise EnvFault(Outcome.ENV_ERROR, f"the start was answered by {ready}")
+            # The session and its zygote speak over two sockets: either may be heard first.
+            await worker.child.forked.wait()
+        except EnvFault:
+            await worker.close()
+            raise
+        return Session(worker, ready.prompt, ready.tools, self._limits.step_timeout_s)
+
+    async def _nursery(self, task: Task) -> Nursery:
+        """What serves `task`, started again if it died. Raises EnvFault when nothing does."""
+        if task.pool not in self._nurseries:
+            hint = near(task.pool, self._nurseries)
+            raise EnvFault(Outcome.ENV_ERROR, f"no pool {task.pool!r} is served; {hint}")
+        async with self._restarting:
+            if self._is_closed:
+                raise EnvFault(Outcome.CANCELLED, "the env pool is closed")
+            if not self._nurseries[task.pool].is_alive:
+                await self._restart(task.pool)
+        nursery = self._nurseries[task.pool]
+        if nursery.version != task.pool_version:
+            raise EnvFault(
+                Outcome.ENV_ERROR,
+                f"pool {task.pool!r} is served in version {nursery.version}, the task is of "
+                f"{task.pool_version}: its code changed on disk; start the run again",
+            )
+        if task.env not in nursery.envs:
+            hint = near(task.env, nursery.envs)
+            raise EnvFault(Outcome.ENV_ERROR, f"pool {task.pool!r} has no env {task.env!r}; {hint}")
+        return nursery
+
+    async def _restart(self, name: str) -> None:
+        _log.warning("zygote of pool %s died: starting another", name)
+        await self._nurseries[name].close()
+        source = self._sections[name].source
+        try:
+            self._nurseries[name] = await Nursery.start(name, source, self._limits.start_timeout_s)
+        except ConfigError as error:
+            raise EnvFault(Outcome.CRASHED, f"pool {name!r} cannot be served: {error}") from error
+
+
+def _socketpair() -> tuple[socket.socket, socket.socket]:
+    try:
+        ours, theirs = socket.socketpair()
+    except OSError as error:
+        message = f"no socket for a session: {error}; raise the limit on open files (ulimit -n)"
+        raise EnvFault(Outcome.ENV_ERROR, message) from error
+    ours.setblocking(False)
+    return ours, theirs
+
+
+def _allow_descriptors(wanted: int) -> None:
+    """Raise the soft limit on open files: a session takes one, and 1,024 is a common limit."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < wanted:
+        # The hard limit is never infinite on Linux (fs.nr_open bounds it).
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(wanted, hard), hard))

@@ -1,0 +1,206 @@
+"""`Session`: one live environment in a process of its own, and `EnvFault`, how it fails.
+
+Nothing an environment does reaches the caller but a `StepResult` or an `EnvFault`. Whoever opens a
+session closes it; a call that is cancelled or passes its deadline kills the process first.
+"""
+
+import asyncio
+from typing import Any, Self, cast
+
+import msgspec
+
+from envpool.frames import (
+    Failed,
+    FrameError,
+    Outcome,
+    Reply,
+    Request,
+    Splitter,
+    Step,
+    Stepped,
+    decode_reply,
+    pack,
+)
+from envpool.nursery import Child
+
+# A session's receive buffer; longer replies come in pieces.
+READ_BYTES = 8 * 2**10
+# How long a session may take to end by itself before it is killed.
+CLOSE_GRACE_S = 1.0
+
+
+class EnvFault(Exception):
+    """The environment, not the policy, failed. Never a reward."""
+
+    def __init__(self, outcome: Outcome, message: str) -> None:
+        super().__init__(outcome, message)
+        self.outcome = outcome
+        self.message = message
+
+    def __str__(self) -> str:
+        return f"{self.outcome}: {self.message}"
+
+
+class StepResult(msgspec.Struct, frozen=True, kw_only=True):
+    """What the environment answered to one action."""
+
+    observation: str
+    reward: float
+    terminated: bool
+    truncated: bool
+    is_bad_call: bool
+
+
+class Wire(asyncio.BufferedProtocol):
+    """The socket to a session process: one request at a time, and its reply."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._splitter = Splitter()
+        self._buffer = memoryview(bytearray(READ_BYTES))
+        self._transport: asyncio.Transport | None = None
+        self._reply: asyncio.Future[Reply] | None = None
+
+    async def ask(self, request: Request, timeout_s: float) -> Reply:
+        """Send a request, wait for its reply.
+
+        Raises TimeoutError, ConnectionError, FrameError, MsgspecError.
+        """
+        if self._transport is None:
+            raise ConnectionResetError("the session process closed its socket")
+        frame = pack(request)
+        reply = self._reply = self._loop.create_future()
+        # A timer on the future, as asyncio.timeout costs a tenth of a step.
+        timer = self._loop.call_later(timeout_s, self._fail, TimeoutError())
+        try:
+            self._transport.write(frame)
+            return await reply
+        finally:
+            timer.cancel()
+            self._reply = None
+
+    def close(self) -> None:
+        if self._transport is not None:
+            self._transport.close()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        try:
+            for body in self._splitter.feed(self._buffer[:nbytes]):
+                if self._reply is not None and not self._reply.done():
+                    self._reply.set_result(decode_reply(body))
+        except (FrameError, msgspec.MsgspecError) as error:
+            self._fail(error)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+        self._fail(ConnectionResetError("the session process closed its socket"))
+
+    def _fail(self, error: Exception) -> None:
+        if self._reply is not None and not self._reply.done():
+            self._reply.set_exception(error)
+
+
+class Worker:
+    """A session process and the wire to it."""
+
+    def __init__(self, child: Child, wire: Wire) -> None:
+        self.child = child
+        self._wire = wire
+
+    async def ask(self, request: Request, timeout_s: float) -> Reply:
+        """The reply, within the deadline. Raises EnvFault; the process may then be dead."""
+        what = type(request).__name__.lower()
+        try:
+            reply = await self._wire.ask(request, timeout_s)
+        except TimeoutError as error:
+            await self.kill()
+            raise EnvFault(Outcome.TIMEOUT, f"{what} took over {timeout_s} s: killed") from error
+        except ConnectionError as error:
+            await self.kill()
+            child = self.child
+            raise EnvFault(child.outcome, f"{what}: process {child.pid} {child.ended}") from error
+        except (FrameError, msgspec.MsgspecError) as error:
+            await self.kill()
+            raise EnvFault(Outcome.ENV_ERROR, f"{what}: {error}") from error
+        except asyncio.CancelledError:
+            self.let_go()
+            raise
+        if isinstance(reply, Failed):
+            raise EnvFault(reply.outcome, reply.error)
+        return reply
+
+    def let_go(self) -> None:
+        """Kill the process without waiting for its end."""
+        self._wire.close()
+        self.child.kill()
+
+    async def kill(self) -> None:
+        self.let_go()
+        await self.child.wait()
+
+    async def close(self) -> None:
+        """Let the process end by itself, or kill it after a grace."""
+        self._wire.close()
+        try:
+            async with asyncio.timeout(CLOSE_GRACE_S):
+                await self.child.gone.wait()
+        except TimeoutError:
+            await self.kill()
+        except asyncio.CancelledError:
+            self.child.kill()
+            raise
+
+
+class Session:
+    """One episode of one environment. Close it, also after a fault; `async with` does."""
+
+    def __init__(
+        self, worker: Worker, prompt: str, tools: list[dict[str, Any]], step_timeout_s: float
+    ) -> None:
+        self.prompt = prompt
+        """The task in words."""
+        self.tools = tools
+        """OpenAI function schemas."""
+        self.actions: list[str] = []
+        """What was asked so far, the last one also when it failed."""
+        self._worker = worker
+        self._step_timeout_s = step_timeout_s
+
+    @property
+    def pid(self) -> int:
+        return self._worker.child.pid
+
+    async def step(self, action: str) -> StepResult:
+        """Carry out one action. Raises EnvFault, after which the session is of no more use."""
+        # A lone surrogate cannot travel, and is wrong in every environment anyway.
+        sent = action.encode(errors="replace").decode()
+        self.actions.append(sent)
+        # Id 0 is the start's.
+        request = Step(id=len(self.actions), action=sent)
+        reply = await self._worker.ask(request, self._step_timeout_s)
+        if not isinstance(reply, Stepped) or reply.id != request.id:
+            raise EnvFault(Outcome.ENV_ERROR, f"step {request.id} was answered by {reply}")
+        return StepResult(
+            observation=reply.observation,
+            reward=reply.reward,
+            terminated=reply.terminated,
+            truncated=reply.truncated,
+            is_bad_call=reply.is_bad_call,
+        )
+
+    async def close(self) -> None:
+        """End the process. Safe to call again."""
+        await self._worker.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()

@@ -1,0 +1,128 @@
+"""`PoolSource`: the environments that a pool's `module:attribute` names, and how tasks are drawn.
+
+The coordinator draws tasks with it, and a zygote serves the same source, so both import it. Neither
+torch nor ray may be imported on the way.
+"""
+
+import hashlib
+import importlib
+import inspect
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from random import Random
+
+import envpool
+from configs.load import ConfigError
+from configs.schema import PoolSection
+from envpool.env import ToolEnv
+from envpool.task import Config, Split, Task, config_split
+
+# Draws before `draw` gives up. One in eight configurations is for evaluation, so that a generator
+# with enough configurations fails this often with probability (7/8)^1000.
+MAX_DRAWS = 1000
+
+
+def check_package() -> None:
+    """Raise ImportError unless `envpool` is this package: PyPI has another one of that name."""
+    ours = Path(__file__).parent
+    found = envpool.__file__
+    if found is None or Path(found).parent != ours:
+        raise ImportError(f"`envpool` is {found}, not {ours}: uninstall the other package")
+
+
+def near(word: str, words: Iterable[str]) -> str:
+    """What an unknown `word` may have meant, for an error message."""
+    known = sorted(words)
+    close = get_close_matches(word, known, n=3)
+    return f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(known)}"
+
+
+@dataclass(slots=True, kw_only=True, frozen=True)
+class PoolSource:
+    """The environments of one pool. `version` is the content hash of their code."""
+
+    name: str
+    version: str
+    envs: Mapping[str, type[ToolEnv]]
+    train: tuple[str, ...]
+    """Ids to train on."""
+    trusted: bool
+
+    @classmethod
+    def load(cls, name: str, section: PoolSection) -> "PoolSource":
+        """Import the source of pool `name`; raises ConfigError for what is not there."""
+        check_package()
+        envs = _find_envs(name, section.source)
+        for env_id in section.train:
+            if env_id not in envs:
+                raise ConfigError(f"pools.{name}.train: no env {env_id!r}; {near(env_id, envs)}")
+        return cls(
+            name=name,
+            version=_version(envs),
+            envs=envs,
+            train=tuple(section.train or envs),
+            trusted=section.trusted,
+        )
+
+    def env(self, env_id: str) -> type[ToolEnv]:
+        """The class behind an id; raises ConfigError for an unknown one."""
+        if env_id not in self.envs:
+            raise ConfigError(f"pool {self.name} has no env {env_id!r}; {near(env_id, self.envs)}")
+        return self.envs[env_id]
+
+    def draw(self, env_id: str, rng: Random, split: Split, level: int = 0) -> Config:
+        """Draw a configuration of `split`; raises ConfigError if the generator gives none."""
+        env = self.env(env_id)
+        for _ in range(MAX_DRAWS):
+            config = env.sample(rng, level)
+            if config_split(env_id, config) is split:
+                return config
+        raise ConfigError(
+            f"env {env_id!r} of pool {self.name} gave no {split} configuration of level {level} in "
+            f"{MAX_DRAWS} draws: its sample() must draw from more configurations"
+        )
+
+    def task(self, env_id: str, config: Config, seed: int) -> Task:
+        self.env(env_id)
+        return Task(pool=self.name, pool_version=self.version, env=env_id, config=config, seed=seed)
+
+
+def _find_envs(name: str, source: str) -> dict[str, type[ToolEnv]]:
+    where = f"pools.{name}.source={source!r}"
+    module_name, _, attribute = source.partition(":")
+    if not module_name or not attribute:
+        raise ConfigError(f"{where} is not module:attribute")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"{where}: {error}; put it on PYTHONPATH, or correct the name") from error
+    envs = getattr(module, attribute, None)
+    if envs is None:
+        names = [word for word in vars(module) if not word.startswith("_")]
+        raise ConfigError(f"{where}: {module_name} has no {attribute!r}; {near(attribute, names)}")
+    if not isinstance(envs, Mapping) or not envs:
+        raise ConfigError(f"{where} must be a mapping from env ids to ToolEnv classes")
+    for env_id, env in envs.items():
+        if not isinstance(env, type) or not issubclass(env, ToolEnv):
+            raise ConfigError(f"{where}: {env_id!r} is {env!r}, not a ToolEnv class")
+    return dict(envs)
+
+
+def _version(envs: Mapping[str, type[ToolEnv]]) -> str:
+    """Hash of which class each id names and of the text of all modules these classes come from."""
+    digest = hashlib.sha256()
+    modules: set[str] = set()
+    for env_id in sorted(envs):
+        env = envs[env_id]
+        digest.update(f"{env_id}={env.__module__}:{env.__qualname__}\n".encode())
+        modules |= {base.__module__ for base in env.__mro__ if issubclass(base, ToolEnv)}
+        modules |= {env.Config.__module__}
+    modules.add("envpool.tools")
+    for module_name in sorted(modules):
+        path = inspect.getsourcefile(importlib.import_module(module_name))
+        if path is None:
+            raise ConfigError(f"module {module_name} has no source file to hash: keep it in one")
+        digest.update(f"{module_name}\n".encode() + Path(path).read_bytes())
+    return digest.hexdigest()[:16]

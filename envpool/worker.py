@@ -1,0 +1,112 @@
+"""The loop of a session process: one environment, one socket, until the socket closes.
+
+Whatever the environment raises becomes a typed reply; the loop goes on. A request id seen before gets
+the recorded reply, so that a request may be repeated when its reply was lost.
+"""
+
+import random
+import socket
+import sys
+import traceback
+from collections.abc import Mapping
+
+from envpool.env import GraderError, ToolEnv
+from envpool.frames import (
+    Failed,
+    FrameError,
+    Outcome,
+    Ready,
+    Reply,
+    Request,
+    Start,
+    Step,
+    Stepped,
+    decode_request,
+    pack,
+    read_frames,
+)
+
+# Characters of a traceback that are kept: its end says the most.
+MAX_ERROR_CHARS = 8000
+
+
+def serve(connection: socket.socket, envs: Mapping[str, type[ToolEnv]]) -> None:
+    """Answer requests on a blocking socket until its peer closes it."""
+    session = Session(envs)
+    try:
+        for body in read_frames(connection):
+            connection.sendall(session.answer(decode_request(body)))
+    finally:
+        session.close()
+
+
+class Session:
+    """One environment and the replies it has given."""
+
+    def __init__(self, envs: Mapping[str, type[ToolEnv]]) -> None:
+        self._envs = envs
+        self._env: ToolEnv | None = None
+        self._replies: dict[int, bytes] = {}
+
+    def answer(self, request: Request) -> bytes:
+        """The frame that answers a request, recorded under the request's id."""
+        if request.id not in self._replies:
+            self._replies[request.id] = _pack_or_fail(self._reply(request))
+        return self._replies[request.id]
+
+    def close(self) -> None:
+        if self._env is not None:
+            self._env.close()
+
+    def _reply(self, request: Request) -> Reply:
+        try:
+            return self._start(request) if isinstance(request, Start) else self._step(request)
+        except GraderError:
+            return _failed(request.id, Outcome.GRADER_ERROR)
+        except MemoryError:
+            return _failed(request.id, Outcome.OOM)
+        # The fault boundary of the environment's code, which may also call sys.exit().
+        except (Exception, SystemExit):  # noqa: BLE001
+            return _failed(request.id, Outcome.ENV_ERROR)
+
+    def _start(self, request: Start) -> Ready:
+        seed_globals(request.seed)
+        self._env = self._envs[request.env]()
+        prompt, _ = self._env.reset(seed=request.seed, options=request.config)
+        return Ready(id=request.id, prompt=prompt, tools=self._env.tools())
+
+    def _step(self, request: Step) -> Stepped:
+        if self._env is None:
+            raise RuntimeError("a step before the start")
+        observation, reward, terminated, truncated, info = self._env.step(request.action)
+        return Stepped(
+            id=request.id,
+            observation=observation,
+            reward=float(reward),
+            terminated=terminated,
+            truncated=truncated,
+            is_bad_call=info["is_bad_call"],
+        )
+
+
+def seed_globals(seed: int) -> None:
+    """Seed the generators that an environment may use beside its own `np_random`."""
+    random.seed(seed)
+    numpy = sys.modules.get("numpy")
+    if numpy is not None:
+        numpy.random.seed(seed % 2**32)
+
+
+def _pack_or_fail(reply: Reply) -> bytes:
+    try:
+        return pack(reply)
+    # TypeError, ValueError: an observation that is not text, or not valid text.
+    except (FrameError, TypeError, ValueError):
+        return pack(_failed(reply.id, Outcome.ENV_ERROR))
+
+
+def _failed(request_id: int, outcome: Outcome) -> Failed:
+    """A reply about the exception being handled."""
+    text = traceback.format_exc()[-MAX_ERROR_CHARS:]
+    # A lone surrogate in a message cannot travel.
+    return Failed(id=request_id, outcome=outcome, error=text.encode(errors="replace").decode())

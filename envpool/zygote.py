@@ -1,0 +1,240 @@
+"""`python -m envpool.zygote PARENT_PID PACKAGE`: forks session processes, warm and fast.
+
+It imports the modules of one pool once; a fork of it is ready in milliseconds. It holds no secret and
+no socket but its control socket, has one thread, and ends with its parent: by the parent-death signal
+and by the end of the control socket, whichever comes first. Its sessions end with it.
+"""
+
+import ctypes
+import errno
+import gc
+import os
+import resource
+import selectors
+import signal
+import socket
+import sys
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NoReturn
+
+import envpool
+from configs.load import ConfigError
+from configs.schema import PoolSection
+from envpool.env import ToolEnv
+from envpool.frames import (
+    MAX_CONTROL_BYTES,
+    Exited,
+    Fork,
+    Forked,
+    Kill,
+    NotForked,
+    Order,
+    Outcome,
+    Refused,
+    Report,
+    Serve,
+    Serving,
+    decode_order,
+    pack_control,
+)
+from envpool.source import PoolSource
+from envpool.spawn import CONTROL_FD
+from envpool.worker import serve
+
+# From <sys/prctl.h>: the signal this process gets when its parent ends.
+PR_SET_PDEATHSIG = 1
+# Characters of a traceback that fit a control message, at up to four bytes each.
+MAX_ERROR_CHARS = 8000
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def main(arguments: list[str]) -> int:
+    """Serve forks until the control socket closes."""
+    parent, package = arguments
+    die_with(int(parent))
+    # Whatever else was inherited: libraries of the parent do not always close on exec.
+    os.closerange(CONTROL_FD + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+    # A session that crashes leaves no core file behind.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    with socket.socket(fileno=CONTROL_FD) as control:
+        first = control.recv(MAX_CONTROL_BYTES)
+        if not first:
+            return 0
+        try:
+            source = _load(decode_order(first), package)
+        # A process entry point: whatever the pool's modules raise is reported to who asked for them.
+        except Exception as error:  # noqa: BLE001
+            text = str(error) if isinstance(error, ConfigError) else traceback.format_exc()
+            control.sendall(pack_control(Refused(error=text[-MAX_ERROR_CHARS:])))
+            return 1
+        Zygote(control, source.envs).run(Serving(version=source.version, envs=list(source.envs)))
+    return 0
+
+
+def _load(order: Order, package: str) -> PoolSource:
+    """Import what the first order names; raises ConfigError, and whatever the modules raise."""
+    assert isinstance(order, Serve), f"the first order is {order}"
+    found = Path(envpool.__file__ or "").parent
+    if found != Path(package):
+        raise ConfigError(f"`envpool` is {found}, not {package}: uninstall the other package")
+    source = PoolSource.load(order.name, PoolSection(source=order.source))
+    check_single_threaded()
+    return source
+
+
+class Zygote:
+    """The loop between the control socket and the session processes."""
+
+    def __init__(self, control: socket.socket, envs: Mapping[str, type[ToolEnv]]) -> None:
+        self._control = control
+        self._envs = envs
+        self._pids: dict[int, int] = {}
+        self._ids: dict[int, int] = {}
+        self._wake, self._wake_writer = socket.socketpair()
+        self._wake.setblocking(False)
+        self._wake_writer.setblocking(False)
+        self._selector = selectors.DefaultSelector()
+
+    def run(self, serving: Serving) -> None:
+        """Obey orders until the control socket ends, then end all sessions."""
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.set_wakeup_fd(self._wake_writer.fileno(), warn_on_full_buffer=False)
+        self._selector.register(self._control, selectors.EVENT_READ)
+        self._selector.register(self._wake, selectors.EVENT_READ)
+        # Objects made so far are shared with the sessions: the collector must not touch their pages.
+        gc.collect()
+        gc.freeze()
+        gc.disable()
+        self._report(serving)
+        is_open = True
+        while is_open:
+            for key, _ in self._selector.select():
+                if key.fileobj is self._wake:
+                    self._wake.recv(4096)
+                    self._reap()
+                else:
+                    is_open = self._obey()
+        for pid in self._ids:
+            _kill_group(pid)
+        while self._ids:
+            self._forget(os.waitpid(-1, 0)[0])
+
+    def _obey(self) -> bool:
+        """Carry out one order; False at the end of the control socket."""
+        data, fds, _, _ = socket.recv_fds(self._control, MAX_CONTROL_BYTES, 1)
+        if not data:
+            return False
+        order = decode_order(data)
+        if isinstance(order, Fork):
+            with socket.socket(fileno=fds[0]) as connection:
+                self._fork(order.id, connection)
+        elif isinstance(order, Kill) and order.id in self._pids:
+            _kill_group(self._pids[order.id])
+        return True
+
+    def _fork(self, session_id: int, connection: socket.socket) -> None:
+        try:
+            check_single_threaded()
+            zygote_pid = os.getpid()
+            pid = os.fork()
+        except (OSError, ConfigError) as error:
+            no_memory = isinstance(error, OSError) and error.errno == errno.ENOMEM
+            outcome = Outcome.OOM if no_memory else Outcome.CRASHED
+            self._report(NotForked(id=session_id, outcome=outcome, error=str(error)))
+            return
+        if pid == 0:
+            self._become_session(connection, zygote_pid)
+        # Set on both sides: whoever is first, the group exists before it is needed.
+        _set_group(pid)
+        self._pids[session_id] = pid
+        self._ids[pid] = session_id
+        self._report(Forked(id=session_id, pid=pid))
+
+    def _become_session(self, connection: socket.socket, zygote_pid: int) -> NoReturn:
+        """In the child: let go of all that is the zygote's, serve, and never return."""
+        status = 1
+        try:
+            os.setpgid(0, 0)
+            die_with(zygote_pid)
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            self._selector.close()
+            for held in (self._control, self._wake, self._wake_writer):
+                held.close()
+            gc.enable()
+            serve(connection, self._envs)
+            status = 0
+        except ConnectionError:
+            status = 0  # The pool closed the session while it answered.
+        # A process entry point: nothing may unwind into the zygote's loop.
+        except BaseException:  # noqa: BLE001
+            traceback.print_exc()
+        finally:
+            sys.stderr.flush()
+            os._exit(status)
+
+    def _reap(self) -> None:
+        """Reap the sessions that ended, and what they left running."""
+        while self._ids:
+            # Looked at before it is reaped: while it is a zombie its group's id is still its own.
+            ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            if ended is None:
+                return
+            _kill_group(ended.si_pid)
+            _, status = os.waitpid(ended.si_pid, 0)
+            session_id = self._forget(ended.si_pid)
+            if session_id is not None:
+                self._report(Exited(id=session_id, status=os.waitstatus_to_exitcode(status)))
+
+    def _forget(self, pid: int) -> int | None:
+        session_id = self._ids.pop(pid, None)
+        if session_id is not None:
+            del self._pids[session_id]
+        return session_id
+
+    def _report(self, report: Report) -> None:
+        try:
+            self._control.sendall(pack_control(report))
+        except ConnectionError:
+            pass  # The parent is gone; the next read of the control socket says so too.
+
+
+def check_single_threaded() -> None:
+    """Raise ConfigError if a fork would copy a process with threads, whose locks may be held."""
+    num_threads = len(os.listdir("/proc/self/task"))
+    if num_threads > 1:
+        raise ConfigError(
+            f"the pool's modules started {num_threads - 1} threads while they were imported: "
+            "start threads when an environment is reset, not at import"
+        )
+
+
+def die_with(parent: int) -> None:
+    """Have the kernel kill this process when process `parent` ends."""
+    if _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
+    if os.getppid() != parent:  # It ended before the call above.
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _set_group(pid: int) -> None:
+    try:
+        os.setpgid(pid, pid)
+    except (ProcessLookupError, PermissionError):
+        pass  # The session did it itself, and may have ended already.
+
+
+def _kill_group(pid: int) -> None:
+    """Kill an unreaped session and the processes it started."""
+    try:
+        os.killpg(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,173 @@
+"""Millrace's command line: `python launch.py [train | eval | sft | bench NAME] [files.toml] [a.b=value]`.
+
+`train` (the default) places actors and a learner on a Ray cluster and runs the coordinator here:
+
+    config -> checked config -> run directory -> processes -> coordinator -> summary -> exit code
+
+Exit codes: 0 done, 1 the run failed, 2 the configuration is wrong, 130 interrupted. No algorithm
+lives here, and no type: what is defined in `__main__` does not cross Ray.
+"""
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rollout.run import Checked
+
+HELP = """\
+usage: python launch.py [command] [recipe.toml ...] [section.field=value ...]
+
+commands
+  train   train a policy (the default; recipe: configs/local.toml)
+  eval    play evaluation sets with fixed weights (model.path=DIR)
+  sft     warm-start a policy from oracle traces (recipe: configs/tiny_policy/recipe.toml)
+  bench   measure: bench engine | bench envpool   [--json]
+
+options
+  --help      this text        --help config   every setting, its default and its meaning
+  --dry-run   write the resolved configuration to the run directory and stop
+
+Recipes and overrides merge in the order given; later wins. Examples:
+  python launch.py
+  python launch.py learner.steps=40 run.dir=runs/short logging.wandb=off
+  python launch.py configs/local.toml my_cluster.toml cluster.address=auto
+"""
+
+COMMANDS = ("train", "eval", "sft", "bench")
+
+# Imported where the learner runs: the driver never loads torch.
+TRAINER = "learner.trainer:make_trainer"
+
+EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
+
+logger = logging.getLogger("launch")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run a command; returns the exit code."""
+    arguments = list(argv)
+    if any(word in ("--help", "-h", "help") for word in arguments):
+        from configs.describe import describe_settings
+
+        sys.stdout.write(describe_settings() if "config" in arguments else HELP)
+        return EXIT_DONE
+    command = arguments.pop(0) if arguments and arguments[0] in COMMANDS else "train"
+    from configs.load import ConfigError
+
+    try:
+        return {"train": train, "eval": evaluate, "sft": sft, "bench": bench}[command](arguments)
+    except ConfigError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return EXIT_USAGE
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        return EXIT_INTERRUPTED
+
+
+def train(arguments: list[str]) -> int:
+    """Train as the recipe says."""
+    return run(arguments, learns=True)
+
+
+def evaluate(arguments: list[str]) -> int:
+    """Play the evaluation sets with the weights of `model.path`."""
+    return run([*arguments, "learner.steps=0", "eval.before=true"], learns=False)
+
+
+def sft(arguments: list[str]) -> int:
+    """Warm-start a policy from oracle traces."""
+    from learner.cli import sft as command
+    from synth.traces import generate
+
+    return command(arguments, generate)
+
+
+def bench(arguments: list[str]) -> int:
+    """Run one benchmark."""
+    from configs.load import ConfigError
+
+    name, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
+    if name == "engine":
+        from rollout.bench import main as command
+    elif name == "envpool":
+        from envpool.bench import main as command
+    else:
+        raise ConfigError(f"bench {name!r} is not known: use bench engine or bench envpool")
+    return command(rest)
+
+
+def run(arguments: list[str], *, learns: bool) -> int:
+    """Check everything, then play a run in its own processes."""
+    from configs.load import load
+    from rollout import rundir
+    from rollout.run import check
+
+    is_dry = "--dry-run" in arguments
+    settings = [argument for argument in arguments if argument != "--dry-run"]
+    if not any(argument.endswith(".toml") and "=" not in argument for argument in settings):
+        settings.insert(0, "local.toml")
+    checked = check(load(settings))
+    run_dir = rundir.prepare(checked.config)
+    if is_dry:
+        sys.stdout.write(f"resolved configuration: {run_dir / 'config.json'}\n")
+        return EXIT_DONE
+    # Ray reports usage, and warns about a future default, unless told otherwise.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    from rollout.logs import driver_logging
+    from rollout.supervise import root_cause
+
+    with driver_logging(run_dir, checked.config.logging.level):
+        try:
+            asyncio.run(play(checked, run_dir, learns=learns))
+        except (asyncio.CancelledError, KeyboardInterrupt):
+            logger.warning("interrupted; what was played is in %s", run_dir)
+            return EXIT_INTERRUPTED
+        except Exception as error:
+            cause = root_cause(error)
+            logger.exception("failed: %s: %s", type(cause).__name__, cause)
+            logger.info("logs of every process: %s", run_dir / "logs")
+            return EXIT_FAILED
+    return EXIT_DONE
+
+
+async def play(checked: "Checked", run_dir: Path, *, learns: bool) -> None:
+    """Start processes, play, and leave none behind, however it ends."""
+    from rollout import cluster, processes, run
+
+    this_task = asyncio.current_task()
+    assert this_task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, this_task.cancel)
+    config = checked.config
+    started = [processes.describe("launch")]
+    try:
+        cluster.join(config)
+        placed = await cluster.place(config, run_dir, trainer=TRAINER if learns else None)
+        started += [process for info in placed.infos for process in info.processes]
+        started += processes.descendants("ray")
+        processes.write_pids(run_dir, started)
+        run.announce(checked, run_dir, placed.infos)
+        try:
+            summary = await run.play(checked, run_dir, placed)
+        finally:
+            await cluster.close(placed)
+    finally:
+        started += processes.descendants("ray")
+        cluster.leave()
+        await asyncio.to_thread(processes.end, started[1:], within_s=5.0)
+    run.conclude(summary, run_dir)
+
+
+def run_script() -> None:
+    """Entry point of the installed command."""
+    sys.exit(main(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    run_script()

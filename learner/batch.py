@@ -1,0 +1,176 @@
+"""A `TrainBatch` becomes right-padded micro-batches of tensors; the lag bound is asserted here.
+
+B: rows of a micro-batch. T: tokens of its longest row. Position i of every array is token i, which
+is predicted from position i - 1. Rows are padded on the right, so that under causal attention no
+real token sees the padding and no attention mask is needed.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from learner.advantage import ADVANTAGES
+from rollout.types import Rollout, Row, TrainBatch, TrainGroup
+
+# Marks the positions of `versions_BT` that no weights sampled.
+NOT_SAMPLED = -1
+
+
+class LagError(RuntimeError):
+    """A batch holds a token older than the bound allows, or newer than the batch itself."""
+
+
+@dataclass(slots=True, kw_only=True, frozen=True)
+class MicroBatch:
+    """Rows that are computed at once. Padding has id 0 and mask False."""
+
+    ids_BT: Tensor
+    """int64"""
+    old_logprobs_BT: Tensor
+    """float32, of the distribution the token was sampled from; 0 where the mask is False."""
+    advantages_BT: Tensor
+    """float32, that of the row's rollout at every position."""
+    mask_BT: Tensor
+    """bool, True exactly where the token was sampled by the policy."""
+    versions_BT: Tensor
+    """int64, which weights sampled the token; `NOT_SAMPLED` where the mask is False."""
+    mixed_kv_BT: Tensor
+    """bool, True where the token was sampled on a cache that older weights filled."""
+
+    def to(self, device: torch.device) -> "MicroBatch":
+        return MicroBatch(
+            ids_BT=self.ids_BT.to(device),
+            old_logprobs_BT=self.old_logprobs_BT.to(device),
+            advantages_BT=self.advantages_BT.to(device),
+            mask_BT=self.mask_BT.to(device),
+            versions_BT=self.versions_BT.to(device),
+            mixed_kv_BT=self.mixed_kv_BT.to(device),
+        )
+
+
+@dataclass(slots=True, kw_only=True, frozen=True)
+class Batch:
+    """What one optimizer step computes."""
+
+    micro_batches: list[MicroBatch]
+    num_trained_tokens: int
+    """Denominator of the loss: counted before anything is clipped or masked."""
+
+
+def pack(batch: TrainBatch, *, advantage: str, micro_batch_tokens: int) -> Batch:
+    """Check the batch and cut it into micro-batches of at most `micro_batch_tokens` padded tokens.
+
+    A row longer than that is a micro-batch of its own. Rows without a trained token are left out.
+    Raises LagError, and ValueError for a rollout without a verdict, for a row that cannot be
+    trained on, and for a batch with nothing to train on.
+    """
+    check_lag(batch)
+    rows = [row for group in batch.groups for row in _group_rows(group, advantage)]
+    if not rows:
+        raise ValueError(f"the batch of step {batch.step} has no token to train on")
+    # Rows of like length share a micro-batch: less padding.
+    rows.sort(key=lambda row: -len(row[0].token_ids))
+    return Batch(
+        micro_batches=[_pad(part) for part in _parts(rows, micro_batch_tokens)],
+        num_trained_tokens=sum(int(row.mask.sum()) for row, _ in rows),
+    )
+
+
+def check_lag(batch: TrainBatch) -> None:
+    """Raise LagError unless every sampled token is at most `max_lag` versions old, and none newer."""
+    for group, rollout, row in _rows(batch):
+        for span in row.spans:
+            where = f"group {group.group_id!r} (member {rollout.member}), step {batch.step}"
+            lag = batch.version - span.version
+            if lag < 0:
+                raise LagError(
+                    f"{where}: tokens sampled by version {span.version} are newer than version "
+                    f"{batch.version}, at which the batch is computed"
+                )
+            if lag > batch.max_lag:
+                raise LagError(
+                    f"{where}: tokens sampled by version {span.version} are {lag} versions old at "
+                    f"version {batch.version}; the bound is {batch.max_lag}"
+                )
+
+
+def _rows(batch: TrainBatch) -> Iterator[tuple[TrainGroup, Rollout, Row]]:
+    for group in batch.groups:
+        for rollout in group.rollouts:
+            for row in rollout.rows:
+                yield group, rollout, row
+
+
+def _group_rows(group: TrainGroup, advantage: str) -> list[tuple[Row, float]]:
+    """The trainable rows of a group, each with the advantage of its rollout."""
+    try:
+        advantages_G = ADVANTAGES[advantage]([rollout.reward for rollout in group.rollouts])
+    except ValueError as error:
+        raise ValueError(f"group {group.group_id!r}: {error}") from error
+    rows: list[tuple[Row, float]] = []
+    for rollout, value in zip(group.rollouts, advantages_G.tolist(), strict=True):
+        for row in rollout.rows:
+            _check_row(row, f"group {group.group_id!r}, member {rollout.member}")
+            if row.mask.any():
+                rows.append((row, value))
+    return rows
+
+
+def _check_row(row: Row, where: str) -> None:
+    """Refuse what a record read from the wire may claim and training cannot honour."""
+    num_tokens = len(row.token_ids)
+    if not num_tokens == len(row.logprobs) == len(row.mask):
+        lengths = f"{num_tokens}, {len(row.logprobs)}, {len(row.mask)}"
+        raise ValueError(f"{where}: ids, log-probs and mask have different lengths: {lengths}")
+    covered = np.zeros(num_tokens, dtype=np.uint8)
+    for span in row.spans:
+        covered[span.start : span.end] += 1
+    if not np.array_equal(covered, row.mask):
+        raise ValueError(f"{where}: spans do not cover exactly the masked tokens")
+    if num_tokens and row.mask[0]:
+        raise ValueError(
+            f"{where}: the first token is masked for training, but nothing predicts it"
+        )
+    if not np.isfinite(row.logprobs[row.mask.astype(bool)]).all():
+        raise ValueError(f"{where}: the sampler's log-probs of trained tokens are not all finite")
+
+
+def _parts(rows: list[tuple[Row, float]], max_tokens: int) -> Iterator[list[tuple[Row, float]]]:
+    """Cut rows, longest first, into runs of at most `max_tokens` padded tokens."""
+    start = 0
+    while start < len(rows):
+        # The first row of a part is its longest: it sets the width of the padding.
+        width = len(rows[start][0].token_ids)
+        num_rows = max(1, max_tokens // width)
+        yield rows[start : start + num_rows]
+        start += num_rows
+
+
+def _pad(rows: list[tuple[Row, float]]) -> MicroBatch:
+    shape = len(rows), max(len(row.token_ids) for row, _ in rows)
+    ids = np.zeros(shape, dtype=np.int64)
+    old_logprobs = np.zeros(shape, dtype=np.float32)
+    advantages = np.zeros(shape, dtype=np.float32)
+    mask = np.zeros(shape, dtype=np.bool_)
+    versions = np.full(shape, NOT_SAMPLED, dtype=np.int64)
+    mixed_kv = np.zeros(shape, dtype=np.bool_)
+    for i, (row, advantage) in enumerate(rows):
+        num_tokens = len(row.token_ids)
+        ids[i, :num_tokens] = row.token_ids
+        old_logprobs[i, :num_tokens] = np.where(row.mask, row.logprobs, 0.0)
+        advantages[i] = advantage
+        mask[i, :num_tokens] = row.mask
+        for span in row.spans:
+            versions[i, span.start : span.end] = span.version
+            mixed_kv[i, span.start : span.end] = span.mixed_kv
+    return MicroBatch(
+        ids_BT=torch.from_numpy(ids),
+        old_logprobs_BT=torch.from_numpy(old_logprobs),
+        advantages_BT=torch.from_numpy(advantages),
+        mask_BT=torch.from_numpy(mask),
+        versions_BT=torch.from_numpy(versions),
+        mixed_kv_BT=torch.from_numpy(mixed_kv),
+    )

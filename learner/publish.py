@@ -1,0 +1,149 @@
+"""Hands versions of the weights to engines on the same node, as files.
+
+Two buffers named by run id are written in turn, so that an engine may still read the last version
+while the next is written. A version is written under a temporary name and renamed: under its own
+name a file is always whole. The reader is `rollout.weights.read_tensors`.
+"""
+
+import logging
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from itertools import chain
+from pathlib import Path
+
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from rollout.weights import Manifest, WeightsError, checksum
+
+log = logging.getLogger(__name__)
+
+# Both buffers and the file being written are alive at once.
+_NUM_BUFFERS = 2
+_NUM_FILES = _NUM_BUFFERS + 1
+
+
+class Publisher:
+    """Owns the buffer files of one run: sweeps them at the start, removes them in `close`.
+
+    Files go into `directory`, or into `fallback` when `directory` is missing, not writable, or has
+    room for fewer than three copies of the weights.
+    """
+
+    def __init__(self, *, directory: str, fallback: Path, run_id: str) -> None:
+        """Remove what a killed process of the same run left behind.
+
+        Raises ValueError for a `run_id` that cannot be part of a file name.
+        """
+        if not re.fullmatch(r"[A-Za-z0-9._-]+", run_id):
+            raise ValueError(
+                f"run id {run_id!r} names files: use only letters, digits, '.', '_' and '-'"
+            )
+        self._run_id = run_id
+        self._primary = Path(directory)
+        self._fallback = fallback
+        self._directory: Path | None = None
+        self._num_published = 0
+        self._version: int | None = None
+        self._sweep()
+
+    def publish(self, tensors: Mapping[str, Tensor], *, version: int, step: int) -> Manifest:
+        """Write `tensors` as `version`; raises WeightsError unless versions strictly increase.
+
+        The file of the version before the last one is overwritten. Raises OSError when neither
+        directory takes the file.
+        """
+        if self._version is not None and version <= self._version:
+            raise WeightsError(
+                f"version {version} follows version {self._version}: versions strictly increase"
+            )
+        data = save({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()})
+        path = self._write(data)
+        self._version = version
+        self._num_published += 1
+        return Manifest(
+            version=version,
+            step=step,
+            path=str(path),
+            num_bytes=len(data),
+            checksum=checksum(data),
+        )
+
+    def close(self) -> None:
+        """Remove the files; engines that have not read the last version no longer can."""
+        self._sweep()
+
+    def _write(self, data: bytes) -> Path:
+        buffer = self._num_published % _NUM_BUFFERS
+        directory = self._directory or self._choose(len(data))
+        try:
+            path = self._write_buffer(directory, buffer, data)
+        except OSError as error:
+            if directory == self._fallback:
+                raise
+            log.warning("cannot publish in %s (%s): using %s", directory, error, self._fallback)
+            directory = self._fallback
+            directory.mkdir(parents=True, exist_ok=True)
+            path = self._write_buffer(directory, buffer, data)
+        self._directory = directory
+        return path
+
+    def _choose(self, num_bytes: int) -> Path:
+        """The directory for weights of this size."""
+        if not self._primary.is_dir() or not os.access(self._primary, os.W_OK | os.X_OK):
+            reason = "it is missing or not writable"
+        elif shutil.disk_usage(self._primary).free < _NUM_FILES * num_bytes:
+            reason = f"it has less than {_NUM_FILES} x {num_bytes} bytes free"
+        else:
+            return self._primary
+        log.warning("not publishing in %s (%s): using %s", self._primary, reason, self._fallback)
+        self._fallback.mkdir(parents=True, exist_ok=True)
+        return self._fallback
+
+    def _write_buffer(self, directory: Path, buffer: int, data: bytes) -> Path:
+        path, partial = _buffer_names(directory, self._run_id)[buffer]
+        partial.unlink(missing_ok=True)
+        # Shared directories such as /dev/shm are writable for every user: O_EXCL refuses a link
+        # that someone else put under this name.
+        handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+            partial.rename(path)
+        except OSError:
+            partial.unlink(missing_ok=True)
+            raise
+        return path
+
+    def _sweep(self) -> None:
+        # Exact names: a pattern would also match the files of a run whose id starts with this one.
+        for directory in {self._primary, self._fallback}:
+            for path in chain.from_iterable(_buffer_names(directory, self._run_id)):
+                try:
+                    path.unlink(missing_ok=True)
+                except OSError as error:
+                    # Not ours to remove; `publish` finds out whether the directory is of use.
+                    log.warning("cannot remove %s: %s", path, error)
+
+
+def named_weights(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and saved buffers by name, each tensor once.
+
+    A tied weight keeps its first name only, as Hugging Face files have it: safetensors refuses
+    aliases, and a reader would fill the second name from a copy.
+    """
+    seen: set[int] = set()
+    weights: dict[str, Tensor] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            weights[name] = tensor
+    return weights
+
+
+def _buffer_names(directory: Path, run_id: str) -> list[tuple[Path, Path]]:
+    """The final and the temporary name of each buffer."""
+    finals = [directory / f"millrace-{run_id}-{i}.safetensors" for i in range(_NUM_BUFFERS)]
+    return [(path, path.with_name(path.name + ".partial")) for path in finals]

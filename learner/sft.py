@@ -1,0 +1,212 @@
+"""The warm start: imitate traces, on the tokens that a policy would have sampled.
+
+Rows come in as chat messages; `rollout.tokens` turns them into tokens and masks as it does for
+rollouts. Same recipe, rows and library versions give the same bytes.
+"""
+
+import hashlib
+import math
+import random
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn import functional
+from transformers import PreTrainedModel
+
+from configs.load import ConfigError, find
+from configs.sft import MessagesRow, SftRecipe
+from learner.tiny_policy import make_model, make_tokenizer
+from rollout.model import load_model
+from rollout.tokens import ChatTokens
+from rollout.types import Row, Span
+
+# Rows are sorted by length within so many batches: little padding, yet mixed batches.
+_SORTED_BATCHES = 16
+# Most traces whose text the tokenizer is trained on; more change nothing.
+_TOKENIZER_ROWS = 2000
+_PROGRESS_STEPS = 50
+
+
+def train(rows: Sequence[MessagesRow], recipe: SftRecipe) -> None:
+    """Train on `rows` and write the policy to `recipe.out`.
+
+    Raises ConfigError for an output directory in use, or rows without a reply.
+    """
+    out = Path(recipe.out)
+    check_output(out, overwrite=recipe.overwrite)
+    with _one_thread():
+        torch.manual_seed(recipe.seed)
+        model, tokens = _start(rows, recipe)
+        trained = [row for demonstration in rows for row in encode(demonstration, tokens)]
+        if not trained:
+            raise ConfigError(f"traces: none of the {len(rows)} rows has a reply to learn")
+        fit(model, trained, recipe)
+    save(model, tokens, out, metadata={"recipe": recipe_hash(recipe), "traces": rows_hash(rows)})
+
+
+def check_output(out: Path, *, overwrite: bool) -> None:
+    """Raise ConfigError when `out` holds something and may not be overwritten."""
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"out={str(out)!r} is a file: name a directory")
+    if not overwrite and out.is_dir() and any(out.iterdir()):
+        raise ConfigError(f"out={str(out)!r} is not empty: choose another, or set overwrite=true")
+
+
+def encode(row: MessagesRow, tokens: ChatTokens) -> list[Row]:
+    """A demonstration as rows whose mask covers the replies; raises ConfigError for odd messages."""
+    roles = [message.role for message in row.messages]
+    wanted = (["user"] + ["assistant", "tool"] * len(roles))[: len(roles)]
+    if not roles or roles != wanted:
+        raise ConfigError(f"messages: roles are {roles}; use user, then assistant and tool in turn")
+    task, *rest = row.messages
+    conversation = tokens.conversation(task.content, row.tools)
+    for message in rest:
+        if message.role == "tool":
+            conversation.observe(message.content)
+        else:
+            ids = tokens.reply_ids(message.content)
+            conversation.reply(ids, np.zeros(len(ids)), [Span(version=0, start=0, end=len(ids))])
+    return conversation.rows()
+
+
+def fit(model: PreTrainedModel, rows: Sequence[Row], recipe: SftRecipe) -> list[float]:
+    """Minimise cross-entropy on masked tokens; returns the loss of each step, in nats per token."""
+    batches = list(_batches(rows, recipe))
+    optimizer = _optimizer(model, recipe)
+    losses, started_s = [], time.perf_counter()
+    model.train()
+    for step, batch in enumerate(batches, start=1):
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.lr * _schedule(step, recipe.warmup_steps, len(batches))
+        loss = batch_loss(model, batch)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.grad_clip)
+        optimizer.step()
+        losses.append(loss.item())
+        if step % _PROGRESS_STEPS == 0 or step == len(batches):
+            recent = sum(losses[-_PROGRESS_STEPS:]) / len(losses[-_PROGRESS_STEPS:])
+            elapsed_s = time.perf_counter() - started_s
+            print(
+                f"sft step {step}/{len(batches)} | loss {recent:.4f} | {elapsed_s:.0f} s",
+                flush=True,
+            )  # noqa: T201 the command's progress
+    model.eval()
+    return losses
+
+
+def batch_loss(model: PreTrainedModel, rows: Sequence[Row]) -> Tensor:
+    """Mean cross-entropy (nats) over the masked tokens of B rows, each predicted from those before.
+
+    Rows are padded on the right to T: under causal attention nothing sees the padding.
+    """
+    longest = max(len(row.mask) for row in rows)
+    ids_BT = torch.zeros(len(rows), longest, dtype=torch.long)
+    mask_BT = torch.zeros(len(rows), longest, dtype=torch.bool)
+    for index, row in enumerate(rows):
+        ids_BT[index, : len(row.mask)] = torch.from_numpy(row.token_ids.astype(np.int64))
+        mask_BT[index, : len(row.mask)] = torch.from_numpy(row.mask.astype(np.bool_))
+    hidden_BTH = model.base_model(input_ids=ids_BT, use_cache=False).last_hidden_state
+    # Only trained positions go through the head.
+    predicted_NH = hidden_BTH[:, :-1][mask_BT[:, 1:]]
+    logits_NV = model.get_output_embeddings()(predicted_NH).float()
+    return functional.cross_entropy(logits_NV, ids_BT[:, 1:][mask_BT[:, 1:]])
+
+
+def save(
+    model: PreTrainedModel, tokens: ChatTokens, out: Path, *, metadata: dict[str, str]
+) -> None:
+    """Write a Hugging Face directory with `metadata` in its safetensors; files appear when whole."""
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent) as name:
+        made = Path(name)
+        model.save_pretrained(made)
+        tokens.tokenizer.save_pretrained(made)
+        for file in made.glob("*.safetensors"):
+            with safe_open(file, framework="pt") as opened:
+                tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 not a dict
+            save_file(tensors, file, metadata={"format": "pt", **metadata})
+        for file in made.iterdir():
+            shutil.copyfile(file, out / f".{file.name}")
+            (out / f".{file.name}").replace(out / file.name)
+
+
+def recipe_hash(recipe: SftRecipe) -> str:
+    """SHA-256 (hex) of what decides the weights: all of the recipe but where it is written."""
+    plain = msgspec.structs.replace(recipe, out="", overwrite=False)
+    return hashlib.sha256(msgspec.json.encode(plain, order="sorted")).hexdigest()
+
+
+def rows_hash(rows: Sequence[MessagesRow]) -> str:
+    """SHA-256 (hex) of the rows as JSONL."""
+    return hashlib.sha256(msgspec.json.Encoder().encode_lines(rows)).hexdigest()
+
+
+def _start(rows: Sequence[MessagesRow], recipe: SftRecipe) -> tuple[PreTrainedModel, ChatTokens]:
+    if recipe.base:
+        base = find(recipe.base)
+        return load_model(base, "float32"), ChatTokens.load(base)
+    tokenizer = make_tokenizer(_texts(rows[:_TOKENIZER_ROWS]), recipe.policy.vocabulary)
+    return make_model(recipe.policy, tokenizer), ChatTokens(tokenizer)
+
+
+def _texts(rows: Sequence[MessagesRow]) -> Iterator[str]:
+    for row in rows:
+        for tool in row.tools:
+            function = tool["function"]
+            yield f"{function['name']}({', '.join(function['parameters']['properties'])})\n"
+        yield from (message.content for message in row.messages)
+
+
+def _batches(rows: Sequence[Row], recipe: SftRecipe) -> Iterator[list[Row]]:
+    """One pass in random order, each batch of rows of like length."""
+    rng = random.Random(recipe.seed)
+    order = rng.sample(rows, len(rows))
+    size = recipe.batch_rows
+    batches = []
+    for start in range(0, len(order), size * _SORTED_BATCHES):
+        window = sorted(
+            order[start : start + size * _SORTED_BATCHES], key=lambda row: len(row.mask)
+        )
+        some = [window[begin : begin + size] for begin in range(0, len(window), size)]
+        batches += rng.sample(some, len(some))
+    yield from batches[: recipe.max_steps or len(batches)]
+
+
+def _optimizer(model: PreTrainedModel, recipe: SftRecipe) -> torch.optim.AdamW:
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    vectors = [p for p in model.parameters() if p.ndim <= 1]
+    groups = [
+        {"params": matrices, "weight_decay": recipe.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.95))
+
+
+def _schedule(step: int, warmup_steps: int, num_steps: int) -> float:
+    """Share of the peak rate at `step` (from 1): linear rise, then half a cosine down to 0."""
+    if step <= warmup_steps:
+        return step / warmup_steps
+    progress = (step - warmup_steps) / max(1, num_steps - warmup_steps)
+    return 0.5 * (1 + math.cos(math.pi * progress))
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Sums are then added in one order, whatever the machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,160 @@
+"""The process that owns one engine and plays episodes against it.
+
+    coordinator -- grants --> Actor.play -> a task per member -> Episode -> engine, environments
+    coordinator <-- events -- Actor.events <- turns, rollouts, busy intervals, engine statistics
+
+A plain class: Ray wraps it in `rollout/cluster.py`, tests use it as it is.
+"""
+
+import asyncio
+from collections import defaultdict
+
+from rollout.engine import Engine, UpdateMode, UpdateReport
+from rollout.episode import Episode, Limits, Sessions
+from rollout.tokens import ChatTokens
+from rollout.types import ActorEvent, Busy, Grant, RolloutDone, StopReason, Turn, TurnDone
+from rollout.weights import Manifest
+
+
+class Actor:
+    """Plays granted members concurrently; what happens is read with `events`."""
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        engine: Engine,
+        sessions: Sessions,
+        tokens: ChatTokens,
+        limits: Limits,
+        update_mode: UpdateMode,
+    ) -> None:
+        self.name = name
+        self._engine = engine
+        self._sessions = sessions
+        self._tokens = tokens
+        self._limits = limits
+        self._update_mode = update_mode
+        self._outbox: list[ActorEvent] = []
+        self._has_news = asyncio.Event()
+        self._is_closing = asyncio.Event()
+        self._playing: dict[str, set[asyncio.Task[None]]] = defaultdict(set)
+        self._members: asyncio.TaskGroup | None = None
+        self._main: asyncio.Task[None] | None = None
+
+    @classmethod
+    async def start(
+        cls,
+        *,
+        name: str,
+        engine: Engine,
+        sessions: Sessions,
+        tokens: ChatTokens,
+        limits: Limits,
+        update_mode: UpdateMode = UpdateMode.RECOMPUTE,
+    ) -> "Actor":
+        """A running actor; `close` ends it."""
+        actor = cls(
+            name=name,
+            engine=engine,
+            sessions=sessions,
+            tokens=tokens,
+            limits=limits,
+            update_mode=update_mode,
+        )
+        ready = asyncio.Event()
+        actor._main = asyncio.create_task(actor._supervise(ready), name=f"{name}-main")
+        await ready.wait()
+        return actor
+
+    async def _supervise(self, ready: asyncio.Event) -> None:
+        """Own every member's task. A bug in one ends them all, and `events` raises it."""
+        try:
+            async with asyncio.TaskGroup() as self._members:
+                ready.set()
+                await self._is_closing.wait()
+                for group_id in list(self._playing):
+                    self._cancel(group_id)
+        finally:
+            self._has_news.set()
+
+    async def play(self, grants: list[Grant]) -> None:
+        """Begin these; returns at once."""
+        assert self._members is not None
+        for grant in grants:
+            for member in grant.members:
+                name = f"{grant.group_id}/{member}"
+                task = self._members.create_task(self._member(grant, member), name=name)
+                self._playing[grant.group_id].add(task)
+
+    async def cancel(self, group_ids: list[str]) -> None:
+        """Stop the members of these groups; they end as cancelled."""
+        for group_id in group_ids:
+            self._cancel(group_id)
+
+    async def events(self) -> list[ActorEvent]:
+        """What happened since the last call; waits for something. Raises what broke the actor."""
+        await self._has_news.wait()
+        assert self._main is not None
+        if self._main.done() and not self._outbox:
+            await self._main  # raises the bug that ended it
+            return []
+        self._has_news.clear()
+        news, self._outbox = self._outbox, []
+        busy = self._engine.take_busy()
+        news += [Busy(who=self.name, start_s=start, end_s=end) for start, end in busy]
+        news.append(self._engine.stats())
+        return news
+
+    async def update_weights(self, manifest: Manifest) -> UpdateReport:
+        """Load a version while playing."""
+        return await self._engine.update_weights(manifest, self._update_mode)
+
+    async def close(self) -> None:
+        """End every member, then the engine."""
+        self._is_closing.set()
+        if self._main is not None:
+            await self._main
+        await self._engine.close()
+
+    async def _member(self, grant: Grant, member: int) -> None:
+        def on_turn(turn: Turn) -> None:
+            done = TurnDone(
+                group_id=grant.group_id, member=member, attempt=grant.attempt, turn=turn
+            )
+            self._tell(done)
+
+        episode = Episode(
+            grant=grant,
+            member=member,
+            engine=self._engine,
+            sessions=self._sessions,
+            tokens=self._tokens,
+            limits=self._limits,
+            on_turn=on_turn,
+            actor=self.name,
+        )
+        try:
+            rollout = await episode.play()
+        except asyncio.CancelledError:
+            self._tell(RolloutDone(rollout=episode.ended(StopReason.CANCELLED)))
+            raise
+        finally:
+            self._forget(grant.group_id)
+        self._tell(RolloutDone(rollout=rollout))
+
+    def _forget(self, group_id: str) -> None:
+        tasks = self._playing[group_id]
+        current = asyncio.current_task()
+        if current is not None:
+            tasks.discard(current)
+        if not tasks:
+            del self._playing[group_id]
+
+    def _cancel(self, group_id: str) -> None:
+        for task in self._playing.get(group_id, ()):
+            task.cancel()
+
+    def _tell(self, event: ActorEvent) -> None:
+        self._outbox.append(event)
+        self._has_news.set()

@@ -1,0 +1,295 @@
+"""The replay queue: groups from draw to gradient, slots, and the hard bound on lag.
+
+Owns staleness. Pure bookkeeping: no clock reads, no awaits, no I/O; the coordinator calls it and
+wakes whoever waits.
+
+Symbols: `S` max_lag, `P` groups per step, `n` steps per published version, `k` a 1-based optimizer
+step. Step k computes its gradient at version `(k - 1) // n`. A group whose oldest trained token is of
+version x can be trained at the steps `k <= n * (x + S + 1)`.
+
+- *Slots* pace admission: `(S + 1) * P`, held from running until the group ends; a trained group holds
+  its slot until every live engine has weights at least as new as those it produced. So whatever is
+  admitted can still be trained in time.
+- *Order*: a step may overtake older work only while everything left can still be trained in time
+  (`is_feasible`); oldest first among what is queued.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from envpool.task import Task
+from rollout.ledger import GroupState, Ledger
+from rollout.types import Rollout, StopReason, Turn
+
+# A faulted member is played again this many times.
+MEMBER_RETRIES = 1
+
+
+class LagError(AssertionError):
+    """A group past the lag bound reached the learner: a bug, never a condition to handle."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Group:
+    """Rollouts of one task. `version` is a lower bound on what sampled it while it runs."""
+
+    id: str
+    task: Task
+    size: int
+    attempt: int
+    state: GroupState = GroupState.PENDING
+    version: int = 0
+    actor: str = ""
+    faults: list[Rollout] = field(default_factory=list)
+    done: dict[int, Rollout] = field(default_factory=dict)
+    journal: dict[int, list[Turn]] = field(default_factory=dict)
+    queued_order: int = 0
+
+    @property
+    def rollouts(self) -> list[Rollout]:
+        """Every rollout played for it: the final one of each member, then the retried faults."""
+        return [*self.done.values(), *self.faults]
+
+    @property
+    def trainable(self) -> list[Rollout]:
+        """The members that have a verdict, in member order."""
+        return [self.done[m] for m in sorted(self.done) if self.done[m].reward is not None]
+
+    def cancelled_members(self) -> list[Rollout]:
+        """A record for each member that has not ended, with the turns it had."""
+        return [
+            Rollout(
+                group_id=self.id,
+                member=member,
+                attempt=sum(fault.member == member for fault in self.faults),
+                task_id=self.task.id,
+                pool=self.task.pool,
+                pool_version=self.task.pool_version,
+                env=self.task.env,
+                seed=self.task.seed,
+                stop=StopReason.CANCELLED,
+                reward=None,
+                rows=[],
+                turns=self.journal.get(member, []),
+                actor=self.actor,
+            )
+            for member in range(self.size)
+            if member not in self.done
+        ]
+
+
+@dataclass(slots=True, kw_only=True, frozen=True)
+class Ended:
+    """A group that reached an end state, for the log; `retry` says its task should be drawn anew."""
+
+    group: Group
+    retry: bool = False
+
+
+class ReplayQueue:
+    """Groups by state, the slots they hold, and what the next step may train on."""
+
+    def __init__(
+        self,
+        *,
+        ledger: Ledger,
+        groups_per_step: int,
+        max_lag: int,
+        weights_every: int,
+        group_size: int,
+        min_members: int,
+        on_scored: Callable[[Group], None],
+        on_end: Callable[[Ended], None],
+    ) -> None:
+        self._ledger = ledger
+        self._per_step = groups_per_step
+        self._max_lag = max_lag
+        self._every = weights_every
+        self._group_size = group_size
+        self._min_members = min_members
+        self._on_scored = on_scored
+        self._on_end = on_end
+        self._groups: dict[str, Group] = {}
+        self._in_batch: dict[str, Group] = {}
+        self._awaiting_engines: Counter[int] = Counter()
+        self._steps_done = 0
+        self._next_id = 0
+        self._queued_order = 0
+
+    @property
+    def slots(self) -> int:
+        return (self._max_lag + 1) * self._per_step
+
+    @property
+    def slots_held(self) -> int:
+        admitted = sum(group.state is not GroupState.PENDING for group in self._groups.values())
+        return admitted + len(self._in_batch) + self._awaiting_engines.total()
+
+    @property
+    def free_slots(self) -> int:
+        return self.slots - self.slots_held
+
+    def live(self, state: GroupState) -> list[Group]:
+        """The groups in one live state."""
+        return [group for group in self._groups.values() if group.state is state]
+
+    def group(self, group_id: str) -> Group | None:
+        """A live group by its id."""
+        return self._groups.get(group_id)
+
+    def gradient_version(self, step: int) -> int:
+        """The version at which 1-based `step` computes its gradient."""
+        return (step - 1) // self._every
+
+    # -- from draw to score -------------------------------------------------------------------
+
+    def create(self, task: Task, *, attempt: int = 0) -> Group:
+        """Make a pending group for `task`."""
+        group = Group(id=f"g{self._next_id:06d}", task=task, size=self._group_size, attempt=attempt)
+        self._next_id += 1
+        self._groups[group.id] = group
+        self._ledger.create(group.id)
+        return group
+
+    def start(self, group: Group, *, actor: str, version: int) -> None:
+        """Give a pending group a slot on `actor`, whose engine holds at least `version`."""
+        assert self.free_slots > 0, f"group {group.id} started without a free slot"
+        group.actor = actor
+        group.version = version
+        self._move(group, GroupState.RUNNING)
+
+    def note_turn(self, group_id: str, member: int, turn: Turn) -> None:
+        """Journal a completed turn of a running member."""
+        group = self._groups.get(group_id)
+        if group is not None and group.state is GroupState.RUNNING:
+            group.journal.setdefault(member, []).append(turn)
+
+    def finish(self, rollout: Rollout) -> bool:
+        """Record the end of a member's attempt; True asks to play the member once more."""
+        group = self._groups.get(rollout.group_id)
+        if group is None or group.state is not GroupState.RUNNING:
+            return False  # it ended meanwhile; its rows are written
+        if rollout.member in group.done:
+            return False  # said twice
+        group.journal.pop(rollout.member, None)
+        if rollout.stop.is_fault and rollout.attempt < MEMBER_RETRIES:
+            group.faults.append(rollout)
+            return True
+        group.done[rollout.member] = rollout
+        if len(group.done) == group.size:
+            self._score(group)
+        return False
+
+    def _score(self, group: Group) -> None:
+        trainable = group.trainable
+        self._on_scored(group)
+        if len(trainable) < self._min_members:
+            self._end(group, GroupState.FAILED)
+            return
+        self._move(group, GroupState.SCORED)
+        versions = [v for r in trainable if (v := r.oldest_version) is not None]
+        group.version = min(versions, default=group.version)
+        if len({rollout.reward for rollout in trainable}) == 1:
+            self._end(group, GroupState.FILTERED)
+            return
+        self._queued_order += 1
+        group.queued_order = self._queued_order
+        self._move(group, GroupState.QUEUED)
+
+    # -- from queue to gradient ---------------------------------------------------------------
+
+    def take(self, step: int) -> list[Group] | None:
+        """The groups for `step`, oldest first, or None while it must wait.
+
+        Ends as stale what is too old for this step, and as cancelled what runs in vain.
+        """
+        assert step == self._steps_done + 1, f"step {step} after {self._steps_done}"
+        self._drop_late(step)
+        queued = sorted(
+            self.live(GroupState.QUEUED), key=lambda group: (group.version, group.queued_order)
+        )
+        batch = queued[: self._per_step]
+        if len(batch) < self._per_step:
+            return None
+        chosen = {group.id for group in batch}
+        left = [
+            group.version
+            for group in self._groups.values()
+            if group.id not in chosen and group.state is not GroupState.PENDING
+        ]
+        if not self.is_feasible(left, after_step=step):
+            return None
+        for group in batch:
+            del self._groups[group.id]
+            self._in_batch[group.id] = group
+        return batch
+
+    def is_feasible(self, versions: Iterable[int], *, after_step: int) -> bool:
+        """Whether groups whose oldest tokens are of `versions` can all be trained in time.
+
+        Oldest first, P a step: the i-th of them (0-based) is trained i // P + 1 steps from now at the
+        earliest, which must not be later than the last step its version allows. The same as: for
+        every x, at most `(n * (x + S + 1) - k) * P` of them are of version <= x.
+        """
+        return all(
+            after_step + index // self._per_step + 1 <= self._last_step(version)
+            for index, version in enumerate(sorted(versions))
+        )
+
+    def _last_step(self, version: int) -> int:
+        return self._every * (version + self._max_lag + 1)
+
+    def _drop_late(self, step: int) -> None:
+        for group in list(self._groups.values()):
+            if group.state is GroupState.PENDING or self._last_step(group.version) >= step:
+                continue
+            late = GroupState.STALE if group.state is GroupState.QUEUED else GroupState.CANCELLED
+            self._end(group, late, retry=True)
+
+    def lag(self, rollout: Rollout, step: int) -> int:
+        """Lag of its oldest trained token at `step`; raises LagError past the bound."""
+        version = self.gradient_version(step)
+        oldest = rollout.oldest_version
+        lag = 0 if oldest is None else version - oldest
+        if not 0 <= lag <= self._max_lag:
+            raise LagError(
+                f"rollout {rollout.group_id}/{rollout.member} has lag {lag} at step {step} "
+                f"(version {version}), the bound is {self._max_lag}"
+            )
+        return lag
+
+    def trained(self, batch: Iterable[Group], *, step: int) -> None:
+        """End a batch as trained; its slots stay held until the engines hold what it produced."""
+        self._steps_done = step
+        produced = -(-step // self._every)
+        for group in batch:
+            del self._in_batch[group.id]
+            self._end_taken(group, GroupState.TRAINED)
+            self._awaiting_engines[produced] += 1
+
+    def engines_hold(self, version: int) -> None:
+        """Every live engine holds `version` or newer: release the slots that waited for it."""
+        for produced in [v for v in self._awaiting_engines if v <= version]:
+            del self._awaiting_engines[produced]
+
+    # -- ends ---------------------------------------------------------------------------------
+
+    def cancel_all(self) -> None:
+        """End every live group, as the run does when it stops."""
+        for group in [*self._groups.values(), *self._in_batch.values()]:
+            self._groups.pop(group.id, None)
+            self._in_batch.pop(group.id, None)
+            self._end_taken(group, GroupState.CANCELLED)
+
+    def _end(self, group: Group, state: GroupState, *, retry: bool = False) -> None:
+        del self._groups[group.id]
+        self._end_taken(group, state, retry=retry)
+
+    def _end_taken(self, group: Group, state: GroupState, *, retry: bool = False) -> None:
+        self._move(group, state)
+        self._on_end(Ended(group=group, retry=retry))
+
+    def _move(self, group: Group, state: GroupState) -> None:
+        old, group.state = group.state, state
+        self._ledger.move(group.id, old, state)

@@ -1,0 +1,278 @@
+"""Ray: where actors and the learner run, and how the coordinator's calls reach them.
+
+The only module besides `launch.py` that imports ray. What crosses is packed msgspec bytes. A call to
+a dead process raises, which ends the stage that made it.
+"""
+
+import asyncio
+import importlib
+import logging
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import msgspec
+import ray
+from ray.actor import ActorHandle
+
+from configs.schema import RunConfig
+from envpool.pool import EnvPool
+from rollout import types
+from rollout.actor import Actor
+from rollout.engine import UpdateMode, UpdateReport
+from rollout.episode import Limits
+from rollout.logs import log_to_file
+from rollout.processes import Process, describe
+from rollout.types import ActorEvent, Grant, StepReport, TrainBatch
+from rollout.weights import Manifest
+
+logger = logging.getLogger(__name__)
+
+# Besides the members it plays, an actor answers the coordinator's calls.
+CONTROL_CALLS = 16
+# A close that takes longer is cut short by killing the process.
+CLOSE_S = 5.0
+
+
+class ProcessInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """What a process says once it is ready."""
+
+    name: str
+    node: str
+    processes: list[Process]
+    num_parameters: int
+
+
+class ActorProcess:
+    """What runs in an actor's process."""
+
+    async def start(self, name: str, config_json: bytes, run_dir: str) -> bytes:
+        """Load engine and environments; returns a packed ProcessInfo."""
+        # The engine brings torch: only the processes that compute import it.
+        from rollout.engine_local import LocalEngine
+        from rollout.tokens import ChatTokens
+
+        config = msgspec.json.decode(config_json, type=RunConfig)
+        log_to_file(Path(run_dir), name, config.logging.level)
+        limits = Limits(
+            max_turns=config.rollout.max_turns,
+            max_reply_tokens=config.rollout.max_reply_tokens,
+            max_context_tokens=config.rollout.max_context_tokens,
+            timeout_s=config.rollout.timeout_s,
+        )
+        self._pool = await EnvPool.start(config.pools, limits=config.envpool)
+        engine = await LocalEngine.start(
+            config.model.path,
+            dtype=config.model.dtype,
+            section=config.engine,
+            max_context_tokens=config.rollout.max_context_tokens,
+        )
+        self._actor = await Actor.start(
+            name=name,
+            engine=engine,
+            sessions=self._pool,
+            tokens=ChatTokens.load(config.model.path),
+            limits=limits,
+            update_mode=UpdateMode(config.engine.update_mode),
+        )
+        zygotes = [
+            describe(f"{name}/zygote-{pool}", pid) for pool, pid in self._pool.pids().items()
+        ]
+        info = ProcessInfo(
+            name=name,
+            node=os.uname().nodename,
+            processes=[describe(name), *zygotes],
+            num_parameters=engine.num_parameters,
+        )
+        return msgspec.msgpack.encode(info)
+
+    async def play(self, packed: list[bytes]) -> None:
+        await self._actor.play([types.decode_grant(grant) for grant in packed])
+
+    async def cancel(self, group_ids: list[str]) -> None:
+        await self._actor.cancel(group_ids)
+
+    async def events(self) -> bytes:
+        return types.encode(await self._actor.events())
+
+    async def update_weights(self, packed: bytes) -> UpdateReport:
+        return await self._actor.update_weights(msgspec.msgpack.decode(packed, type=Manifest))
+
+    async def close(self) -> None:
+        await self._actor.close()
+        await self._pool.close()
+
+
+class Trains(Protocol):
+    """What the learner's process calls, synchronously."""
+
+    def train(self, batch: TrainBatch) -> StepReport: ...
+    def save(self, directory: str) -> None: ...
+    def close(self) -> None: ...
+    @property
+    def num_parameters(self) -> int: ...
+
+
+class LearnerProcess:
+    """What runs in the learner's process."""
+
+    def start(self, trainer: str, config_json: bytes, run_dir: str) -> bytes:
+        """Load the weights to train; returns a packed ProcessInfo.
+
+        `trainer` is `module:function`; the function makes a `Trains` from config and run directory.
+        """
+        config = msgspec.json.decode(config_json, type=RunConfig)
+        log_to_file(Path(run_dir), "learner", config.logging.level)
+        module, _, function = trainer.partition(":")
+        make = getattr(importlib.import_module(module), function)
+        self._trainer: Trains = make(config, Path(run_dir))
+        info = ProcessInfo(
+            name="learner",
+            node=os.uname().nodename,
+            processes=[describe("learner")],
+            num_parameters=self._trainer.num_parameters,
+        )
+        return msgspec.msgpack.encode(info)
+
+    def train(self, packed: bytes) -> bytes:
+        return types.encode(self._trainer.train(types.decode_batch(packed)))
+
+    def save(self, directory: str) -> None:
+        self._trainer.save(directory)
+
+    def close(self) -> None:
+        self._trainer.close()
+
+
+@dataclass(slots=True, frozen=True)
+class RayActor:
+    """An actor in another process."""
+
+    name: str
+    handle: ActorHandle
+
+    async def play(self, grants: list[Grant]) -> None:
+        await self.handle.play.remote([types.encode(grant) for grant in grants])
+
+    async def cancel(self, group_ids: list[str]) -> None:
+        await self.handle.cancel.remote(group_ids)
+
+    async def events(self) -> list[ActorEvent]:
+        return types.decode_events(await self.handle.events.remote())
+
+    async def update_weights(self, manifest: Manifest) -> UpdateReport:
+        return await self.handle.update_weights.remote(types.encode(manifest))
+
+    async def close(self) -> None:
+        await _close(self.name, self.handle)
+
+
+@dataclass(slots=True, frozen=True)
+class RayLearner:
+    """The learner in another process."""
+
+    handle: ActorHandle
+
+    async def train(self, batch: TrainBatch) -> StepReport:
+        return types.decode_report(await self.handle.train.remote(types.encode(batch)))
+
+    async def save(self, directory: str) -> None:
+        await self.handle.save.remote(directory)
+
+    async def close(self) -> None:
+        await _close("learner", self.handle)
+
+
+async def _close(name: str, handle: ActorHandle) -> None:
+    try:
+        async with asyncio.timeout(CLOSE_S):
+            await handle.close.remote()
+    except (TimeoutError, ray.exceptions.RayError) as error:
+        logger.warning("%s did not close by itself and is killed: %r", name, error)
+    ray.kill(handle)
+
+
+def join(config: RunConfig) -> None:
+    """Connect to the configured cluster, or start one node here that can place the run."""
+    section = config.cluster
+    if section.address:
+        ray.init(address=section.address, log_to_driver=False, logging_level=logging.WARNING)
+        return
+    needed = config.actors.count * config.actors.num_cpus + config.learner.num_cpus
+    ray.init(
+        num_cpus=max(os.cpu_count() or 1, math.ceil(needed)),
+        include_dashboard=False,
+        object_store_memory=section.object_store_mb << 20,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+    )
+
+
+def leave() -> None:
+    """Disconnect; ends a cluster that `join` started."""
+    ray.shutdown()
+
+
+@dataclass(slots=True, kw_only=True, frozen=True)
+class Placed:
+    """The processes of a run, ready."""
+
+    actors: dict[str, RayActor]
+    learner: RayLearner | None
+    infos: list[ProcessInfo]
+
+
+async def place(config: RunConfig, run_dir: Path, *, trainer: str | None) -> Placed:
+    """Start actors and, given `module:function` of its trainer, the learner, all at once.
+
+    Raises TimeoutError with what the cluster lacks, and whatever a process raised while starting.
+    """
+    config_json = msgspec.json.encode(config)
+    starting: dict[str, tuple[ActorHandle, Any]] = {}
+    for index in range(config.actors.count):
+        name = f"actor-{index}"
+        handle = (
+            ray.remote(ActorProcess)
+            .options(
+                num_cpus=config.actors.num_cpus,
+                num_gpus=config.actors.num_gpus,
+                max_concurrency=config.engine.max_running + CONTROL_CALLS,
+            )
+            .remote()
+        )
+        starting[name] = handle, handle.start.remote(name, config_json, str(run_dir))
+    if trainer is not None:
+        handle = (
+            ray.remote(LearnerProcess)
+            .options(num_cpus=config.learner.num_cpus, num_gpus=config.learner.num_gpus)
+            .remote()
+        )
+        starting["learner"] = handle, handle.start.remote(trainer, config_json, str(run_dir))
+    infos = []
+    timeout_s = config.cluster.start_timeout_s
+    try:
+        async with asyncio.timeout(timeout_s):
+            for _, ready in starting.values():
+                infos.append(msgspec.msgpack.decode(await ready, type=ProcessInfo))
+    except TimeoutError as error:
+        raise TimeoutError(
+            f"actors and learner were not ready within cluster.start_timeout_s={timeout_s:g}; the "
+            f"cluster has {ray.cluster_resources()}, of which {ray.available_resources()} is free"
+        ) from error
+    learner = starting.pop("learner", None)
+    return Placed(
+        actors={name: RayActor(name, handle) for name, (handle, _) in starting.items()},
+        learner=RayLearner(learner[0]) if learner else None,
+        infos=infos,
+    )
+
+
+async def close(placed: Placed) -> None:
+    """End every process, all at once; one that does not end by itself is killed."""
+    async with asyncio.TaskGroup() as group:
+        for actor in placed.actors.values():
+            group.create_task(actor.close(), name=f"close-{actor.name}")
+        if placed.learner is not None:
+            group.create_task(placed.learner.close(), name="close-learner")

@@ -1,0 +1,547 @@
+"""The driver's one loop: who plays what, what is trained when, and when weights change.
+
+    curriculum -- tasks --> [feed] -- grants --> actors
+                                                   | turns, rollouts
+    replay queue <---------- [listen, one per actor] <--+
+         | batch
+         +--> [train: the clock] --> learner -- manifest --> [sync] --> engines
+
+Each bracket is a stage: a coroutine with one reason to wake. `train` is finite; everything else is
+endless, and a stage that raises or returns ends the run. This module imports neither ray, torch nor
+transformers: it reaches actors and learner through `rollout/ports.py`.
+"""
+
+import asyncio
+import logging
+import math
+from collections import defaultdict, deque
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from configs.schema import RunConfig
+from envpool.source import PoolSource
+from rollout import checkpoints, snapshot
+from rollout.buffer import Ended, Group, ReplayQueue
+from rollout.control import Status
+from rollout.curriculum import Curriculum, Draw, Share
+from rollout.evaluate import Evaluation, Score
+from rollout.files import BusySpan, Mark, RolloutRow, RunFiles, TrainedStep
+from rollout.fleet import Fleet
+from rollout.ledger import GroupState, Ledger
+from rollout.metrics import (
+    MetricsWriter,
+    Values,
+    Window,
+    terminal_line,
+    trained_values,
+)
+from rollout.ports import ActorPort, LearnerPort
+from rollout.supervise import supervise
+from rollout.types import (
+    ActorEvent,
+    Busy,
+    EngineStats,
+    Grant,
+    Rollout,
+    RolloutDone,
+    StepReport,
+    TrainBatch,
+    TrainGroup,
+    TurnDone,
+)
+from rollout.weights import Manifest
+
+logger = logging.getLogger(__name__)
+
+# How often the loop's own lateness and the run's progress are looked at.
+WATCH_PERIOD_S = 0.5
+
+Scores = dict[str, dict[str, Score]]
+
+
+class StallError(RuntimeError):
+    """Nothing happened for too long; the message says who holds what."""
+
+
+class Coordinator:
+    """Runs evaluation, training, evaluation; the live counterpart of the files of a run."""
+
+    def __init__(
+        self,
+        *,
+        config: RunConfig,
+        run_dir: Path,
+        sources: Mapping[str, PoolSource],
+        evaluation_sets: Mapping[str, list],
+        actors: Mapping[str, ActorPort],
+        learner: LearnerPort | None,
+        files: RunFiles,
+        metrics: MetricsWriter,
+        clock: Callable[[], float],
+    ) -> None:
+        self._config = config
+        self._run_dir = run_dir
+        self._sources = dict(sources)
+        self._evaluation_sets = dict(evaluation_sets)
+        self._actors = dict(actors)
+        self._fleet = Fleet(
+            actors,
+            members_each=config.engine.max_running,
+            deadline_s=config.weights.deadline_s,
+            clock=clock,
+        )
+        self._learner = learner
+        self._files = files
+        self._metrics = metrics
+        self._clock = clock
+        self._started_s = clock()
+
+        rollout = config.rollout
+        self.ledger = Ledger(sink=files.event, clock=clock)
+        self._queue = ReplayQueue(
+            ledger=self.ledger,
+            groups_per_step=rollout.groups_per_step,
+            max_lag=rollout.max_lag,
+            weights_every=config.weights.every,
+            group_size=rollout.group_size,
+            min_members=rollout.min_members or rollout.group_size - 1,
+            on_scored=self._on_scored,
+            on_end=self._on_end,
+        )
+        self._curriculum = Curriculum(
+            {
+                (source.name, source.version): Share(
+                    source=source,
+                    weight=config.pools[source.name].weight,
+                    envs=source.train,
+                )
+                for source in self._sources.values()
+            },
+            seed=config.run.seed,
+        )
+
+        self._phase = "starting"
+        self._step = 0
+        self._lag_max = 0
+        self._is_training = False
+        self._evaluation: Evaluation | None = None
+        self._retries: deque[tuple[str, Grant]] = deque()
+        self._cancels: dict[str, list[str]] = defaultdict(list)
+        self._newest: Manifest | None = None
+        self._blocked_since: float | None = None
+        self._blocked_s = 0.0
+        self._progress_s = clock()
+        self._window = Window()
+        self._last_reward: float | None = None
+
+        self._feed_wake = asyncio.Event()
+        self._train_wake = asyncio.Event()
+        self._sync_wake = asyncio.Event()
+
+    # -- the run ------------------------------------------------------------------------------
+
+    async def run(self) -> tuple[Scores, Scores]:
+        """Evaluate, train, evaluate. Returns the scores before and after.
+
+        Raises:
+            ExceptionGroup: with whatever ended a stage.
+        """
+        results: list[Scores] = []
+        stages = {f"listen-{name}": self._listen(actor) for name, actor in self._actors.items()}
+        stages |= {"feed": self._feed(), "sync": self._sync(), "watch": self._watch()}
+        try:
+            await supervise(stages, self._clockwork(results))
+        finally:
+            self._queue.cancel_all()
+        before, after = results
+        return before, after
+
+    async def _clockwork(self, results: list[Scores]) -> None:
+        config = self._config
+        results.append(await self._evaluate("before") if config.eval.before else {})
+        if config.learner.steps:
+            await self._train()
+            await self._wait_until_synced()
+        # A run without a step has nothing new to show.
+        is_due = config.eval.after and config.learner.steps
+        results.append(await self._evaluate("after") if is_due else {})
+        self._phase = "done"
+
+    @property
+    def steps_done(self) -> int:
+        return self._step
+
+    @property
+    def lag_max(self) -> int:
+        """Largest lag of a trained rollout."""
+        return self._lag_max
+
+    def status(self) -> Status:
+        """The run at this moment."""
+        return Status(
+            run_dir=str(self._run_dir),
+            phase=self._phase,
+            step=self._step,
+            steps=self._config.learner.steps,
+            version=self._newest.version if self._newest else 0,
+            engines=dict(self._fleet.versions),
+            pools={source.name: source.version for source in self._sources.values()},
+            slots=self._queue.slots,
+            slots_held=self._queue.slots_held,
+            groups=self.ledger.states(),
+            reward=self._last_reward,
+            uptime_s=self._clock() - self._started_s,
+        )
+
+    # -- stages -------------------------------------------------------------------------------
+
+    async def _listen(self, actor: ActorPort) -> None:
+        """Consumes an actor's events; produces journal, ended members, metrics.
+
+        Waits for: the actor. Unblocks: feed (room), train (queued groups).
+        """
+        while True:
+            for event in await actor.events():
+                self._on_event(actor.name, event)
+
+    async def _feed(self) -> None:
+        """Consumes free slots and room; produces grants and cancellations.
+
+        Waits for: a slot, room on an actor. Unblocked by: listen, sync, train, evaluate.
+        """
+        while True:
+            await self._feed_wake.wait()
+            self._feed_wake.clear()
+            cancels, self._cancels = self._cancels, defaultdict(list)
+            for name, group_ids in cancels.items():
+                await self._fleet.cancel(name, group_ids)
+            while self._retries:
+                name, grant = self._retries.popleft()
+                await self._fleet.play(name, [grant])
+            for name in self._fleet.by_room():
+                grants = self._claim(name)
+                if grants:
+                    await self._fleet.play(name, grants)
+            self._note_blocked()
+
+    async def _sync(self) -> None:
+        """Consumes the newest manifest; produces engines that hold it.
+
+        Waits for: train to publish. Unblocks: feed (slots of trained groups), train (buffers).
+        """
+        while True:
+            await self._sync_wake.wait()
+            self._sync_wake.clear()
+            manifest = self._newest
+            if manifest is None or manifest.version <= self._fleet.oldest_version:
+                continue
+            await self._fleet.update(manifest)
+            self._queue.engines_hold(self._fleet.oldest_version)
+            self._feed_wake.set()
+            self._train_wake.set()
+            self._sync_wake.set()
+
+    async def _watch(self) -> None:
+        """Measures the loop's lateness; ends a run in which nothing happens any more."""
+        stall_s = self._config.control.stall_s
+        while True:
+            asleep = self._clock()
+            await asyncio.sleep(WATCH_PERIOD_S)
+            now = self._clock()
+            self._window.add_loop_lag(max(0.0, now - asleep - WATCH_PERIOD_S))
+            if now - self._progress_s > stall_s:
+                raise StallError(f"nothing happened for {stall_s:g} s; {self._diagnosis()}")
+
+    async def _train(self) -> None:
+        """Consumes batches; produces steps, versions and checkpoints. The clock of the run.
+
+        Waits for: a feasible batch. Unblocked by: listen. Unblocks: sync, feed.
+        """
+        learner = self._learner
+        assert learner is not None, "a run with steps has a learner"
+        self._phase = "training"
+        self._is_training = True
+        self._mark("train_begin")
+        self._window = Window()
+        self._feed_wake.set()
+        last_s = self._clock()
+        self._fleet.take_values(1.0)
+        for step in range(1, self._config.learner.steps + 1):
+            waiting_s = self._clock()
+            batch = await self._next_batch(step)
+            waited_s = self._clock() - waiting_s
+            report = await learner.train(self._train_batch(step, batch))
+            values = self._on_step(report, batch)
+            values["time/save_s"] = await self._checkpoint(learner, step)
+            now = self._clock()
+            values |= {
+                "step": step,
+                "version": report.version,
+                "time/step_s": now - last_s,
+                "time/wait_rollout_s": waited_s,
+                "time/wait_learner_s": self._take_blocked(),
+                "progress/wall_s": now - self._started_s,
+            }
+            values |= self._fleet.take_values(now - last_s)
+            last_s = now
+            self._metrics.write(values)
+            steps, max_lag = self._config.learner.steps, self._config.rollout.max_lag
+            logger.info("%s", terminal_line(step, steps, values, max_lag))
+        self._mark("train_end")
+        self._is_training = False
+        self._queue.cancel_all()
+        self._feed_wake.set()
+
+    async def _evaluate(self, label: str) -> Scores:
+        """Play the evaluation sets with the weights the engines hold now."""
+        if not self._evaluation_sets:
+            return {}
+        self._phase = f"evaluating ({label})"
+        evaluation = Evaluation(self._evaluation_sets, label)
+        self._evaluation = evaluation
+        logger.info("evaluating %s training: %d episodes", label, evaluation.total)
+        self._feed_wake.set()
+        while not evaluation.is_done:
+            await self._train_wake.wait()
+            self._train_wake.clear()
+        self._evaluation = None
+        return evaluation.scores()
+
+    # -- feed ---------------------------------------------------------------------------------
+
+    def _claim(self, name: str) -> list[Grant]:
+        """Whole groups for an actor: its fair share of the free slots, as far as it has room."""
+        if self._evaluation is not None:
+            return self._evaluation.next(self._fleet.room(name))
+        if not self._is_training:
+            return []
+        size = self._config.rollout.group_size
+        share = math.ceil(self._queue.free_slots / len(self._fleet))
+        grants = []
+        for _ in range(min(share, self._queue.free_slots, self._fleet.room(name) // size)):
+            draw = self._curriculum.next()
+            group = self._queue.create(draw.task, attempt=draw.attempt)
+            self._queue.start(group, actor=name, version=self._fleet.versions[name])
+            grants.append(
+                Grant(
+                    group_id=group.id,
+                    task=draw.task,
+                    members=list(range(size)),
+                    temperature=self._config.rollout.temperature,
+                )
+            )
+        return grants
+
+    def _note_blocked(self) -> None:
+        """Time in which actors have room and no slot is free: generation waits for the learner."""
+        size = self._config.rollout.group_size
+        has_room = self._fleet.room(self._fleet.by_room()[0]) >= size
+        is_blocked = self._is_training and self._queue.free_slots == 0 and has_room
+        now = self._clock()
+        if self._blocked_since is not None:
+            self._blocked_s += now - self._blocked_since
+        self._blocked_since = now if is_blocked else None
+
+    def _take_blocked(self) -> float:
+        self._note_blocked()
+        blocked, self._blocked_s = self._blocked_s, 0.0
+        return blocked
+
+    # -- events -------------------------------------------------------------------------------
+
+    def _on_event(self, actor: str, event: ActorEvent) -> None:
+        match event:
+            case TurnDone():
+                self._queue.note_turn(event.group_id, event.member, event.turn)
+            case RolloutDone(rollout=rollout):
+                self._progress_s = self._clock()
+                self._fleet.member_ended(actor)
+                self._on_rollout(actor, rollout)
+                self._feed_wake.set()
+                self._train_wake.set()
+            case Busy():
+                self._on_busy(event)
+            case EngineStats():
+                self._fleet.note_stats(actor, event)
+
+    def _on_rollout(self, actor: str, rollout: Rollout) -> None:
+        if rollout.stop.is_fault:
+            logger.warning(
+                "rollout %s/%d of %s: %s: %s",
+                rollout.group_id,
+                rollout.member,
+                rollout.task_id,
+                rollout.stop,
+                rollout.error.strip().rsplit("\n", 1)[-1],
+            )
+        evaluation = self._evaluation
+        if evaluation is not None and evaluation.has(rollout):
+            evaluation.record(rollout)
+            config = evaluation.config(rollout.group_id)
+            row = RolloutRow.of(rollout, config=config, group_size=1)
+            self._files.evaluation(evaluation.label, row)
+            return
+        group = self._queue.group(rollout.group_id)
+        if self._queue.finish(rollout) and group is not None:
+            grant = Grant(
+                group_id=group.id,
+                task=group.task,
+                members=[rollout.member],
+                attempt=rollout.attempt + 1,
+                temperature=self._config.rollout.temperature,
+            )
+            self._retries.append((actor, grant))
+
+    def _on_busy(self, busy: Busy) -> None:
+        self._files.event(BusySpan(who=busy.who, start_s=busy.start_s, end_s=busy.end_s))
+
+    def _on_scored(self, group: Group) -> None:
+        self._window.add_scored(list(group.done.values()))
+
+    def _on_end(self, ended: Ended) -> None:
+        """Write the rows of an ended group, whatever its end; ask for its task again if need be."""
+        group = ended.group
+        self._window.add_end(group.state)
+        rollouts = [*group.rollouts, *group.cancelled_members()]
+        is_trained = group.state is GroupState.TRAINED
+        for rollout in rollouts:
+            lag = None
+            if is_trained and rollout.reward is not None:
+                lag = self._queue.lag(rollout, self._step)
+            self._files.rollout(
+                RolloutRow.of(
+                    rollout,
+                    config=group.task.config,
+                    group_size=group.size,
+                    state=group.state,
+                    step=self._step if is_trained else None,
+                    lag=lag,
+                )
+            )
+        self.ledger.count_rollouts(group.state, len(rollouts))
+        if group.state is GroupState.CANCELLED and group.actor:
+            self._cancels[group.actor].append(group.id)
+        if ended.retry:
+            self._requeue(group)
+        self._feed_wake.set()
+
+    def _requeue(self, group: Group) -> None:
+        attempt = group.attempt + 1
+        if attempt < self._config.rollout.max_attempts:
+            self._curriculum.requeue(Draw(task=group.task, attempt=attempt))
+        else:
+            logger.warning("task %s came too late %d times and is given up", group.task.id, attempt)
+
+    # -- train --------------------------------------------------------------------------------
+
+    async def _next_batch(self, step: int) -> list[Group]:
+        while True:
+            # Buffers alternate: the one this step publishes into must not be loading any more.
+            published = self._queue.gradient_version(step) + 1
+            loading = self._fleet.loading
+            is_overwriting = loading is not None and loading <= published - 2
+            if not is_overwriting and (batch := self._queue.take(step)) is not None:
+                return batch
+            await self._train_wake.wait()
+            self._train_wake.clear()
+
+    def _train_batch(self, step: int, batch: list[Group]) -> TrainBatch:
+        version = self._queue.gradient_version(step)
+        for group in batch:
+            for rollout in group.trainable:
+                self._queue.lag(rollout, step)  # raises past the bound, here too
+        is_last = step == self._config.learner.steps
+        publishes = is_last or step % self._config.weights.every == 0
+        return TrainBatch(
+            step=step,
+            version=version,
+            publish_version=version + 1 if publishes else None,
+            groups=[
+                TrainGroup(group_id=group.id, pool=group.task.pool, rollouts=group.trainable)
+                for group in batch
+            ],
+            max_lag=self._config.rollout.max_lag,
+        )
+
+    def _on_step(self, report: StepReport, batch: list[Group]) -> Values:
+        """Account for a finished step; returns its values."""
+        self._step = report.step
+        self._progress_s = self._clock()
+        trained = [rollout for group in batch for rollout in group.trainable]
+        lags = [self._queue.lag(rollout, report.step) for rollout in trained]
+        self._lag_max = max(self._lag_max, *lags)
+        self._files.event(
+            TrainedStep(
+                step=report.step,
+                version=report.version,
+                groups=[group.id for group in batch],
+                at_s=self._clock(),
+            )
+        )
+        self._queue.trained(batch, step=report.step)
+        if report.manifest is not None:
+            self._newest = report.manifest
+            self._sync_wake.set()
+        for busy in report.busy:
+            self._on_busy(busy)
+        window, self._window = self._window, Window()
+        values = window.values() | trained_values(trained, lags) | report.metrics
+        states = self.ledger.states()
+        values |= {
+            "queue/queued": states[GroupState.QUEUED],
+            "queue/running": states[GroupState.RUNNING],
+            "queue/slots_held": self._queue.slots_held,
+            "progress/groups": sum(states.values()),
+        }
+        reward = values.get("reward/all_mean")
+        self._last_reward = self._last_reward if reward is None else float(reward)
+        return values
+
+    async def _checkpoint(self, learner: LearnerPort, step: int) -> float:
+        """Save where the recipe asks for it; returns the seconds it took."""
+        every = self._config.checkpoint.every
+        if step != self._config.learner.steps and (every == 0 or step % every):
+            return 0.0
+        begun = self._clock()
+        part = await asyncio.to_thread(checkpoints.begin, self._run_dir, step)
+        await learner.save(str(part))
+        state = snapshot.Snapshot(
+            step=step,
+            version=self._newest.version if self._newest else 0,
+            cursor=self._curriculum.cursor,
+            pools={source.name: source.version for source in self._sources.values()},
+            queued=[
+                TrainGroup(group_id=group.id, pool=group.task.pool, rollouts=group.trainable)
+                for group in self._queue.live(GroupState.QUEUED)
+            ],
+            running=[group.task for group in self._queue.live(GroupState.RUNNING)],
+            ledger=self.ledger.counts(),
+        )
+        await asyncio.to_thread(snapshot.commit, part, state)
+        await asyncio.to_thread(checkpoints.prune, self._run_dir, self._config.checkpoint.keep)
+        return self._clock() - begun
+
+    async def _wait_until_synced(self) -> None:
+        """Wait until every engine holds the newest version and no member is in flight."""
+        newest = self._newest.version if self._newest else 0
+        while self._fleet.oldest_version < newest or not self._fleet.is_idle:
+            await self._train_wake.wait()
+            self._train_wake.clear()
+
+    # -- words --------------------------------------------------------------------------------
+
+    def _mark(self, name: str) -> None:
+        self._files.event(Mark(name=name, at_s=self._clock()))
+
+    def _diagnosis(self) -> str:
+        running = self._queue.live(GroupState.RUNNING)
+        missing = [
+            f"{group.id} on {group.actor} lacks members "
+            f"{[m for m in range(group.size) if m not in group.done]}"
+            for group in sorted(running, key=lambda group: group.version)[:8]
+        ]
+        return (
+            f"phase {self._phase}, step {self._step}, slots {self._queue.slots_held}/"
+            f"{self._queue.slots}, in flight {self._fleet.in_flight}, engines {self._fleet.versions}, "
+            f"groups {self.ledger.states()}; oldest running: {'; '.join(missing) or 'none'}"
+        )

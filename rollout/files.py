@@ -1,0 +1,187 @@
+"""Everything a run writes line by line: `rollouts/part_*.jsonl`, `events.jsonl`, `metrics.jsonl`.
+
+One thread owns the files, so that the event loop never blocks on a disk. Lines appear in the order
+they were given. A failing write is raised by the next call, never swallowed.
+"""
+
+import queue
+import threading
+from pathlib import Path
+from typing import IO
+
+import msgspec
+
+from envpool.task import Config
+from rollout.ledger import GroupState
+from rollout.types import FORMAT, Rollout, StopReason, Turn
+
+# Rollouts in a part before the next one is begun: a few megabytes, readable by eye.
+PART_ROWS = 5000
+
+_encode = msgspec.json.Encoder().encode
+
+
+class RolloutRow(msgspec.Struct, frozen=True, kw_only=True):
+    """A line of `rollouts/part_*.jsonl`: one rollout, and what became of its group."""
+
+    format: int = FORMAT
+    group_id: str
+    member: int
+    attempt: int
+    group_size: int
+    state: GroupState | None
+    """End state of its group; None for a rollout of an evaluation."""
+    step: int | None
+    """The optimizer step that trained on it."""
+    lag: int | None
+    """Of its oldest trained token at that step."""
+    task_id: str
+    pool: str
+    pool_version: str
+    env: str
+    config: Config
+    seed: int
+    stop: StopReason
+    reward: float | None
+    versions: list[int]
+    """Versions that sampled its tokens, in order of appearance."""
+    num_tokens: int
+    num_sampled_tokens: int
+    turns: list[Turn]
+    actor: str
+    wall_s: float
+    error: str
+
+    @classmethod
+    def of(
+        cls,
+        rollout: Rollout,
+        *,
+        config: Config,
+        group_size: int,
+        state: GroupState | None = None,
+        step: int | None = None,
+        lag: int | None = None,
+    ) -> "RolloutRow":
+        """The line for `rollout`, whose group ended in `state`."""
+        spans = [span for row in rollout.rows for span in row.spans]
+        return cls(
+            group_id=rollout.group_id,
+            member=rollout.member,
+            attempt=rollout.attempt,
+            group_size=group_size,
+            state=state,
+            step=step,
+            lag=lag,
+            task_id=rollout.task_id,
+            pool=rollout.pool,
+            pool_version=rollout.pool_version,
+            env=rollout.env,
+            config=config,
+            seed=rollout.seed,
+            stop=rollout.stop,
+            reward=rollout.reward,
+            versions=list(dict.fromkeys(span.version for span in spans)),
+            num_tokens=sum(len(row.token_ids) for row in rollout.rows),
+            num_sampled_tokens=rollout.num_sampled_tokens,
+            turns=rollout.turns,
+            actor=rollout.actor,
+            wall_s=rollout.wall_s,
+            error=rollout.error,
+        )
+
+
+class TrainedStep(msgspec.Struct, frozen=True, kw_only=True, tag="trained", tag_field="kind"):
+    """A line of `events.jsonl`: the groups an optimizer step consumed."""
+
+    step: int
+    version: int
+    groups: list[str]
+    at_s: float
+
+
+class BusySpan(msgspec.Struct, frozen=True, kw_only=True, tag="busy", tag_field="kind"):
+    """A line of `events.jsonl`: `who` computed from `start_s` to `end_s` (monotonic clock)."""
+
+    who: str
+    start_s: float
+    end_s: float
+
+
+class Mark(msgspec.Struct, frozen=True, kw_only=True, tag="mark", tag_field="kind"):
+    """A line of `events.jsonl`: a named moment of the run."""
+
+    name: str
+    at_s: float
+
+
+class RunFiles:
+    """The line files of one run directory, written by a thread of their own."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self._run_dir = run_dir
+        (run_dir / "rollouts").mkdir(parents=True, exist_ok=True)
+        self._lines: queue.SimpleQueue[tuple[str, bytes] | threading.Event | None] = (
+            queue.SimpleQueue()
+        )
+        self._error: OSError | None = None
+        self._rows = 0
+        self._thread = threading.Thread(target=self._write, name="run-files", daemon=True)
+        self._thread.start()
+
+    def rollout(self, row: RolloutRow) -> None:
+        """Append to the rollout log."""
+        part, self._rows = self._rows // PART_ROWS, self._rows + 1
+        self._put(f"rollouts/part_{part:04d}.jsonl", row)
+
+    def evaluation(self, label: str, row: RolloutRow) -> None:
+        """Append to the log of one evaluation."""
+        self._put(f"rollouts/eval_{label}.jsonl", row)
+
+    def event(self, event: msgspec.Struct) -> None:
+        """Append to the event log."""
+        self._put("events.jsonl", event)
+
+    def metrics(self, values: dict[str, float | int]) -> None:
+        """Append to the metrics."""
+        self._put("metrics.jsonl", values)
+
+    def flush(self) -> threading.Event:
+        """Ask for everything so far to be on disk; the returned event says when it is."""
+        done = threading.Event()
+        self._lines.put(done)
+        return done
+
+    def close(self) -> None:
+        """Write what is left; blocks until it is on disk. Raises OSError if a write failed."""
+        self._lines.put(None)
+        self._thread.join()
+        self._check()
+
+    def _put(self, name: str, value: object) -> None:
+        self._check()
+        self._lines.put((name, _encode(value) + b"\n"))
+
+    def _check(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def _write(self) -> None:
+        files: dict[str, IO[bytes]] = {}
+        try:
+            while (item := self._lines.get()) is not None:
+                if isinstance(item, threading.Event):
+                    for file in files.values():
+                        file.flush()
+                    item.set()
+                    continue
+                name, line = item
+                if name not in files:
+                    # Kept open for the run: a part is reopened by nobody.
+                    files[name] = (self._run_dir / name).open("ab")
+                files[name].write(line)
+        except OSError as error:
+            self._error = error
+        finally:
+            for file in files.values():
+                file.close()

@@ -1,0 +1,205 @@
+"""What is measured between two optimizer steps, and where it goes: jsonl, W&B, the terminal.
+
+One writer: the coordinator. Keys are `area/name[/stat]` with units. Faulted rollouts never enter a
+mean as zeros: they are counted under `stop/`.
+"""
+
+import logging
+import queue
+import statistics
+import threading
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from rollout.files import RunFiles
+from rollout.ledger import GroupState
+from rollout.types import EngineStats, Rollout, StopReason
+
+logger = logging.getLogger(__name__)
+
+Values = dict[str, float | int]
+
+TRUNCATED = frozenset({StopReason.MAX_TURNS, StopReason.MAX_TOKENS, StopReason.CONTEXT_FULL})
+
+
+class Window:
+    """Collects what ends between two steps."""
+
+    def __init__(self) -> None:
+        self._rollouts: list[Rollout] = []
+        self._signal: Counter[str] = Counter()
+        self._ends: Counter[GroupState] = Counter()
+        self._env_s: dict[str, list[float]] = {}
+        self._loop_lags_s: list[float] = []
+
+    def add_end(self, state: GroupState) -> None:
+        """Count a group that ended in `state`."""
+        self._ends[state] += 1
+
+    def add_scored(self, rollouts: Sequence[Rollout]) -> None:
+        """Count a group all of whose members ended."""
+        self._rollouts += rollouts
+        rewards = {r.reward for r in rollouts if r.reward is not None}
+        if len(rewards) > 1:
+            self._signal["mixed"] += 1
+        elif rewards and max(rewards) > 0:
+            self._signal["all_one"] += 1
+        elif rewards:
+            self._signal["all_zero"] += 1
+        for rollout in rollouts:
+            times = self._env_s.setdefault(rollout.pool, [])
+            times += [turn.env_s for turn in rollout.turns]
+
+    def add_loop_lag(self, seconds: float) -> None:
+        """Note how late the event loop was."""
+        self._loop_lags_s.append(seconds)
+
+    def values(self) -> Values:
+        """What the window shows, as flat metrics."""
+        values: Values = {}
+        graded = [r for r in self._rollouts if r.reward is not None]
+        rewards = [r.reward for r in graded if r.reward is not None]
+        if graded:
+            sampled = [r.num_sampled_tokens for r in graded]
+            tokens = [sum(len(row.token_ids) for row in r.rows) for r in graded]
+            turns = [turn for r in graded for turn in r.turns]
+            values |= {
+                "reward/all_mean": statistics.fmean(rewards),
+                "rollout/tokens_mean": statistics.fmean(tokens),
+                "rollout/tokens_max": max(tokens),
+                "rollout/sampled_tokens_mean": statistics.fmean(sampled),
+                "rollout/turns_mean": len(turns) / len(graded),
+                "rollout/truncated_frac": sum(r.stop in TRUNCATED for r in graded) / len(graded),
+                "rollout/bad_call_frac": sum(turn.is_bad_call for turn in turns)
+                / max(1, len(turns)),
+                "rollout/wall_s_p50": statistics.median(r.wall_s for r in graded),
+            }
+        stops = Counter(rollout.stop for rollout in self._rollouts)
+        for stop in StopReason:
+            values[f"stop/{stop}"] = stops[stop] / max(1, len(self._rollouts))
+        for name in ("all_zero", "all_one", "mixed"):
+            values[f"group/frac_{name}"] = self._signal[name] / max(1, self._signal.total())
+        for state in (GroupState.FILTERED, GroupState.FAILED, GroupState.CANCELLED):
+            values[f"group/{state}"] = self._ends[state]
+        values["lag/dropped"] = self._ends[GroupState.STALE]
+        for pool, times in self._env_s.items():
+            if times:
+                values[f"env/{pool}/step_s_p50"] = float(np.percentile(times, 50))
+                values[f"env/{pool}/step_s_p99"] = float(np.percentile(times, 99))
+        if self._loop_lags_s:
+            values["loop/lag_s_p99"] = float(np.percentile(self._loop_lags_s, 99))
+        return values
+
+
+def trained_values(rollouts: Sequence[Rollout], lags: Sequence[int]) -> Values:
+    """Reward and lag of the rollouts of one batch."""
+    rewards = [r.reward for r in rollouts if r.reward is not None]
+    values: Values = {
+        "reward/mean": statistics.fmean(rewards),
+        "reward/std": statistics.pstdev(rewards),
+        "lag/mean": statistics.fmean(lags),
+        "lag/max": max(lags),
+        "rollout/mixed_version_frac": sum(r.num_versions > 1 for r in rollouts) / len(rollouts),
+    }
+    for lag, number in sorted(Counter(lags).items()):
+        values[f"lag/count_{lag}"] = number
+    return values
+
+
+def engine_values(
+    stats: Mapping[str, EngineStats], before: Mapping[str, EngineStats], wall_s: float
+) -> Values:
+    """Means over the engines, and rates since `before`, `wall_s` seconds ago."""
+    if not stats:
+        return {}
+    deltas = [(now, before.get(name)) for name, now in stats.items()]
+
+    def since(key: str) -> float:
+        return sum(getattr(now, key) - (getattr(old, key) if old else 0) for now, old in deltas)
+
+    return {
+        "engine/running": statistics.fmean(s.running for s in stats.values()),
+        "engine/waiting": statistics.fmean(s.waiting for s in stats.values()),
+        "engine/kv_used_frac": max(s.kv_used_frac for s in stats.values()),
+        "engine/prefix_hit_frac": since("prefix_hit_tokens") / max(1.0, since("prompt_tokens")),
+        "engine/recomputed_tokens": since("recomputed_tokens"),
+        "engine/busy_frac": min(1.0, since("busy_s") / max(1e-9, wall_s * len(stats))),
+        "perf/tokens_per_s": since("sampled_tokens") / max(1e-9, wall_s),
+    }
+
+
+def terminal_line(step: int, steps: int, values: Mapping[str, float | int], max_lag: int) -> str:
+    """One line per step, for a person."""
+    return (
+        f"step {step}/{steps} | {values['time/step_s']:.2f} s"
+        f" | reward {values.get('reward/all_mean', float('nan')):.3f}"
+        f" | lag {values['lag/mean']:.1f}/{max_lag}"
+        f" | len {values.get('rollout/tokens_mean', 0):.0f}"
+        f" | kl {values.get('kl/engine_mean', 0):.4f}"
+        f" | grad {values.get('optim/grad_norm', 0):.2f}"
+        f" | {values.get('perf/tokens_per_s', 0) / 1000:.1f}k tok/s"
+        f" | wait rollout {values['time/wait_rollout_s']:.2f} s"
+        f" learner {values['time/wait_learner_s']:.2f} s"
+    )
+
+
+class WandbSink:
+    """W&B behind a thread: its calls never block the loop and its failure never stops the run."""
+
+    def __init__(self, *, mode: str, project: str, name: str, run_dir: Path, config: dict) -> None:
+        self._settings = {
+            "mode": mode,
+            "project": project,
+            "name": name,
+            "dir": str(run_dir),
+            "config": config,
+        }
+        self._items: queue.SimpleQueue[Values | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="wandb", daemon=True)
+        self._thread.start()
+
+    def log(self, values: Values) -> None:
+        """Queue one step's values."""
+        self._items.put(values)
+
+    def close(self, *, timeout_s: float = 10.0) -> None:
+        """Let it finish; blocks at most `timeout_s`, then leaves it behind."""
+        self._items.put(None)
+        self._thread.join(timeout_s)
+        if self._thread.is_alive():
+            logger.warning("W&B did not finish within %g s and was left behind", timeout_s)
+
+    def _run(self) -> None:
+        try:
+            import wandb  # takes seconds: only a run that uses it pays
+
+            run = wandb.init(**self._settings)
+            run.define_metric("*", step_metric="step")
+            while (values := self._items.get()) is not None:
+                run.log(values)
+            run.finish()
+        except Exception as error:  # noqa: BLE001 - a metric sink: its failure never stops the run
+            logger.warning("W&B is off for the rest of this run: %s", error)
+
+
+class MetricsWriter:
+    """The only writer of metrics."""
+
+    def __init__(self, files: RunFiles, *, wandb: WandbSink | None) -> None:
+        self._files = files
+        self._wandb = wandb
+
+    def write(self, values: Values) -> None:
+        """Write one flat record with its `step`; non-finite values are left out."""
+        finite = {key: value for key, value in values.items() if np.isfinite(value)}
+        self._files.metrics(finite)
+        if self._wandb is not None:
+            self._wandb.log(finite)
+
+    def close(self) -> None:
+        """Let W&B finish; blocks."""
+        if self._wandb is not None:
+            self._wandb.close()

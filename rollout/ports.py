@@ -1,0 +1,49 @@
+"""How the coordinator reaches actors and the learner, wherever they run.
+
+`rollout/cluster.py` implements these over Ray; a plain `Actor` satisfies its port as it is.
+"""
+
+from typing import Protocol
+
+from rollout.engine import UpdateReport
+from rollout.types import ActorEvent, Grant, StepReport, TrainBatch
+from rollout.weights import Manifest
+
+
+class ActorPort(Protocol):
+    """An actor: plays what it is granted and reports what happens."""
+
+    @property
+    def name(self) -> str: ...
+
+    async def play(self, grants: list[Grant]) -> None:
+        """Begin these; returns at once."""
+        ...
+
+    async def cancel(self, group_ids: list[str]) -> None:
+        """Stop the members of these groups; they end as cancelled."""
+        ...
+
+    async def events(self) -> list[ActorEvent]:
+        """What happened since the last call; waits until something has. Raises when it died."""
+        ...
+
+    async def update_weights(self, manifest: Manifest) -> UpdateReport:
+        """Load a version while playing. Raises when the engine refuses it."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+class LearnerPort(Protocol):
+    """The learner: consumes batches, publishes versions."""
+
+    async def train(self, batch: TrainBatch) -> StepReport:
+        """One optimizer step. Raises when it must not be taken."""
+        ...
+
+    async def save(self, directory: str) -> None:
+        """Write `hf/` and the learner's part of `resume/` into an existing directory."""
+        ...
+
+    async def close(self) -> None: ...

@@ -1,0 +1,181 @@
+"""A run from config to summary: checks, processes, coordinator, and everything closed again.
+
+`launch.py` calls `check` before anything starts and `play` afterwards.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+from configs.load import ConfigError, find
+from configs.schema import RunConfig
+from envpool.pool import SANDBOX
+from envpool.source import PoolSource
+from envpool.task import Task
+from rollout import audit, processes, rundir
+from rollout.control import serve
+from rollout.coordinator import Coordinator
+from rollout.evaluate import draw_sets
+from rollout.files import RunFiles
+from rollout.metrics import MetricsWriter, WandbSink
+from rollout.ports import ActorPort, LearnerPort
+from rollout.summary import Summary, pair, table
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True, kw_only=True, frozen=True)
+class Checked:
+    """A config whose every name was found: nothing has started yet."""
+
+    config: RunConfig
+    sources: dict[str, PoolSource]
+    evaluation_sets: dict[str, list[Task]]
+
+
+class Running(Protocol):
+    """The processes of a run."""
+
+    @property
+    def actors(self) -> Mapping[str, ActorPort]: ...
+    @property
+    def learner(self) -> LearnerPort | None: ...
+
+
+class Ready(Protocol):
+    """What a process said when it was ready."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def node(self) -> str: ...
+    @property
+    def processes(self) -> list[processes.Process]: ...
+    @property
+    def num_parameters(self) -> int: ...
+
+
+def check(config: RunConfig) -> Checked:
+    """Find model and pools and draw the evaluation sets; raises ConfigError."""
+    model_path = find(config.model.path).absolute()
+    if not (model_path / "config.json").is_file():
+        raise ConfigError(
+            f"model.path={config.model.path!r} has no config.json: name a directory "
+            "in Hugging Face format"
+        )
+    if not config.pools:
+        raise ConfigError("pools is empty: add a table [pools.<name>] with a source")
+    members = config.rollout.group_size
+    if config.engine.max_running < members:
+        raise ConfigError(
+            f"engine.max_running={config.engine.max_running} has no room for a group of "
+            f"rollout.group_size={members}: raise it to at least {members}"
+        )
+    sources = {name: PoolSource.load(name, section) for name, section in config.pools.items()}
+    sets = draw_sets(config.eval.sets, sources, seed=config.run.seed)
+    model = msgspec.structs.replace(config.model, path=str(model_path))
+    return Checked(
+        config=msgspec.structs.replace(config, model=model), sources=sources, evaluation_sets=sets
+    )
+
+
+def announce(checked: Checked, run_dir: Path, infos: Sequence[Ready]) -> None:
+    """Say what runs where, before it does."""
+    config = checked.config
+    logger.info("run directory %s", run_dir)
+    for info in infos:
+        logger.info("%s on %s: pid %d", info.name, info.node, info.processes[0].pid)
+    logger.info("model %s: %.2f M parameters", config.model.path, infos[0].num_parameters / 1e6)
+    for source in checked.sources.values():
+        logger.info("pool %s version %s: %d envs", source.name, source.version, len(source.envs))
+    logger.info("sandbox: %s", SANDBOX)
+    logger.info("W&B: %s", config.logging.wandb)
+
+
+def conclude(summary: Summary, run_dir: Path) -> None:
+    """Say what the run came to."""
+    for line in table(summary.eval):
+        logger.info("%s", line)
+    ended = ", ".join(f"{number} {state}" for state, number in summary.ledger.groups.items())
+    logger.info("groups: %s", ended)
+    if not summary.ledger_balanced:
+        logger.error("the ledger does NOT balance: %s", summary.ledger_error)
+    logger.info(
+        "%d steps in %.0f s, largest lag %d; %s",
+        summary.steps,
+        summary.wall_s,
+        summary.lag_max,
+        run_dir / "summary.json",
+    )
+
+
+async def play(checked: Checked, run_dir: Path, running: Running) -> Summary:
+    """Run the coordinator over ready processes; closes files, not the processes.
+
+    Raises whatever ended the run early, after everything so far is on disk.
+    """
+    config = checked.config
+    begun = time.monotonic()
+    files = RunFiles(run_dir)
+    wandb = _wandb(config, run_dir)
+    coordinator = Coordinator(
+        config=config,
+        run_dir=run_dir,
+        sources=checked.sources,
+        evaluation_sets=checked.evaluation_sets,
+        actors=running.actors,
+        learner=running.learner,
+        files=files,
+        metrics=MetricsWriter(files, wandb=wandb),
+        clock=time.monotonic,
+    )
+    async with AsyncExitStack() as stack:
+        if wandb is not None:
+            stack.push_async_callback(asyncio.to_thread, wandb.close)
+        stack.push_async_callback(asyncio.to_thread, files.close)
+        url = await stack.enter_async_context(
+            serve(run_dir, port=config.control.port, status=coordinator.status)
+        )
+        logger.info("control plane %s/status", url)
+        before, after = await coordinator.run()
+    live = coordinator.ledger.counts()
+    error = await asyncio.to_thread(_audit, run_dir, live)
+    summary = Summary(
+        eval=pair(before, after),
+        steps=coordinator.steps_done,
+        wall_s=round(time.monotonic() - begun, 3),
+        lag_max=coordinator.lag_max,
+        ledger=live,
+        ledger_balanced=not error,
+        ledger_error=error,
+    )
+    await asyncio.to_thread(rundir.write_json, run_dir / "summary.json", summary)
+    return summary
+
+
+def _audit(run_dir: Path, live: object) -> str:
+    """What the files say against the live ledger; empty when they agree."""
+    try:
+        recomputed = audit.recompute(run_dir)
+    except audit.AuditError as error:
+        return str(error)
+    return "" if recomputed == live else f"files give {recomputed}, the run counted {live}"
+
+
+def _wandb(config: RunConfig, run_dir: Path) -> WandbSink | None:
+    if config.logging.wandb == "off":
+        return None
+    return WandbSink(
+        mode=config.logging.wandb,
+        project=config.logging.project,
+        name=run_dir.name,
+        run_dir=run_dir,
+        config=msgspec.to_builtins(config),
+    )

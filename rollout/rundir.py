@@ -1,0 +1,71 @@
+"""The run directory: refused when it is not empty, and what is written there before anything starts."""
+
+import os
+import platform
+import subprocess
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+
+import msgspec
+
+from configs.load import ConfigError
+from configs.schema import RunConfig
+
+
+def prepare(config: RunConfig) -> Path:
+    """Make the run directory and describe config, machine and code in it.
+
+    Raises ConfigError when the directory holds something already.
+    """
+    name = (
+        config.run.dir or f"runs/{config.run.name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+    )
+    run_dir = Path(name).expanduser().absolute()
+    if run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
+        raise ConfigError(
+            f"run.dir={name!r} is not empty: a run never writes over another; choose a new "
+            "directory, or remove that one"
+        )
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"run.dir={name!r} cannot be made: {error}") from error
+    write_json(run_dir / "config.json", config)
+    (run_dir / "environment.txt").write_text(_environment())
+    revision, diff = _code()
+    (run_dir / "code.diff").write_text(f"# revision {revision}\n{diff}")
+    return run_dir
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write a value as indented JSON, whole or not at all."""
+    partial = path.with_suffix(".tmp")
+    partial.write_bytes(msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
+    partial.replace(path)
+
+
+def _environment() -> str:
+    packages = sorted(f"{d.metadata['Name']}=={d.version}" for d in metadata.distributions())
+    lines = [f"python {sys.version}", f"platform {platform.platform()}", f"cpus {os.cpu_count()}"]
+    return "\n".join([*lines, *packages, ""])
+
+
+def _code() -> tuple[str, str]:
+    """Revision and uncommitted changes of the checkout, as far as there is one."""
+    here = Path(__file__).parent.parent
+
+    def git(*arguments: str) -> str:
+        try:
+            return subprocess.run(
+                ["git", "-C", str(here), *arguments],
+                capture_output=True,
+                text=True,
+                timeout=10,
+                check=True,
+            ).stdout
+        except (OSError, subprocess.SubprocessError):
+            return ""
+
+    return git("rev-parse", "HEAD").strip() or "unknown", git("diff", "HEAD")

@@ -1,0 +1,104 @@
+"""Demonstrations: oracles of environments, played by a sloppy hand, as chat messages to imitate.
+
+Some calls are spoiled, and what followed is part of the demonstration. So the imitator knows how to
+win and how to blunder; which of the two it does is left to reinforcement. Only configurations of the
+training split are played.
+"""
+
+import json
+from enum import StrEnum
+from random import Random
+from typing import Any
+
+from configs.load import ConfigError
+from configs.schema import PoolSection
+from configs.sft import Message, MessagesRow, TraceRecipe
+from envpool.env import ToolEnv
+from envpool.source import PoolSource
+from envpool.task import Config, Split
+from rollout import toolcall
+
+# A wrong number is off by at most this, so that it is a slip and not a wild throw.
+MAX_SLIP = 3
+# An answer out of nowhere is drawn from 0 to this.
+MAX_GUESS = 99
+
+
+class Mistake(StrEnum):
+    """How a call is spoiled."""
+
+    WRONG_NUMBER = "wrong_number"
+    """A number in it is off by a few. The oracle takes the answer as that to its own call."""
+    EARLY_DONE = "early_done"
+    """A random answer in its place."""
+    BROKEN_JSON = "broken_json"
+    """A brace is missing; the call is made again."""
+
+
+def generate(recipe: TraceRecipe) -> list[MessagesRow]:
+    """Play `recipe.count` episodes, the environments in turn; raises ConfigError for unknown ones."""
+    if not recipe.wrong_number + recipe.early_done + recipe.broken_json:
+        raise ConfigError("traces: no mistake has a weight: raise one, or set spoiled=0")
+    source = PoolSource.load("traces", PoolSection(source=recipe.source, trusted=True))
+    env_ids = recipe.envs or list(source.envs)
+    envs = {env_id: source.env(env_id)() for env_id in env_ids}
+    rows = []
+    for index in range(recipe.count):
+        env_id = env_ids[index % len(env_ids)]
+        # Each episode has its own chance, so that a longer recipe begins with the shorter one's rows.
+        rng = Random(f"{recipe.seed}/{index}")
+        config = source.draw(env_id, rng, Split.TRAIN, recipe.level)
+        messages, reward = play(envs[env_id], config, rng, recipe)
+        tools = type(envs[env_id]).tools()
+        rows.append(MessagesRow(env=env_id, messages=messages, tools=tools, reward=reward))
+    return rows
+
+
+def play(
+    env: ToolEnv, config: Config, rng: Random, recipe: TraceRecipe
+) -> tuple[list[Message], float]:
+    """One episode: its messages, which end with the last reply, and its reward."""
+    statement, _ = env.reset(seed=rng.getrandbits(32), options=config)
+    messages = [Message(role="user", content=statement)]
+    oracle = env.oracle()
+    name, arguments = next(oracle)
+    for _ in range(recipe.max_turns):
+        action = spoil(name, arguments, rng, recipe)
+        messages.append(Message(role="assistant", content=toolcall.render(action)))
+        observation, reward, is_over, is_cut, info = env.step(action)
+        if is_over or is_cut:
+            return messages, reward
+        messages.append(Message(role="tool", content=observation))
+        if not info["is_bad_call"]:
+            name, arguments = oracle.send(observation)
+    return messages[:-1], 0.0
+
+
+def call_text(name: str, arguments: dict[str, Any]) -> str:
+    """A call as the policy writes it: JSON with blanks, as Qwen's template has it."""
+    return json.dumps({"name": name, "arguments": arguments}, ensure_ascii=False)
+
+
+def spoil(name: str, arguments: dict[str, Any], rng: Random, recipe: TraceRecipe) -> str:
+    """The text of the call, or with probability `recipe.spoiled` of one that is not it."""
+    if rng.random() >= recipe.spoiled:
+        return call_text(name, arguments)
+    weights = (recipe.wrong_number, recipe.early_done, recipe.broken_json)
+    mistake = rng.choices(list(Mistake), weights)[0]
+    if mistake is Mistake.EARLY_DONE:
+        return call_text("done", {"answer": rng.randint(0, MAX_GUESS)})
+    slipped = _slip(arguments, rng)
+    # A call without numbers cannot have a wrong one.
+    if mistake is Mistake.WRONG_NUMBER and slipped is not None:
+        return call_text(name, slipped)
+    return call_text(name, arguments)[:-1]
+
+
+def _slip(arguments: dict[str, Any], rng: Random) -> dict[str, Any] | None:
+    """`arguments` with one whole number off by up to `MAX_SLIP`, never below 0; None without any."""
+    numbers = [key for key, value in arguments.items() if type(value) is int]
+    if not numbers:
+        return None
+    key = rng.choice(numbers)
+    near = range(max(0, arguments[key] - MAX_SLIP), arguments[key] + MAX_SLIP + 1)
+    return {**arguments, key: rng.choice([value for value in near if value != arguments[key]])}

@@ -1,0 +1,3 @@
+"""A source that raises at import."""
+
+pool = 1 / 0

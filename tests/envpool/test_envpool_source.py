@@ -1,0 +1,104 @@
+"""Where environments come from, how they are hashed, and how tasks are drawn from them."""
+
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+
+import envpool
+from configs.load import ConfigError
+from configs.schema import PoolSection
+from envpool.envs import SumList, basics
+from envpool.source import PoolSource, check_package
+from envpool.task import Split, config_split
+
+SECTION = PoolSection(source="envpool.envs:basics", train=["sum_list", "find_max"], trusted=True)
+
+
+def test_source_knows_its_envs_and_which_to_train_on() -> None:
+    source = PoolSource.load("basics", SECTION)
+    assert source.envs == basics
+    assert source.train == ("sum_list", "find_max")
+    assert PoolSource.load("basics", PoolSection(source=SECTION.source)).train == tuple(basics)
+
+
+@pytest.mark.parametrize(
+    ("section", "text"),
+    [
+        (PoolSection(source="envpool.envs"), "is not module:attribute"),
+        (PoolSection(source="envpool.env:basics"), "'envpool.env' has no|has no 'basics'"),
+        (PoolSection(source="envpool.envs:basic"), "did you mean basics"),
+        (PoolSection(source="envpol.envs:basics"), "No module named 'envpol'"),
+        (PoolSection(source="envpool.envs:SumList"), "must be a mapping"),
+        (PoolSection(source=SECTION.source, train=["sum_lst"]), "did you mean sum_list"),
+    ],
+)
+def test_unknown_name_is_refused_with_near_misses(section: PoolSection, text: str) -> None:
+    with pytest.raises(ConfigError, match=text):
+        PoolSource.load("a", section)
+
+
+@pytest.mark.parametrize("split", list(Split))
+@pytest.mark.parametrize("env_id", list(basics))
+def test_drawn_configurations_are_of_the_split_asked_for(env_id: str, split: Split) -> None:
+    source = PoolSource.load("basics", SECTION)
+    rng = Random(0)
+    for _ in range(20):
+        task = source.task(env_id, source.draw(env_id, rng, split, level=1), seed=1)
+        assert task.split is config_split(env_id, task.config) is split
+        assert (task.pool, task.pool_version) == ("basics", source.version)
+
+
+def test_draws_are_decided_by_the_generator_given() -> None:
+    source = PoolSource.load("basics", SECTION)
+    one, other = Random(5), Random(5)
+    for env_id in basics:
+        config = source.draw(env_id, one, Split.TRAIN)
+        assert config == source.draw(env_id, other, Split.TRAIN)
+
+
+def test_generator_with_too_few_configurations_is_named() -> None:
+    class Constant(SumList):
+        @classmethod
+        def sample(cls, rng: Random, level: int) -> dict[str, Any]:
+            return {"numbers": [1]}
+
+    missing = Split.EVAL if config_split("a", {"numbers": [1]}) is Split.TRAIN else Split.TRAIN
+    source = PoolSource(name="p", version="", envs={"a": Constant}, train=("a",), trusted=True)
+    with pytest.raises(ConfigError, match="must draw from more configurations"):
+        source.draw("a", Random(0), missing)
+
+
+def test_version_follows_the_text_of_the_modules(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    text = "from envpool.envs.sum_list import SumList\nclass A(SumList): ...\npool = {'a': A}\n"
+    versions = []
+    for name, extra in (("plug_one", ""), ("plug_one", ""), ("plug_one", "X = 1\n")):
+        (tmp_path / f"{name}.py").write_text(text + extra)
+        importlib.invalidate_caches()
+        sys.modules.pop(name, None)
+        versions.append(PoolSource.load("p", PoolSection(source=f"{name}:pool")).version)
+    sys.modules.pop("plug_one")
+    assert versions[0] == versions[1] != versions[2]
+
+
+def test_another_package_of_the_name_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(envpool, "__file__", "/usr/lib/python3/envpool/__init__.py")
+    with pytest.raises(ImportError, match="uninstall the other package"):
+        check_package()
+
+
+def test_import_is_light() -> None:
+    code = (
+        "import sys, envpool.source, envpool.pool, envpool.envs; "
+        "print([m for m in ('torch', 'ray', 'transformers', 'vllm') if m in sys.modules])"
+    )
+    root = Path(__file__).parents[2]
+    output = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, check=True)
+    assert output.stdout.split() == [b"[]"]

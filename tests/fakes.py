@@ -1,0 +1,172 @@
+"""Fakes of the two ends of the coordinator: actors that answer at once, a learner that only counts."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from envpool.task import Task
+from rollout.engine import UpdateReport
+from rollout.types import (
+    ActorEvent,
+    Grant,
+    Rollout,
+    RolloutDone,
+    Row,
+    Span,
+    StepReport,
+    StopReason,
+    TrainBatch,
+    Turn,
+    TurnDone,
+)
+from rollout.weights import Manifest
+
+
+def make_task(env: str = "sum_list", **config: Any) -> Task:
+    return Task(pool="basics", pool_version="v", env=env, config=config, seed=1)
+
+
+def make_turn(index: int = 0, version: int = 0) -> Turn:
+    return Turn(
+        index=index,
+        action="{}",
+        observation="1",
+        is_bad_call=False,
+        num_reply_tokens=2,
+        oldest_version=version,
+        generate_s=0.0,
+        env_s=0.0,
+    )
+
+
+def make_row(*versions: int) -> Row:
+    """A row of one context token and one sampled token per version."""
+    length = 1 + len(versions)
+    spans = [Span(version, 1 + i, 2 + i) for i, version in enumerate(versions)]
+    return Row.pack([7] * length, [0.0] + [-1.0] * len(versions), [0] + [1] * len(versions), spans)
+
+
+def make_rollout(
+    group_id: str = "g000000",
+    member: int = 0,
+    *,
+    reward: float | None = 1.0,
+    versions: tuple[int, ...] = (0,),
+    stop: StopReason = StopReason.ANSWERED,
+    attempt: int = 0,
+) -> Rollout:
+    return Rollout(
+        group_id=group_id,
+        member=member,
+        attempt=attempt,
+        task_id="basics/sum_list/0",
+        pool="basics",
+        pool_version="v",
+        env="sum_list",
+        seed=1,
+        stop=stop,
+        reward=None if stop.is_fault or stop is StopReason.CANCELLED else reward,
+        rows=[] if stop.is_fault or stop is StopReason.CANCELLED else [make_row(*versions)],
+        turns=[make_turn(version=min(versions))],
+        error="it broke" if stop.is_fault else "",
+    )
+
+
+Verdict = Callable[[Grant, int], float | StopReason | None]
+
+
+def alternating(grant: Grant, member: int) -> float:
+    """Rewards with signal in every group."""
+    return float(member % 2)
+
+
+class FakeActor:
+    """Ends each granted member in its own task, with what `verdict` says: a reward, a fault, or
+    None, which means that it never ends."""
+
+    def __init__(self, name: str = "actor-0", *, verdict: Verdict = alternating) -> None:
+        self.name = name
+        self.version = 0
+        self.loaded: list[int] = []
+        self.granted: list[Grant] = []
+        self.cancelled: list[str] = []
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self._verdict = verdict
+        self._news: asyncio.Queue[ActorEvent] = asyncio.Queue()
+        self._endless: dict[str, list[tuple[Grant, int]]] = {}
+
+    async def play(self, grants: list[Grant]) -> None:
+        for grant in grants:
+            self.granted.append(grant)
+            for member in grant.members:
+                self._end(grant, member)
+
+    def _end(self, grant: Grant, member: int) -> None:
+        verdict = self._verdict(grant, member)
+        if verdict is None:
+            self._endless.setdefault(grant.group_id, []).append((grant, member))
+            return
+        turn = make_turn(version=self.version)
+        self._news.put_nowait(
+            TurnDone(group_id=grant.group_id, member=member, attempt=grant.attempt, turn=turn)
+        )
+        rollout = make_rollout(
+            grant.group_id,
+            member,
+            reward=None if isinstance(verdict, StopReason) else verdict,
+            versions=(self.version,),
+            stop=verdict if isinstance(verdict, StopReason) else StopReason.ANSWERED,
+            attempt=grant.attempt,
+        )
+        self._news.put_nowait(RolloutDone(rollout=rollout))
+
+    async def cancel(self, group_ids: list[str]) -> None:
+        self.cancelled += group_ids
+        for group_id in group_ids:
+            for grant, member in self._endless.pop(group_id, []):
+                rollout = make_rollout(
+                    group_id, member, stop=StopReason.CANCELLED, attempt=grant.attempt
+                )
+                self._news.put_nowait(RolloutDone(rollout=rollout))
+
+    async def events(self) -> list[ActorEvent]:
+        return [await self._news.get()]
+
+    async def update_weights(self, manifest: Manifest) -> UpdateReport:
+        await self.gate.wait()
+        self.version = manifest.version
+        self.loaded.append(manifest.version)
+        return UpdateReport(version=manifest.version, load_s=0.0, stall_s=0.0)
+
+    async def close(self) -> None:
+        return None
+
+
+class FakeLearner:
+    """Takes every batch and publishes what it is asked to."""
+
+    def __init__(self, *, on_train: Callable[[TrainBatch], None] | None = None) -> None:
+        self.batches: list[TrainBatch] = []
+        self.saved: list[str] = []
+        self._on_train = on_train
+
+    async def train(self, batch: TrainBatch) -> StepReport:
+        await asyncio.sleep(0)
+        if self._on_train is not None:
+            self._on_train(batch)
+        self.batches.append(batch)
+        manifest = None
+        if batch.publish_version is not None:
+            manifest = Manifest(
+                version=batch.publish_version, step=batch.step, path="", num_bytes=0, checksum=""
+            )
+        return StepReport(
+            step=batch.step, version=batch.version, manifest=manifest, metrics={}, busy=[]
+        )
+
+    async def save(self, directory: str) -> None:
+        self.saved.append(directory)
+
+    async def close(self) -> None:
+        return None

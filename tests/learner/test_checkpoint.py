@@ -1,0 +1,212 @@
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+
+from configs.schema import LearnerSection
+from learner.checkpoint import CheckpointError
+from learner.head import output_head
+from learner.publish import Publisher
+from learner.trainer import Trainer
+from rollout import checkpoints
+from rollout.types import TrainBatch
+from tests.learner.batches import make_batch, sampled_group
+from tests.models import tiny_qwen3
+
+MakeTrainer = Callable[..., Trainer]
+
+
+@pytest.fixture
+def model_path(tmp_path: Path) -> Path:
+    """A model directory with a tokenizer, and a file that is no part of either."""
+    path = tiny_qwen3(tmp_path / "model")
+    words = {f"w{i}": i for i in range(64)}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="w0"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, chat_template="{{ messages }}")
+    fast.save_pretrained(path)
+    (path / "optimizer.bin").touch()
+    return path
+
+
+@pytest.fixture
+def make_trainer(tmp_path: Path, model_path: Path) -> MakeTrainer:
+    def make(*, dtype: str = "float32", path: Path = model_path) -> Trainer:
+        return Trainer(
+            model_path=path,
+            dtype=dtype,
+            section=LearnerSection(lr=1e-3, warmup_steps=3),
+            temperature=1.0,
+            publisher=Publisher(directory=str(tmp_path), fallback=tmp_path, run_id="test"),
+        )
+
+    return make
+
+
+def weights(trainer: Trainer) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+
+
+def batch_for(trainer: Trainer, step: int) -> TrainBatch:
+    group = sampled_group(trainer.model, seed=step, shift=0.1)
+    return make_batch([group], step=step, publish_version=step)
+
+
+def complete(run_dir: Path, trainer: Trainer) -> Path:
+    directory = checkpoints.begin(run_dir, trainer.step)
+    trainer.save(directory)
+    checkpoints.mark_done(directory)
+    return directory
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_restored_trainer_continues_bit_for_bit(
+    tmp_path: Path, make_trainer: MakeTrainer, dtype: str
+) -> None:
+    trainer = make_trainer(dtype=dtype)
+    for step in (1, 2):
+        trainer.train(batch_for(trainer, step))
+    directory = complete(tmp_path, trainer)
+    batch = batch_for(trainer, 3)
+    expected = trainer.train(batch)
+    restored = make_trainer(dtype=dtype)
+    restored.restore(directory)
+    assert (restored.step, restored.version) == (2, 2)
+    report = restored.train(batch)
+    torch.testing.assert_close(weights(restored), weights(trainer), rtol=0, atol=0)
+    for key in ("loss/total", "optim/lr", "optim/grad_norm"):
+        assert report.metrics[key] == expected.metrics[key]
+
+
+def test_bfloat16_continues_from_what_rounding_hides(
+    tmp_path: Path, make_trainer: MakeTrainer
+) -> None:
+    trainer = make_trainer(dtype="bfloat16")
+    trainer.train(batch_for(trainer, 1))
+    restored = make_trainer(dtype="bfloat16")
+    restored.restore(complete(tmp_path, trainer))
+    # Steps too small for bfloat16 add up only in the float32 masters.
+    for step in range(2, 6):
+        batch = batch_for(trainer, step)
+        trainer.train(batch)
+        restored.train(batch)
+    torch.testing.assert_close(weights(restored), weights(trainer), rtol=0, atol=0)
+
+
+def test_restoring_brings_back_the_random_state(tmp_path: Path, make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer()
+    torch.manual_seed(7)
+    directory = complete(tmp_path, trainer)
+    expected = torch.rand(3)
+    trainer.restore(directory)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_hf_part_loads_as_a_model_with_its_tokenizer(
+    tmp_path: Path, make_trainer: MakeTrainer, model_path: Path
+) -> None:
+    trainer = make_trainer()
+    trainer.train(batch_for(trainer, 1))
+    hf = complete(tmp_path, trainer) / "hf"
+    model = AutoModelForCausalLM.from_pretrained(hf)
+    torch.testing.assert_close(model.state_dict(), weights(trainer), rtol=0, atol=0)
+    tokenizer = AutoTokenizer.from_pretrained(hf)
+    assert tokenizer.encode("w3 w5") == [3, 5]
+    assert tokenizer.chat_template == "{{ messages }}"
+    names = {path.name for path in hf.iterdir()}
+    assert {"config.json", "model.safetensors", "generation_config.json"} <= names
+    assert "optimizer.bin" not in names
+    # A run that starts from the checkpoint's model can itself be saved with a tokenizer.
+    again = complete(tmp_path / "again", make_trainer(path=hf)) / "hf"
+    assert {path.name for path in again.iterdir()} == names
+
+
+def test_a_tied_model_is_saved_and_restored(tmp_path: Path, make_trainer: MakeTrainer) -> None:
+    path = tiny_qwen3(tmp_path / "tied", tied=True)
+    trainer = make_trainer(path=path)
+    trainer.train(batch_for(trainer, 1))
+    restored = make_trainer(path=path)
+    restored.restore(complete(tmp_path, trainer))
+    torch.testing.assert_close(weights(restored), weights(trainer), rtol=0, atol=0)
+    assert output_head(restored.model).weight is restored.model.get_input_embeddings().weight
+
+
+def test_a_kill_before_the_mark_leaves_the_previous_checkpoint(
+    tmp_path: Path, make_trainer: MakeTrainer
+) -> None:
+    trainer = make_trainer()
+    trainer.train(batch_for(trainer, 1))
+    first, expected = complete(tmp_path, trainer), weights(trainer)
+    trainer.train(batch_for(trainer, 2))
+    unfinished = checkpoints.begin(tmp_path, 2)
+    trainer.save(unfinished)
+    assert checkpoints.latest(tmp_path) == first
+    restored = make_trainer()
+    restored.restore(first)
+    torch.testing.assert_close(weights(restored), expected, rtol=0, atol=0)
+    # The resumed run reaches the same step and writes it whole.
+    restored.train(batch_for(restored, 2))
+    assert complete(tmp_path, restored) == unfinished
+    assert checkpoints.latest(tmp_path) == unfinished
+
+
+def test_a_kill_while_saving_leaves_nothing_in_the_way(
+    tmp_path: Path, make_trainer: MakeTrainer
+) -> None:
+    trainer, directory = make_trainer(), tmp_path / "step_0"
+    trainer.save(directory)
+    # Killed between the two renames of a second attempt.
+    shutil.copytree(directory / "hf", directory / ".learner.partial" / "hf")
+    (directory / "resume" / "trainer.pt").unlink()
+    trainer.save(directory)
+    assert {path.name for path in directory.iterdir()} == {"hf", "resume"}
+    make_trainer().restore(directory)
+
+
+def test_saving_leaves_the_coordinators_files_alone(
+    tmp_path: Path, make_trainer: MakeTrainer
+) -> None:
+    directory = checkpoints.begin(tmp_path, 0)
+    (directory / "resume").mkdir()
+    (directory / "resume" / "queue.msgpack").touch()
+    make_trainer().save(directory)
+    assert {path.name for path in (directory / "resume").iterdir()} == {
+        "queue.msgpack",
+        "trainer.pt",
+    }
+
+
+def test_a_complete_checkpoint_is_never_written_again(
+    tmp_path: Path, make_trainer: MakeTrainer
+) -> None:
+    trainer = make_trainer()
+    directory = complete(tmp_path, trainer)
+    with pytest.raises(CheckpointError, match="complete"):
+        trainer.save(directory)
+    with pytest.raises(FileExistsError, match="complete"):
+        checkpoints.begin(tmp_path, 0)
+
+
+def test_a_truncated_state_is_refused(tmp_path: Path, make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer()
+    directory = complete(tmp_path, trainer)
+    state = directory / "resume" / "trainer.pt"
+    state.write_bytes(state.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match="cannot resume"):
+        trainer.restore(directory)
+    state.unlink()
+    with pytest.raises(CheckpointError, match="cannot resume"):
+        trainer.restore(directory)
+
+
+def test_a_state_of_another_format_is_refused(tmp_path: Path, make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer()
+    directory = complete(tmp_path, trainer)
+    torch.save({"format": 99}, directory / "resume" / "trainer.pt")
+    with pytest.raises(CheckpointError, match="format 99"):
+        trainer.restore(directory)

@@ -1,0 +1,237 @@
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from configs.schema import LearnerSection
+from learner.batch import LagError
+from learner.publish import Publisher
+from learner.trainer import NonFiniteLossError, Trainer
+from rollout.types import TrainBatch, TrainGroup
+from rollout.weights import read_tensors
+from tests.learner.batches import (
+    make_batch,
+    make_group,
+    make_rollout,
+    make_row,
+    sampled_group,
+    sampler_logprobs,
+)
+from tests.models import tiny_qwen3
+
+MakeTrainer = Callable[..., Trainer]
+
+
+@pytest.fixture
+def make_trainer(tmp_path: Path) -> MakeTrainer:
+    """Trainers of the same tiny model; keywords are those of the learner's section."""
+    model_path = tiny_qwen3(tmp_path / "model")
+
+    def make(*, temperature: float = 1.0, dtype: str = "float32", **section: Any) -> Trainer:
+        return Trainer(
+            model_path=model_path,
+            dtype=dtype,
+            section=LearnerSection(**section),
+            temperature=temperature,
+            publisher=Publisher(
+                directory=str(tmp_path), fallback=tmp_path / "fallback", run_id="test"
+            ),
+        )
+
+    return make
+
+
+def weights(trainer: Trainer) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+
+
+def two_groups(trainer: Trainer, **kwargs: Any) -> list[TrainGroup]:
+    return [sampled_group(trainer.model, seed=seed, **kwargs) for seed in (1, 2)]
+
+
+def broken_batch(trainer: Trainer, *, step: int = 1) -> TrainBatch:
+    """A batch of which one token was all but impossible to its sampler: its ratio overflows."""
+    ids = [1, 2, 3]
+    good = sampler_logprobs(trainer.model, ids)
+    rollouts = [
+        make_rollout([make_row(ids, [0.0, 0.0, good[2]], [0, 0, 1])], 1.0),
+        make_rollout([make_row(ids, [0.0, 0.0, -1e4], [0, 0, 1])], 0.0, member=1),
+    ]
+    return make_batch([make_group(rollouts)], step=step)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_first_step_on_fresh_data_has_ratio_one(
+    make_trainer: MakeTrainer, temperature: float
+) -> None:
+    trainer = make_trainer(temperature=temperature)
+    metrics = trainer.train(make_batch(two_groups(trainer, temperature=temperature))).metrics
+    assert metrics["kl/engine_max"] < 1e-4
+    assert metrics["kl/gap_lag0_mean"] < 1e-5
+    assert metrics["kl/engine_mean"] < 1e-8
+    assert metrics["loss/ess"] == pytest.approx(1.0)
+    assert metrics["loss/clip_frac"] == 0.0
+    assert all(math.isfinite(value) for value in metrics.values())
+
+
+def test_micro_batches_step_like_one_batch(make_trainer: MakeTrainer) -> None:
+    # With plain gradients the weights show the gradient: Adam hides its scale.
+    results = []
+    for micro_batch_tokens in (1, 40, 10_000):
+        trainer = make_trainer(micro_batch_tokens=micro_batch_tokens, grad_clip=1e9)
+        batch = make_batch(two_groups(trainer, shift=0.4))
+        report = trainer.train(batch)
+        metrics = {k: v for k, v in report.metrics.items() if not k.startswith("time/")}
+        results.append((metrics, weights(trainer)))
+    for metrics, after in results[1:]:
+        assert metrics == pytest.approx(results[0][0], rel=1e-4, abs=1e-6)
+        torch.testing.assert_close(after, results[0][1], rtol=1e-4, atol=1e-5)
+
+
+def test_loss_is_divided_by_all_trained_tokens_also_when_some_are_clipped(
+    make_trainer: MakeTrainer,
+) -> None:
+    trainer = make_trainer(clip_low=0.2, clip_high=0.2, advantage="grpo_no_std")
+    ids = [5, 6, 7, 8]
+    new = sampler_logprobs(trainer.model, ids)
+    # Two tokens at ratio 1 and one at ratio 2, in a rollout of advantage 1/2; one token at ratio 1
+    # in a rollout of advantage -1/2.
+    old = [0.0, new[1], new[2], new[3] - math.log(2.0)]
+    rollouts = [
+        make_rollout([make_row(ids, old, [0, 1, 1, 1])], 1.0),
+        make_rollout([make_row(ids[:2], [0.0, new[1]], [0, 1])], 0.0, member=1),
+    ]
+    metrics = trainer.train(make_batch([make_group(rollouts)])).metrics
+    expected = -(0.5 + 0.5 + 1.2 * 0.5 - 0.5) / 4
+    assert metrics["loss/total"] == pytest.approx(expected, rel=1e-4)
+    assert metrics["loss/policy"] == metrics["loss/total"]
+    assert metrics["loss/clip_frac"] == 1 / 4
+    assert metrics["perf/trained_tokens"] == 4.0
+
+
+def test_repeated_steps_raise_rewarded_tokens_and_lower_the_others(
+    make_trainer: MakeTrainer,
+) -> None:
+    trainer = make_trainer(lr=1e-3, warmup_steps=0)
+    prompt, good, bad = [1, 2, 3], 10, 20
+    rollouts = []
+    for member, (token, reward) in enumerate([(good, 1.0), (bad, 0.0)]):
+        ids = [*prompt, token]
+        logprobs = [0.0, 0.0, 0.0, sampler_logprobs(trainer.model, ids)[3]]
+        row = make_row(ids, logprobs, [0, 0, 0, 1])
+        rollouts.append(make_rollout([row], reward, member=member))
+    before = [rollout.rows[0].logprobs[3] for rollout in rollouts]
+    for step in range(1, 6):
+        trainer.train(make_batch([make_group(rollouts)], step=step))
+    after = [sampler_logprobs(trainer.model, [*prompt, token])[3] for token in (good, bad)]
+    assert after[0] > before[0] + 0.1
+    assert after[1] < before[1] - 0.1
+
+
+def test_rate_warms_up_over_the_first_steps(make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer(lr=1e-4, warmup_steps=2)
+    rates = []
+    for step in (1, 2, 3):
+        batch = make_batch(two_groups(trainer), step=step)
+        rates.append(trainer.train(batch).metrics["optim/lr"])
+    assert rates == pytest.approx([5e-5, 1e-4, 1e-4])
+
+
+def test_a_loss_that_is_no_number_stops_before_the_weights_move(
+    make_trainer: MakeTrainer,
+) -> None:
+    trainer, twin = make_trainer(), make_trainer()
+    before = weights(trainer)
+    with pytest.raises(NonFiniteLossError, match=r"step 1.*weights are still those of step 0"):
+        trainer.train(broken_batch(trainer))
+    torch.testing.assert_close(weights(trainer), before, rtol=0, atol=0)
+    assert trainer.step == 0
+    # Nor did the optimizer: what follows is what would have happened without the broken batch.
+    for each in (trainer, twin):
+        each.train(make_batch(two_groups(each)))
+    torch.testing.assert_close(weights(trainer), weights(twin), rtol=0, atol=0)
+
+
+def test_gap_at_lag_zero_leaves_out_older_and_mixed_tokens(make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer()
+    ids = [5, 6, 7]
+    new = sampler_logprobs(trainer.model, ids)
+    wrong = make_row(ids, [0.0, 0.0, new[2] - 0.5], [0, 0, 1], version=0)
+    mixed = make_row(ids, [0.0, 0.0, new[2] - 0.5], [0, 0, 1], version=1, mixed_kv=True)
+    fresh = make_row(ids, [0.0, 0.0, new[2] - 0.25], [0, 0, 1], version=1)
+    rollouts = [make_rollout([wrong, mixed], 1.0), make_rollout([fresh], 0.0, member=1)]
+    metrics = trainer.train(make_batch([make_group(rollouts)], version=1)).metrics
+    assert metrics["kl/gap_lag0_mean"] == pytest.approx(0.25, abs=1e-4)
+
+
+def test_gap_at_lag_zero_is_absent_when_all_tokens_are_older(make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer()
+    report = trainer.train(make_batch(two_groups(trainer), version=1))
+    assert "kl/gap_lag0_mean" not in report.metrics
+
+
+def test_a_step_publishes_the_weights_it_made(make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer()
+    silent = trainer.train(make_batch(two_groups(trainer), step=1))
+    assert silent.manifest is None and trainer.version == 0
+    report = trainer.train(make_batch(two_groups(trainer), step=2, publish_version=1))
+    assert report.manifest is not None
+    assert (report.manifest.version, report.manifest.step) == (1, 2)
+    assert trainer.version == 1
+    torch.testing.assert_close(read_tensors(report.manifest), weights(trainer), rtol=0, atol=0)
+    trainer.close()
+    assert not Path(report.manifest.path).exists()
+
+
+def test_report_says_when_the_learner_was_busy(make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer()
+    report = trainer.train(make_batch(two_groups(trainer), version=2, publish_version=3))
+    (busy,) = report.busy
+    assert (report.step, report.version, busy.who) == (1, 2, "learner")
+    total = report.metrics["time/train_s"] + report.metrics["time/publish_s"]
+    assert busy.end_s - busy.start_s == pytest.approx(total)
+
+
+def test_a_step_is_neither_skipped_nor_trained_twice(make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer()
+    trainer.train(make_batch(two_groups(trainer), step=1))
+    for step in (1, 3):
+        with pytest.raises(RuntimeError, match=f"batch of step {step} after step 1"):
+            trainer.train(make_batch(two_groups(trainer), step=step))
+
+
+def test_a_batch_beyond_the_lag_bound_is_not_trained(make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer()
+    before = weights(trainer)
+    with pytest.raises(LagError, match="g1"):
+        trainer.train(make_batch(two_groups(trainer), version=3, max_lag=2))
+    torch.testing.assert_close(weights(trainer), before, rtol=0, atol=0)
+
+
+def test_a_faulted_rollout_is_not_trained(make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer()
+    row = make_row([1, 2], [0.0, -1.0], [0, 1])
+    rollouts = [make_rollout([row], 1.0), make_rollout([row], None, member=1)]
+    with pytest.raises(ValueError, match="without a verdict"):
+        trainer.train(make_batch([make_group(rollouts)]))
+
+
+def test_bfloat16_trains_and_publishes_bfloat16(make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer(dtype="bfloat16", lr=1e-2, warmup_steps=0)
+    before = weights(trainer)
+    report = trainer.train(make_batch(two_groups(trainer), publish_version=1))
+    assert report.manifest is not None
+    published = read_tensors(report.manifest)
+    assert {tensor.dtype for tensor in published.values()} == {torch.bfloat16}
+    assert any(not torch.equal(published[name], before[name]) for name in published)
+    # The sampler of this batch is the same bfloat16 model with a bfloat16 head.
+    assert report.metrics["kl/gap_lag0_mean"] < 5e-2
+
+
+def test_greedy_rollouts_cannot_be_trained_on(make_trainer: MakeTrainer) -> None:
+    with pytest.raises(ValueError, match=r"rollout\.temperature=0"):
+        make_trainer(temperature=0.0)

@@ -1,0 +1,123 @@
+"""Configuration: recipes load, overrides merge, mistakes are named with their path."""
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+import launch
+from configs.describe import describe_settings
+from configs.load import RECIPES, ConfigError, load, merge, read
+from configs.schema import RunConfig
+
+
+@pytest.mark.parametrize("recipe", sorted(RECIPES.glob("*.toml")), ids=lambda path: path.name)
+def test_recipe_loads(recipe: Path) -> None:
+    assert isinstance(load([str(recipe)]), RunConfig)
+
+
+def test_recipe_is_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert load(["local.toml"]).pools
+
+
+def test_later_arguments_win(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.toml"
+    mine.write_text("[learner]\nlr = 1e-3\nsteps = 7\n")
+    config = load(["learner.lr=5e-6", str(mine), "learner.steps=9", "run.dir=runs/a b"])
+    assert (config.learner.lr, config.learner.steps) == (1e-3, 9)
+    assert config.run.dir == "runs/a b"
+
+
+def test_table_whose_type_changes_is_replaced_whole() -> None:
+    tree = {"loss": {"type": "a", "high": 1}}
+    merge(tree, {"loss": {"type": "b"}})
+    assert tree == {"loss": {"type": "b"}}
+    merge(tree, {"loss": {"type": "b", "low": 2}})
+    assert tree == {"loss": {"type": "b", "low": 2}}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["learner.lrr=1"], ["lrr", "$.learner"]),
+        (["learner.lr=fast"], ["float", "$.learner.lr"]),
+        (["learner.lr=-1"], ["$.learner.lr"]),
+        (["rollout.group_size=1"], [">= 2", "$.rollout.group_size"]),
+        (["weights.every=5"], ["weights.every", "rollout.max_lag", "lower"]),
+        (["rollout.min_members=9"], ["min_members", "group_size"]),
+        (["rollout.max_reply_tokens=999"], ["max_reply_tokens", "max_context_tokens"]),
+        (["nowhere.toml"], ["nowhere.toml"]),
+        (["learner..lr=1"], ["learner..lr"]),
+        (["what"], ["what"]),
+    ],
+)
+def test_mistake_is_named(arguments: list[str], words: list[str]) -> None:
+    with pytest.raises(ConfigError) as raised:
+        load(arguments)
+    assert all(word in str(raised.value) for word in words), raised.value
+
+
+def test_broken_toml_names_the_file(tmp_path: Path) -> None:
+    broken = tmp_path / "broken.toml"
+    broken.write_text("[learner\n")
+    with pytest.raises(ConfigError, match=r"broken\.toml"):
+        read([str(broken)])
+
+
+def test_every_setting_is_described() -> None:
+    text = describe_settings()
+    for section in msgspec.structs.fields(RunConfig):
+        assert f"[{section.name}" in text
+    undocumented = [
+        line
+        for line in text.splitlines()
+        if line.startswith("  ") and "  " not in line.strip() and len(line.split()) == 1
+    ]
+    assert not undocumented
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["learner.lrr=1"], "lrr"),
+        (["model.path=/nowhere"], "/nowhere"),
+        (["pools.basics.train=['sum_lost']"], "sum_list"),
+        (["pools.more.source='no.such:thing'"], "no.such"),
+        (["eval.sets.fresh.envs=['nope']"], "nope"),
+        (["engine.max_running=4"], "engine.max_running"),
+        (["bench"], None),
+    ],
+)
+def test_wrong_configuration_exits_2_and_makes_nothing(
+    arguments: list[str],
+    words: str | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert launch.main(arguments) == 2
+    assert (words or "bench") in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_non_empty_run_directory_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "precious").touch()
+    assert launch.main([f"run.dir={tmp_path}"]) == 2
+    assert str(tmp_path) in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["precious"]
+
+
+def test_dry_run_writes_the_resolved_configuration(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    assert launch.main([f"run.dir={run_dir}", "learner.lr=0.5", "--dry-run"]) == 0
+    written = msgspec.json.decode((run_dir / "config.json").read_bytes(), type=RunConfig)
+    assert written.learner.lr == 0.5
+
+
+def test_help_needs_no_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert launch.main(["train", "--help"]) == 0
+    assert "usage" in capsys.readouterr().out

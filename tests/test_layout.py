@@ -1,0 +1,79 @@
+"""Imports go one way, and the light parts stay light."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("configs", "envpool", "rollout", "learner", "synth")
+
+ALLOWED = {
+    "configs": {"configs"},
+    "envpool": {"envpool", "configs"},
+    "rollout": {"rollout", "envpool", "configs"},
+    "learner": {"learner", "configs", *(f"rollout.{m}" for m in ("types", "tokens", "model"))},
+    "synth": {"synth", "envpool", "rollout", "configs"},
+}
+ALLOWED["learner"].add("rollout.weights")
+
+
+def imported(path: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module is not None:
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_imports_go_one_way(package: str) -> None:
+    wrong = []
+    for path in (ROOT / package).rglob("*.py"):
+        for name in imported(path):
+            is_ours = name.split(".")[0] in (*PACKAGES, "launch")
+            prefixes = {".".join(name.split(".")[:depth]) for depth in (1, 2, 3)}
+            if is_ours and not prefixes & ALLOWED[package]:
+                wrong.append(f"{path.relative_to(ROOT)} imports {name}")
+    assert not wrong
+
+
+def test_only_launch_and_cluster_import_ray() -> None:
+    users = {
+        str(path.relative_to(ROOT))
+        for package in PACKAGES
+        for path in (ROOT / package).rglob("*.py")
+        if any(name.split(".")[0] == "ray" for name in imported(path))
+    }
+    assert users <= {"rollout/cluster.py"}
+
+
+@pytest.mark.parametrize(
+    ("module", "forbidden"),
+    [
+        ("configs.load", ("torch", "ray", "vllm", "wandb", "transformers", "numpy")),
+        ("rollout.coordinator", ("torch", "ray", "transformers", "vllm", "wandb")),
+        ("envpool.zygote", ("torch", "ray", "transformers", "aiohttp", "wandb")),
+        ("launch", ("torch", "ray", "numpy", "msgspec")),
+    ],
+)
+def test_import_stays_light(module: str, forbidden: tuple[str, ...]) -> None:
+    code = f"import sys, {module}; print([m for m in {forbidden} if m in sys.modules])"
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert run.stdout.strip() == "[]"
+
+
+def test_no_file_is_too_long() -> None:
+    long = {
+        str(path.relative_to(ROOT)): lines
+        for package in (*PACKAGES, "tests")
+        for path in (ROOT / package).rglob("*.py")
+        if (lines := len(path.read_text().splitlines())) > 500
+    }
+    assert not long
