@@ -50,8 +50,10 @@ def _docs(kind: type) -> dict[str, str]:
     assert isinstance(tree, ast.ClassDef)
     docs = {}
     for node, after in zip(tree.body, tree.body[1:], strict=False):
-        is_field = isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
-        is_text = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
-        if is_field and is_text:
-            docs[node.target.id] = " ".join(str(after.value.value).split())
+        match node, after:
+            case (
+                ast.AnnAssign(target=ast.Name(id=name)),
+                ast.Expr(value=ast.Constant(value=str(text))),
+            ):
+                docs[name] = " ".join(text.split())
     return docs

@@ -30,8 +30,10 @@ class TraceRecipe(_Section, frozen=True, kw_only=True):
     """Calls after which an episode is cut off."""
     seed: Whole = 0
     """Seeds configurations and mistakes."""
+    clean: Fraction = 0.6
+    """Share of episodes, the first ones, without mistakes: what to do is learned sooner from them."""
     spoiled: Fraction = 0.2
-    """Share of calls that are spoiled: the success that is left for RL to gain."""
+    """Share of calls spoiled in the other episodes: the success that is left for RL to gain."""
     wrong_number: NonNegative = 0.5
     """Weight of a wrong number among the mistakes."""
     early_done: NonNegative = 0.3
@@ -65,7 +67,7 @@ class SftRecipe(_Section, frozen=True, kw_only=True):
     base: str = ""
     """Model directory to start from; empty: a new policy of the shape in `policy`."""
     seed: Whole = 0
-    """Seeds the initial weights and the order of rows."""
+    """Seeds the initial weights."""
     lr: Positive = 4e-3
     """Peak learning rate, reached after `warmup_steps` and lowered to 0 along a cosine."""
     warmup_steps: Whole = 20

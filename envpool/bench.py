@@ -53,12 +53,13 @@ def main(arguments: list[str]) -> int:
         "pool_vs_socketpairs": medians["pool"] / medians["socketpairs"],
         "pool_vs_async_vector_env": medians["pool"] / medians["AsyncVectorEnv"],
     }
-    table = Table(title=f"{count} sessions, sandbox: {SANDBOX}", title_justify="left")
+    table = Table()
     for heading in ("", "steps/s", "pool is"):
         table.add_column(heading, justify="right")
     for name, rate in medians.items():
         table.add_row(name, f"{rate:,.0f}", f"{medians['pool'] / rate:.2f} x")
     console = Console()
+    console.print(f"{count} sessions, sandbox: {SANDBOX}")
     console.print(table)
     console.print(f"open: {1e3 * median(open_s):.1f} ms (median, one after another)")
     if options.json:
@@ -79,7 +80,6 @@ async def _pool_rate(count: int, steps: int, open_s: list[float]) -> float:
             started = time.perf_counter()
             sessions.append(await stack.enter_async_context(await pool.open(task)))
             open_s.append(time.perf_counter() - started)
-
         return await _rate([lambda session=s: session.step(ACTION) for s in sessions], steps)
 
 

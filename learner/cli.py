@@ -1,5 +1,6 @@
 """Commands of the learner that run by themselves."""
 
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -15,6 +16,7 @@ def sft(arguments: Sequence[str], generate: Callable[[TraceRecipe], Sequence[Mes
 
     Without a recipe file the tiny policy's is used. Raises ConfigError for a user's mistake.
     """
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     has_file = any(argument.endswith(".toml") and "=" not in argument for argument in arguments)
     recipe = convert(read([*([] if has_file else [DEFAULT_RECIPE]), *arguments]), SftRecipe)
     check_output(Path(recipe.out), overwrite=recipe.overwrite)

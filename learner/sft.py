@@ -5,8 +5,8 @@ rollouts. Same recipe, rows and library versions give the same bytes.
 """
 
 import hashlib
+import logging
 import math
-import random
 import shutil
 import tempfile
 import time
@@ -25,13 +25,16 @@ from transformers import PreTrainedModel
 
 from configs.load import ConfigError, find
 from configs.sft import MessagesRow, SftRecipe
-from learner.tiny_policy import make_model, make_tokenizer
+from learner.tiny_policy import make_model, make_tokenizer, untie
 from rollout.model import load_model
 from rollout.tokens import ChatTokens
 from rollout.types import Row, Span
 
-# Rows are sorted by length within so many batches: little padding, yet mixed batches.
-_SORTED_BATCHES = 16
+_log = logging.getLogger(__name__)
+
+# Rows are sorted by length within so many batches. More would save padding, but make batches of
+# one environment and one outcome.
+_SORTED_BATCHES = 2
 # Most traces whose text the tokenizer is trained on; more change nothing.
 _TOKENIZER_ROWS = 2000
 _PROGRESS_STEPS = 50
@@ -51,6 +54,8 @@ def train(rows: Sequence[MessagesRow], recipe: SftRecipe) -> None:
         if not trained:
             raise ConfigError(f"traces: none of the {len(rows)} rows has a reply to learn")
         fit(model, trained, recipe)
+        if not recipe.base:
+            untie(model)
     save(model, tokens, out, metadata={"recipe": recipe_hash(recipe), "traces": rows_hash(rows)})
 
 
@@ -81,7 +86,7 @@ def encode(row: MessagesRow, tokens: ChatTokens) -> list[Row]:
 
 def fit(model: PreTrainedModel, rows: Sequence[Row], recipe: SftRecipe) -> list[float]:
     """Minimise cross-entropy on masked tokens; returns the loss of each step, in nats per token."""
-    batches = list(_batches(rows, recipe))
+    batches = _batches(rows, recipe)
     optimizer = _optimizer(model, recipe)
     losses, started_s = [], time.perf_counter()
     model.train()
@@ -97,10 +102,7 @@ def fit(model: PreTrainedModel, rows: Sequence[Row], recipe: SftRecipe) -> list[
         if step % _PROGRESS_STEPS == 0 or step == len(batches):
             recent = sum(losses[-_PROGRESS_STEPS:]) / len(losses[-_PROGRESS_STEPS:])
             elapsed_s = time.perf_counter() - started_s
-            print(
-                f"sft step {step}/{len(batches)} | loss {recent:.4f} | {elapsed_s:.0f} s",
-                flush=True,
-            )  # noqa: T201 the command's progress
+            _log.info("sft step %d/%d | loss %.4f | %.0f s", step, len(batches), recent, elapsed_s)
     model.eval()
     return losses
 
@@ -168,19 +170,13 @@ def _texts(rows: Sequence[MessagesRow]) -> Iterator[str]:
         yield from (message.content for message in row.messages)
 
 
-def _batches(rows: Sequence[Row], recipe: SftRecipe) -> Iterator[list[Row]]:
-    """One pass in random order, each batch of rows of like length."""
-    rng = random.Random(recipe.seed)
-    order = rng.sample(rows, len(rows))
-    size = recipe.batch_rows
-    batches = []
-    for start in range(0, len(order), size * _SORTED_BATCHES):
-        window = sorted(
-            order[start : start + size * _SORTED_BATCHES], key=lambda row: len(row.mask)
-        )
-        some = [window[begin : begin + size] for begin in range(0, len(window), size)]
-        batches += rng.sample(some, len(some))
-    yield from batches[: recipe.max_steps or len(batches)]
+def _batches(rows: Sequence[Row], recipe: SftRecipe) -> list[list[Row]]:
+    """One pass in the order given, which may be a curriculum; each batch of rows of like length."""
+    size, batches = recipe.batch_rows, []
+    for start in range(0, len(rows), size * _SORTED_BATCHES):
+        window = sorted(rows[start : start + size * _SORTED_BATCHES], key=lambda row: len(row.mask))
+        batches += [window[begin : begin + size] for begin in range(0, len(window), size)]
+    return batches[: recipe.max_steps or len(batches)]
 
 
 def _optimizer(model: PreTrainedModel, recipe: SftRecipe) -> torch.optim.AdamW:

@@ -5,11 +5,13 @@ a call short: the format's fixed strings, JSON keys, words and the numbers 0-99 
 """
 
 import itertools
+import math
 import re
 from collections.abc import Iterable
 
+import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers import PreTrainedModel, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from configs.sft import PolicyRecipe
 
@@ -76,7 +78,14 @@ _FORMAT = (
 # A JSON key with its punctuation, a word, a number of two digits, punctuation, white space.
 _SPLIT = r"""(?:, )?"[A-Za-z_]+": | ?[A-Za-z_]+|\d{1,2}|[^\sA-Za-z_\d]+\n?|\s"""
 # Merges go by frequency: the numbers come before any word.
-_NUMBER_WEIGHT = 100_000
+_NUMBER_COPIES = 1000
+
+# Standard deviation of random weights; larger than usual, for matrices this small.
+_INITIAL_STD = 0.06
+# Periods and amplitude of the waves in a number's embedding, and how much of the random rest stays.
+_PERIODS = (2.0, 3.0, 4.0, 5.0, 7.0, 10.0, 16.0, 25.0, 40.0, 70.0, 120.0, 200.0)
+_WAVE = 0.2
+_NUMBER_NOISE = 0.3
 
 
 def make_tokenizer(texts: Iterable[str], size: int) -> PreTrainedTokenizerFast:
@@ -100,7 +109,7 @@ def make_tokenizer(texts: Iterable[str], size: int) -> PreTrainedTokenizerFast:
         special_tokens=controls,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
     )
-    numbers = (str(number) for number in range(10, 100) for _ in range(_NUMBER_WEIGHT // 100))
+    numbers = (str(number) for number in range(10, 100) for _ in range(_NUMBER_COPIES))
     # The format's strings are tokens already, so the words inside them must not be counted.
     between = re.compile(
         "|".join(map(re.escape, sorted(_CONTROLS + _FORMAT, key=len, reverse=True)))
@@ -114,9 +123,10 @@ def make_tokenizer(texts: Iterable[str], size: int) -> PreTrainedTokenizerFast:
 
 
 def make_model(recipe: PolicyRecipe, tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
-    """A Qwen3 policy with random weights from torch's global generator.
+    """A new Qwen3 policy from torch's global generator; its head is tied until `untie`.
 
-    The head is untied: vLLM's CPU backend keeps a stale tied head when weights are updated.
+    Numbers start with sines and cosines of their value, so that parity, order and neighbourhood need
+    not be discovered from a few thousand examples.
     """
     config = Qwen3Config(
         vocab_size=len(tokenizer),
@@ -127,13 +137,26 @@ def make_model(recipe: PolicyRecipe, tokenizer: PreTrainedTokenizerFast) -> Qwen
         head_dim=recipe.head_dim,
         intermediate_size=recipe.ffn,
         max_position_embeddings=recipe.max_positions,
+        initializer_range=_INITIAL_STD,
         tie_word_embeddings=False,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
         dtype="float32",
     )
     model = Qwen3ForCausalLM(config)
-    assert model.generation_config is not None
-    model.generation_config.eos_token_id = tokenizer.eos_token_id
-    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    embedding_VH = model.model.embed_tokens.weight
+    numbers = tokenizer.convert_tokens_to_ids([str(number) for number in range(100)])
+    angles_NP = 2 * math.pi * torch.arange(100.0)[:, None] / torch.tensor(_PERIODS)
+    waves_NW = torch.cat([angles_NP.cos(), angles_NP.sin()], dim=1)[:, : recipe.hidden]
+    with torch.no_grad():
+        embedding_VH[numbers] *= _NUMBER_NOISE
+        embedding_VH[numbers, : waves_NW.shape[1]] += _WAVE * waves_NW
+    # What a token is as input and as output is learned once: copying then needs few examples.
+    model.lm_head.weight = embedding_VH
     return model
+
+
+def untie(model: PreTrainedModel) -> None:
+    """Give the head its own copy: vLLM's CPU backend keeps a stale tied head on weight updates."""
+    head = model.get_output_embeddings()
+    head.weight = torch.nn.Parameter(head.weight.detach().clone())

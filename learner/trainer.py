@@ -5,6 +5,7 @@ A plain synchronous class; `rollout/cluster.py` gives it a process. The loss is
 """
 
 import math
+import re
 import time
 import zlib
 from dataclasses import dataclass, field
@@ -216,10 +217,11 @@ class Trainer:
         return metrics
 
 
-@torch.no_grad()
 def make_trainer(config: RunConfig, run_dir: Path) -> Trainer:
     """The trainer of a run; its weight files carry the run directory's name."""
-    run_id = f"millrace-{run_dir.name}-{zlib.crc32(str(run_dir).encode()):08x}"
+    # The name is for people who look at the directory; the hash tells runs of one name apart.
+    name = re.sub(r"[^A-Za-z0-9._-]", "_", run_dir.name)
+    run_id = f"{name}-{zlib.crc32(str(run_dir.resolve()).encode()):08x}"
     return Trainer(
         model_path=config.model.path,
         dtype=config.model.dtype,
@@ -231,6 +233,7 @@ def make_trainer(config: RunConfig, run_dir: Path) -> Trainer:
     )
 
 
+@torch.no_grad()
 def _watch(sums: _Sums, tokens: TokenLogprobs, part: MicroBatch, version: int) -> None:
     """Add entropy, and the gap to the engine on tokens of the same weights.
 

@@ -22,6 +22,7 @@ from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 from configs.schema import EngineSection
 from rollout.engine_local import LocalEngine
 from rollout.model import load_model
+from rollout.stepper import Request
 from rollout.types import Sampling
 
 _VOCAB_SIZE = 642
@@ -30,14 +31,6 @@ _CONCURRENCY = (1, 8, 64, 128)
 
 # Best of this many runs, which take turns.
 _REPEATS = 3
-
-
-@dataclass(slots=True, kw_only=True, frozen=True)
-class _Work:
-    """A prompt and how many tokens to sample after it."""
-
-    prompt: list[int]
-    num_tokens: int
 
 
 @dataclass(slots=True, kw_only=True, frozen=True)
@@ -75,10 +68,8 @@ def _summary(results: dict[int, _Rate]) -> dict[str, Any]:
     return {
         "benchmark": "engine",
         "ratios": {"local_over_hf_generate": results[max(results)].ratio},
-        "local_tokens_per_cpu_s": {str(count): rate.local for count, rate in results.items()},
-        "hf_generate_tokens_per_cpu_s": {
-            str(count): rate.generate for count, rate in results.items()
-        },
+        "local_tokens_per_cpu_s": {str(n): rate.local for n, rate in results.items()},
+        "hf_generate_tokens_per_cpu_s": {str(n): rate.generate for n, rate in results.items()},
     }
 
 
@@ -103,14 +94,12 @@ def _make_model() -> PreTrainedModel:
 def _measure(path: Path, count: int) -> _Rate:
     """Tokens per CPU second of both on `count` requests."""
     rng = np.random.default_rng(count)
-    work = [
-        _Work(
-            prompt=rng.integers(1, _VOCAB_SIZE, int(rng.integers(30, 71))).tolist(),
-            num_tokens=int(rng.integers(8, 57)),
-        )
-        for _ in range(count)
-    ]
-    asked = sum(one.num_tokens for one in work)
+    work: list[Request] = []
+    for seed in range(count):
+        prompt = rng.integers(1, _VOCAB_SIZE, int(rng.integers(30, 71)), dtype=np.int32)
+        sampling = Sampling(max_tokens=int(rng.integers(8, 57)), seed=seed)
+        work.append(Request(prompt=prompt, sampling=sampling))
+    asked = sum(one.sampling.max_tokens for one in work)
     model = load_model(path, "float32")
     local_s, generate_s = [], []
     for _ in range(_REPEATS):
@@ -119,7 +108,7 @@ def _measure(path: Path, count: int) -> _Rate:
     return _Rate(local=asked / min(local_s), generate=asked / min(generate_s))
 
 
-async def _serve(path: Path, work: list[_Work]) -> float:
+async def _serve(path: Path, work: list[Request]) -> float:
     """CPU seconds of our engine to serve `work`, all requested at once."""
     engine = await LocalEngine.start(
         path,
@@ -130,23 +119,22 @@ async def _serve(path: Path, work: list[_Work]) -> float:
     await engine.generate([1], Sampling(max_tokens=2))
     start = time.process_time()
     async with asyncio.TaskGroup() as tasks:
-        for seed, one in enumerate(work):
-            sampling = Sampling(max_tokens=one.num_tokens, seed=seed)
-            tasks.create_task(engine.generate(one.prompt, sampling))
+        for one in work:
+            tasks.create_task(engine.generate(one.prompt.tolist(), one.sampling))
     cpu_s = time.process_time() - start
     await engine.close()
     return cpu_s
 
 
-def _generate(model: Any, work: list[_Work]) -> float:
+def _generate(model: Any, work: list[Request]) -> float:
     """CPU seconds of `generate`; `model` is loosely typed, as a mixin hides the method's type."""
     width = max(len(one.prompt) for one in work)
     ids = torch.zeros(len(work), width, dtype=torch.int64)
     mask = torch.zeros_like(ids)
     for row, one in enumerate(work):
-        ids[row, width - len(one.prompt) :] = torch.tensor(one.prompt)
+        ids[row, width - len(one.prompt) :] = torch.from_numpy(one.prompt)
         mask[row, width - len(one.prompt) :] = 1
-    longest = max(one.num_tokens for one in work)
+    longest = max(one.sampling.max_tokens for one in work)
     start = time.process_time()
     with torch.inference_mode():
         model.generate(ids, attention_mask=mask, do_sample=True, top_k=0, max_new_tokens=longest)

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import msgspec
 import ray
-from ray.actor import ActorHandle
+from ray.exceptions import RayError
 
 from configs.schema import RunConfig
 from envpool.pool import EnvPool
@@ -29,6 +29,9 @@ from rollout.types import ActorEvent, Grant, StepReport, TrainBatch
 from rollout.weights import Manifest
 
 logger = logging.getLogger(__name__)
+
+# An actor's handle: ray's own types call what its methods return Never.
+Handle = Any
 
 # Besides the members it plays, an actor answers the coordinator's calls.
 CONTROL_CALLS = 16
@@ -151,7 +154,7 @@ class RayActor:
     """An actor in another process."""
 
     name: str
-    handle: ActorHandle
+    handle: Handle
 
     async def play(self, grants: list[Grant]) -> None:
         await self.handle.play.remote([types.encode(grant) for grant in grants])
@@ -173,7 +176,7 @@ class RayActor:
 class RayLearner:
     """The learner in another process."""
 
-    handle: ActorHandle
+    handle: Handle
 
     async def train(self, batch: TrainBatch) -> StepReport:
         return types.decode_report(await self.handle.train.remote(types.encode(batch)))
@@ -185,11 +188,11 @@ class RayLearner:
         await _close("learner", self.handle)
 
 
-async def _close(name: str, handle: ActorHandle) -> None:
+async def _close(name: str, handle: Handle) -> None:
     try:
         async with asyncio.timeout(CLOSE_S):
             await handle.close.remote()
-    except (TimeoutError, ray.exceptions.RayError) as error:
+    except (TimeoutError, RayError) as error:
         logger.warning("%s did not close by itself and is killed: %r", name, error)
     ray.kill(handle)
 
@@ -230,10 +233,10 @@ async def place(config: RunConfig, run_dir: Path, *, trainer: str | None) -> Pla
     Raises TimeoutError with what the cluster lacks, and whatever a process raised while starting.
     """
     config_json = msgspec.json.encode(config)
-    starting: dict[str, tuple[ActorHandle, Any]] = {}
+    starting: dict[str, tuple[Handle, Any]] = {}
     for index in range(config.actors.count):
         name = f"actor-{index}"
-        handle = (
+        handle: Handle = (
             ray.remote(ActorProcess)
             .options(
                 num_cpus=config.actors.num_cpus,

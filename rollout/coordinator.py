@@ -21,20 +21,15 @@ from pathlib import Path
 from configs.schema import RunConfig
 from envpool.source import PoolSource
 from rollout import checkpoints, snapshot
+from rollout.books import Books
 from rollout.buffer import Ended, Group, ReplayQueue
 from rollout.control import Status
 from rollout.curriculum import Curriculum, Draw, Share
 from rollout.evaluate import Evaluation, Score
-from rollout.files import BusySpan, Mark, RolloutRow, RunFiles, TrainedStep
+from rollout.files import RunFiles
 from rollout.fleet import Fleet
 from rollout.ledger import GroupState, Ledger
-from rollout.metrics import (
-    MetricsWriter,
-    Values,
-    Window,
-    terminal_line,
-    trained_values,
-)
+from rollout.metrics import MetricsWriter, Values, terminal_line
 from rollout.ports import ActorPort, LearnerPort
 from rollout.supervise import supervise
 from rollout.types import (
@@ -91,13 +86,13 @@ class Coordinator:
             clock=clock,
         )
         self._learner = learner
-        self._files = files
         self._metrics = metrics
         self._clock = clock
         self._started_s = clock()
 
         rollout = config.rollout
         self.ledger = Ledger(sink=files.event, clock=clock)
+        self._books = Books(files, clock=clock)
         self._queue = ReplayQueue(
             ledger=self.ledger,
             groups_per_step=rollout.groups_per_step,
@@ -105,7 +100,7 @@ class Coordinator:
             weights_every=config.weights.every,
             group_size=rollout.group_size,
             min_members=rollout.min_members or rollout.group_size - 1,
-            on_scored=self._on_scored,
+            on_scored=self._books.scored,
             on_end=self._on_end,
         )
         self._curriculum = Curriculum(
@@ -122,7 +117,6 @@ class Coordinator:
 
         self._phase = "starting"
         self._step = 0
-        self._lag_max = 0
         self._is_training = False
         self._evaluation: Evaluation | None = None
         self._retries: deque[tuple[str, Grant]] = deque()
@@ -131,8 +125,6 @@ class Coordinator:
         self._blocked_since: float | None = None
         self._blocked_s = 0.0
         self._progress_s = clock()
-        self._window = Window()
-        self._last_reward: float | None = None
 
         self._feed_wake = asyncio.Event()
         self._train_wake = asyncio.Event()
@@ -174,7 +166,7 @@ class Coordinator:
     @property
     def lag_max(self) -> int:
         """Largest lag of a trained rollout."""
-        return self._lag_max
+        return self._books.lag_max
 
     def status(self) -> Status:
         """The run at this moment."""
@@ -189,7 +181,7 @@ class Coordinator:
             slots=self._queue.slots,
             slots_held=self._queue.slots_held,
             groups=self.ledger.states(),
-            reward=self._last_reward,
+            reward=self._books.last_reward,
             uptime_s=self._clock() - self._started_s,
         )
 
@@ -248,7 +240,7 @@ class Coordinator:
             asleep = self._clock()
             await asyncio.sleep(WATCH_PERIOD_S)
             now = self._clock()
-            self._window.add_loop_lag(max(0.0, now - asleep - WATCH_PERIOD_S))
+            self._books.loop_lag(max(0.0, now - asleep - WATCH_PERIOD_S))
             if now - self._progress_s > stall_s:
                 raise StallError(f"nothing happened for {stall_s:g} s; {self._diagnosis()}")
 
@@ -261,8 +253,7 @@ class Coordinator:
         assert learner is not None, "a run with steps has a learner"
         self._phase = "training"
         self._is_training = True
-        self._mark("train_begin")
-        self._window = Window()
+        self._books.begin_training()
         self._feed_wake.set()
         last_s = self._clock()
         self._fleet.take_values(1.0)
@@ -287,7 +278,7 @@ class Coordinator:
             self._metrics.write(values)
             steps, max_lag = self._config.learner.steps, self._config.rollout.max_lag
             logger.info("%s", terminal_line(step, steps, values, max_lag))
-        self._mark("train_end")
+        self._books.end_training()
         self._is_training = False
         self._queue.cancel_all()
         self._feed_wake.set()
@@ -360,26 +351,16 @@ class Coordinator:
                 self._feed_wake.set()
                 self._train_wake.set()
             case Busy():
-                self._on_busy(event)
+                self._books.busy(event)
             case EngineStats():
                 self._fleet.note_stats(actor, event)
 
     def _on_rollout(self, actor: str, rollout: Rollout) -> None:
-        if rollout.stop.is_fault:
-            logger.warning(
-                "rollout %s/%d of %s: %s: %s",
-                rollout.group_id,
-                rollout.member,
-                rollout.task_id,
-                rollout.stop,
-                rollout.error.strip().rsplit("\n", 1)[-1],
-            )
+        self._books.ended(rollout)
         evaluation = self._evaluation
         if evaluation is not None and evaluation.has(rollout):
             evaluation.record(rollout)
-            config = evaluation.config(rollout.group_id)
-            row = RolloutRow.of(rollout, config=config, group_size=1)
-            self._files.evaluation(evaluation.label, row)
+            self._books.evaluated(evaluation, rollout)
             return
         group = self._queue.group(rollout.group_id)
         if self._queue.finish(rollout) and group is not None:
@@ -392,33 +373,11 @@ class Coordinator:
             )
             self._retries.append((actor, grant))
 
-    def _on_busy(self, busy: Busy) -> None:
-        self._files.event(BusySpan(who=busy.who, start_s=busy.start_s, end_s=busy.end_s))
-
-    def _on_scored(self, group: Group) -> None:
-        self._window.add_scored(list(group.done.values()))
-
     def _on_end(self, ended: Ended) -> None:
-        """Write the rows of an ended group, whatever its end; ask for its task again if need be."""
+        """Write down an ended group, stop what of it still runs, ask for its task again if need be."""
         group = ended.group
-        self._window.add_end(group.state)
-        rollouts = [*group.rollouts, *group.cancelled_members()]
-        is_trained = group.state is GroupState.TRAINED
-        for rollout in rollouts:
-            lag = None
-            if is_trained and rollout.reward is not None:
-                lag = self._queue.lag(rollout, self._step)
-            self._files.rollout(
-                RolloutRow.of(
-                    rollout,
-                    config=group.task.config,
-                    group_size=group.size,
-                    state=group.state,
-                    step=self._step if is_trained else None,
-                    lag=lag,
-                )
-            )
-        self.ledger.count_rollouts(group.state, len(rollouts))
+        number = self._books.group_ended(group)
+        self.ledger.count_rollouts(group.state, number)
         if group.state is GroupState.CANCELLED and group.actor:
             self._cancels[group.actor].append(group.id)
         if ended.retry:
@@ -467,35 +426,23 @@ class Coordinator:
         """Account for a finished step; returns its values."""
         self._step = report.step
         self._progress_s = self._clock()
-        trained = [rollout for group in batch for rollout in group.trainable]
-        lags = [self._queue.lag(rollout, report.step) for rollout in trained]
-        self._lag_max = max(self._lag_max, *lags)
-        self._files.event(
-            TrainedStep(
-                step=report.step,
-                version=report.version,
-                groups=[group.id for group in batch],
-                at_s=self._clock(),
-            )
-        )
+        lags = {
+            (group.id, rollout.member): self._queue.lag(rollout, report.step)
+            for group in batch
+            for rollout in group.trainable
+        }
+        self._books.trained(report, batch, lags)
         self._queue.trained(batch, step=report.step)
         if report.manifest is not None:
             self._newest = report.manifest
             self._sync_wake.set()
-        for busy in report.busy:
-            self._on_busy(busy)
-        window, self._window = self._window, Window()
-        values = window.values() | trained_values(trained, lags) | report.metrics
         states = self.ledger.states()
-        values |= {
+        return self._books.take_values() | {
             "queue/queued": states[GroupState.QUEUED],
             "queue/running": states[GroupState.RUNNING],
             "queue/slots_held": self._queue.slots_held,
             "progress/groups": sum(states.values()),
         }
-        reward = values.get("reward/all_mean")
-        self._last_reward = self._last_reward if reward is None else float(reward)
-        return values
 
     async def _checkpoint(self, learner: LearnerPort, step: int) -> float:
         """Save where the recipe asks for it; returns the seconds it took."""
@@ -529,9 +476,6 @@ class Coordinator:
             self._train_wake.clear()
 
     # -- words --------------------------------------------------------------------------------
-
-    def _mark(self, name: str) -> None:
-        self._files.event(Mark(name=name, at_s=self._clock()))
 
     def _diagnosis(self) -> str:
         running = self._queue.live(GroupState.RUNNING)

@@ -1,14 +1,16 @@
 """Demonstrations: oracles of environments, played by a sloppy hand, as chat messages to imitate.
 
-Some calls are spoiled, and what followed is part of the demonstration. So the imitator knows how to
-win and how to blunder; which of the two it does is left to reinforcement. Only configurations of the
-training split are played.
+The first episodes are played well. In the others some calls are spoiled, and what followed is part of
+the demonstration: so the imitator knows how to win and how to blunder, and which of the two it does is
+left to reinforcement. Only configurations of the training split are played.
 """
 
 import json
 from enum import StrEnum
 from random import Random
 from typing import Any
+
+import msgspec
 
 from configs.load import ConfigError
 from configs.schema import PoolSection
@@ -42,13 +44,16 @@ def generate(recipe: TraceRecipe) -> list[MessagesRow]:
     source = PoolSource.load("traces", PoolSection(source=recipe.source, trusted=True))
     env_ids = recipe.envs or list(source.envs)
     envs = {env_id: source.env(env_id)() for env_id in env_ids}
+    num_clean = round(recipe.count * recipe.clean)
+    careful = msgspec.structs.replace(recipe, spoiled=0.0)
     rows = []
     for index in range(recipe.count):
         env_id = env_ids[index % len(env_ids)]
         # Each episode has its own chance, so that a longer recipe begins with the shorter one's rows.
         rng = Random(f"{recipe.seed}/{index}")
         config = source.draw(env_id, rng, Split.TRAIN, recipe.level)
-        messages, reward = play(envs[env_id], config, rng, recipe)
+        hand = careful if index < num_clean else recipe
+        messages, reward = play(envs[env_id], config, rng, hand)
         tools = type(envs[env_id]).tools()
         rows.append(MessagesRow(env=env_id, messages=messages, tools=tools, reward=reward))
     return rows

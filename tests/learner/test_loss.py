@@ -10,7 +10,7 @@ from learner.loss import RatioStats, clipped_loss, ratio_stats
 CLIP = {"clip_low": 0.2, "clip_high": 0.28}
 # Ratios above and below the bounds, for either sign of the advantage, and one without advantage.
 RATIOS = [1.5, 0.5, 0.5, 0.6, 1.5, 3.0]
-ADVANTAGES = torch.tensor([2.0, 1.0, -1.0, -1.0, -1.0, 0.0])
+ADVANTAGES = torch.tensor([3.0, 1.0, -1.0, -1.0, -1.0, 0.0])
 ALL = torch.ones(6, dtype=torch.bool)
 OLD = torch.tensor([-1.0, -2.0, -3.0, -4.0, -5.0, -6.0])
 
@@ -20,10 +20,10 @@ def logprobs(ratios: list[float]) -> Tensor:
 
 
 def test_loss_takes_the_worse_of_the_ratio_and_its_clip() -> None:
-    # 2 min(1.5, 1.28) + min(.5, .8) + min(-.5, -.8) + min(-.6, -.8) + min(-1.5, -1.28) + 0
-    #   = 2.56 + .5 - .8 - .8 - 1.5 = -.04
+    # 3 min(1.5, 1.28) + min(.5, .8) + min(-.5, -.8) + min(-.6, -.8) + min(-1.5, -1.28) + 0
+    #   = 3.84 + .5 - .8 - .8 - 1.5 = 1.24
     loss = clipped_loss(logprobs(RATIOS), OLD, ADVANTAGES, ALL, **CLIP)
-    torch.testing.assert_close(loss, torch.tensor(0.04))
+    torch.testing.assert_close(loss, torch.tensor(-1.24))
 
 
 def test_gradient_is_ratio_times_advantage_except_where_clipped() -> None:

@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from configs.schema import LearnerSection
+from configs.schema import LearnerSection, ModelSection, RunConfig, WeightsSection
 from learner.batch import LagError
 from learner.publish import Publisher
 from learner.trainer import NonFiniteLossError, Trainer
+from learner.trainer import make_trainer as trainer_of_run
 from rollout.types import TrainBatch, TrainGroup
 from rollout.weights import read_tensors
 from tests.learner.batches import (
@@ -235,3 +236,22 @@ def test_bfloat16_trains_and_publishes_bfloat16(make_trainer: MakeTrainer) -> No
 def test_greedy_rollouts_cannot_be_trained_on(make_trainer: MakeTrainer) -> None:
     with pytest.raises(ValueError, match=r"rollout\.temperature=0"):
         make_trainer(temperature=0.0)
+
+
+def test_trainers_of_two_runs_of_one_name_keep_their_files_apart(tmp_path: Path) -> None:
+    model_path, shared = tiny_qwen3(tmp_path / "model"), tmp_path / "shm"
+    shared.mkdir()
+    config = RunConfig(
+        model=ModelSection(path=str(model_path)), weights=WeightsSection(dir=str(shared))
+    )
+    # A run directory may have a name that no file of ours would get.
+    runs = [tmp_path / place / "my run" for place in ("a", "b")]
+    trainers = [trainer_of_run(config, run_dir) for run_dir in runs]
+    manifests = [trainer.publish(1, 0) for trainer in trainers]
+    assert manifests[0].path != manifests[1].path
+    for manifest in manifests:
+        assert Path(manifest.path).parent == shared
+        read_tensors(manifest)
+    # The learner of a run that restarts sweeps what it left, and only that.
+    trainer_of_run(config, runs[0])
+    assert [Path(manifest.path).exists() for manifest in manifests] == [False, True]

@@ -245,6 +245,7 @@ async def test_a_prefix_is_reused_within_a_version_and_not_across(
     for version, mode in ((1, UpdateMode.RECOMPUTE), (2, UpdateMode.KEEP)):
         report = await engine.update_weights(manifests[version], mode)
         assert report.load_s > 0 and report.stall_s > 0
+        assert engine.stats().cached_rows == 0
         hits = engine.stats().prefix_hit_tokens
         reply = await engine.generate(prompt, sampling)
         assert engine.stats().prefix_hit_tokens == hits

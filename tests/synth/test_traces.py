@@ -68,16 +68,17 @@ def test_a_fifth_of_the_calls_is_spoiled() -> None:
 
 
 def test_spoiled_calls_are_part_of_the_demonstration() -> None:
-    rows = generate(TraceRecipe(envs=["find_max"], count=300))
+    rows = generate(TraceRecipe(envs=["find_max"], count=300, clean=0.0))
     assert 0.3 < sum(row.reward for row in rows) / len(rows) < 0.8
     texts = [message.content for row in rows for message in row.messages]
     assert any(text.startswith("Error") for text in texts)
     assert max(len(actions(row)) for row in rows) <= TraceRecipe().max_turns
 
 
-def test_a_longer_recipe_begins_with_the_shorter_ones_rows() -> None:
-    short, long = (generate(TraceRecipe(envs=_SHOWN, count=count)) for count in (35, 70))
-    assert long[:35] == short
+def test_first_episodes_are_clean() -> None:
+    rows = generate(TraceRecipe(envs=["find_max"], count=300, clean=0.5))
+    assert all(row.reward == 1.0 for row in rows[:150])
+    assert not all(row.reward == 1.0 for row in rows[150:])
 
 
 def test_recipe_is_refused_when_it_cannot_be_played() -> None:
