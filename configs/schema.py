@@ -124,7 +124,7 @@ class LearnerSection(_Section, frozen=True, kw_only=True):
     """The ratio to the sampler's log-probs is clipped below at 1 - clip_low."""
     clip_high: NonNegative = 0.2
     """And above at 1 + clip_high."""
-    micro_batch_tokens: Count = 4096
+    micro_batch_tokens: Count = 2048
     """Padded tokens computed at once; more memory, fewer passes."""
     threads: Count = 1
     """Torch threads of the learner."""

@@ -179,26 +179,13 @@ def canonical(value: Any, kind: Any) -> Any:
 
 
 def _readings(value: Any) -> Iterator[Any]:
-    """`value`, then the JSON it may be the text of, then both with integral floats as ints."""
+    """`value`, then the JSON that it may be the text of."""
     yield value
-    decoded = value
     if isinstance(value, str):
         try:
-            decoded = msgspec.json.decode(value.strip())
+            yield msgspec.json.decode(value.strip())
         except (msgspec.MsgspecError, ValueError, RecursionError):
             return
-        yield decoded
-    yield _integral(decoded)
-
-
-def _integral(value: Any) -> Any:
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    if isinstance(value, list):
-        return [_integral(item) for item in value]
-    if isinstance(value, dict):
-        return {key: _integral(item) for key, item in value.items()}
-    return value
 
 
 def same(answer: Any, reference: Any) -> bool:

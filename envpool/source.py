@@ -111,18 +111,27 @@ def _find_envs(name: str, source: str) -> dict[str, type[ToolEnv]]:
 
 
 def _version(envs: Mapping[str, type[ToolEnv]]) -> str:
-    """Hash of which class each id names and of the text of all modules these classes come from."""
+    """Hash of which class each id names, and of the text of all files these classes come from."""
     digest = hashlib.sha256()
-    modules: set[str] = set()
+    files: set[Path] = set()
     for env_id in sorted(envs):
         env = envs[env_id]
         digest.update(f"{env_id}={env.__module__}:{env.__qualname__}\n".encode())
-        modules |= {base.__module__ for base in env.__mro__ if issubclass(base, ToolEnv)}
-        modules |= {env.Config.__module__}
-    modules.add("envpool.tools")
-    for module_name in sorted(modules):
-        path = inspect.getsourcefile(importlib.import_module(module_name))
-        if path is None:
-            raise ConfigError(f"module {module_name} has no source file to hash: keep it in one")
-        digest.update(f"{module_name}\n".encode() + Path(path).read_bytes())
+        bases = [base for base in env.__mro__ if issubclass(base, ToolEnv)]
+        for module_name in {base.__module__ for base in bases} | {env.Config.__module__}:
+            files |= _files(module_name)
+    for path in sorted(files):
+        digest.update(f"{path.name}\n".encode() + path.read_bytes())
     return digest.hexdigest()[:16]
+
+
+def _files(module_name: str) -> set[Path]:
+    """The source files that decide what a module does: its package's, or its own if it has none."""
+    module = importlib.import_module(module_name)
+    found = inspect.getsourcefile(module)
+    if found is None:
+        raise ConfigError(f"module {module_name} has no source file to hash: keep it in one")
+    path = Path(found)
+    if module_name == ToolEnv.__module__:
+        return {path, path.with_name("tools.py")}
+    return set(path.parent.glob("*.py")) if module.__package__ else {path}

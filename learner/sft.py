@@ -21,7 +21,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, Qwen3ForCausalLM
 
 from configs.load import ConfigError, find
 from configs.sft import MessagesRow, SftRecipe
@@ -54,7 +54,7 @@ def train(rows: Sequence[MessagesRow], recipe: SftRecipe) -> None:
         if not trained:
             raise ConfigError(f"traces: none of the {len(rows)} rows has a reply to learn")
         fit(model, trained, recipe)
-        if not recipe.base:
+        if isinstance(model, Qwen3ForCausalLM) and not recipe.base:
             untie(model)
     save(model, tokens, out, metadata={"recipe": recipe_hash(recipe), "traces": rows_hash(rows)})
 
@@ -121,7 +121,9 @@ def batch_loss(model: PreTrainedModel, rows: Sequence[Row]) -> Tensor:
     hidden_BTH = model.base_model(input_ids=ids_BT, use_cache=False).last_hidden_state
     # Only trained positions go through the head.
     predicted_NH = hidden_BTH[:, :-1][mask_BT[:, 1:]]
-    logits_NV = model.get_output_embeddings()(predicted_NH).float()
+    head = model.get_output_embeddings()
+    assert head is not None, "a causal language model has a head"
+    logits_NV = head(predicted_NH).float()
     return functional.cross_entropy(logits_NV, ids_BT[:, 1:][mask_BT[:, 1:]])
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedModel, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from configs.sft import PolicyRecipe
 
@@ -139,8 +139,8 @@ def make_model(recipe: PolicyRecipe, tokenizer: PreTrainedTokenizerFast) -> Qwen
         max_position_embeddings=recipe.max_positions,
         initializer_range=_INITIAL_STD,
         tie_word_embeddings=False,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.backend_tokenizer.token_to_id(END),
+        pad_token_id=tokenizer.backend_tokenizer.token_to_id(PAD),
         dtype="float32",
     )
     model = Qwen3ForCausalLM(config)
@@ -156,7 +156,6 @@ def make_model(recipe: PolicyRecipe, tokenizer: PreTrainedTokenizerFast) -> Qwen
     return model
 
 
-def untie(model: PreTrainedModel) -> None:
+def untie(model: Qwen3ForCausalLM) -> None:
     """Give the head its own copy: vLLM's CPU backend keeps a stale tied head on weight updates."""
-    head = model.get_output_embeddings()
-    head.weight = torch.nn.Parameter(head.weight.detach().clone())
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())

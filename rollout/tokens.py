@@ -65,7 +65,9 @@ class ChatTokens:
             f"(?={'|'.join(map(re.escape, controls))})" if controls else "$^"
         )
 
-        stops = {*stop_token_ids, *([] if (eos := tokenizer.eos_token_id) is None else [eos])}
+        stops = set(stop_token_ids)
+        if isinstance(tokenizer.eos_token_id, int):
+            stops.add(tokenizer.eos_token_id)
         self.end_id = self._find_end(stops, added)
         self.stop_token_ids: tuple[int, ...] = tuple(sorted({*stops, self.end_id}))
         """Generation ends with one of these: the template's end of a reply, and the model's own."""

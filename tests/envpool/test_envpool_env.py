@@ -166,7 +166,10 @@ def test_no_action_raises_and_junk_is_never_rewarded(action: str) -> None:
     assert "54321" not in observation or '"get"' in action
 
 
-@pytest.mark.parametrize("action", ["[" * 100_000, "1" * 5_000, "\ud800", '{"name":"get"' * 9])
+DEEP = '{"name": "get", "arguments": {"index": ' + "[" * 100_000
+
+
+@pytest.mark.parametrize("action", [DEEP, "1" * 5_000, "\ud800", '{"name":"get"' * 9])
 def test_hostile_text_is_a_wrong_call(action: str) -> None:
     assert sample().step(action)[4] == {"is_bad_call": True}
 
@@ -241,6 +244,8 @@ def grade(kind: Any, reference: Any, answer: Any) -> float | str:
         (str, "7", " 7\n", 1.0),
         (str, "7", "7.0", 0.0),
         (str, "7", 7, "Error:"),
+        (int | bool, 1, True, 0.0),
+        (int | bool, True, 1, 0.0),
         (list[int], [1, 2], [1, 2], 1.0),
         (list[int], [1, 2], "[1, 2]", 1.0),
         (list[int], [1, 2], ["1", 2.0], 1.0),

@@ -73,19 +73,34 @@ def test_generator_with_too_few_configurations_is_named() -> None:
         source.draw("a", Random(0), missing)
 
 
-def test_version_follows_the_text_of_the_modules(
+def write(path: Path, text: str) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text)
+
+
+def test_version_follows_the_text_of_the_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(tmp_path)
-    text = "from envpool.envs.sum_list import SumList\nclass A(SumList): ...\npool = {'a': A}\n"
-    versions = []
-    for name, extra in (("plug_one", ""), ("plug_one", ""), ("plug_one", "X = 1\n")):
-        (tmp_path / f"{name}.py").write_text(text + extra)
+    single = "from envpool.envs.sum_list import SumList\nclass A(SumList): ...\npool = {'a': A}\n"
+    inner = single.replace("import SumList", "import SumList\nfrom plug_package import draw")
+
+    def version(module: str) -> str:
         importlib.invalidate_caches()
-        sys.modules.pop(name, None)
-        versions.append(PoolSource.load("p", PoolSection(source=f"{name}:pool")).version)
-    sys.modules.pop("plug_one")
-    assert versions[0] == versions[1] != versions[2]
+        for name in [name for name in sys.modules if name.startswith("plug_")]:
+            del sys.modules[name]
+        return PoolSource.load("p", PoolSection(source=f"{module}:pool")).version
+
+    write(tmp_path / "plug_single.py", single)
+    write(tmp_path / "plug_package" / "__init__.py", "")
+    write(tmp_path / "plug_package" / "draw.py", "X = 1\n")
+    write(tmp_path / "plug_package" / "inner.py", inner)
+    before = [version("plug_single"), version("plug_package.inner")]
+    assert before == [version("plug_single"), version("plug_package.inner")]
+    write(tmp_path / "plug_package" / "draw.py", "X = 20\n")
+    write(tmp_path / "plug_single.py", single + "X = 20\n")
+    after = [version("plug_single"), version("plug_package.inner")]
+    assert len({*before, *after}) == 4
 
 
 def test_another_package_of_the_name_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

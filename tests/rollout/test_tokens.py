@@ -63,12 +63,14 @@ def reply(conversation: Conversation, ids: list[int], version: int = 0) -> str:
 
 def rendered(tokens: ChatTokens, messages: list[tuple[str, str]], *, tools: bool = True) -> str:
     """What transformers itself writes for (role, content) pairs and the next reply."""
-    return tokens.tokenizer.apply_chat_template(
+    text = tokens.tokenizer.apply_chat_template(
         [{"role": role, "content": content} for role, content in messages],
         tools=[_TOOL] if tools else None,
         add_generation_prompt=True,
         tokenize=False,
     )
+    assert isinstance(text, str)
+    return text
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:

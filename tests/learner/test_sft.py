@@ -1,0 +1,172 @@
+"""`learner.sft`: what is imitated, that it is reproducible, and what is written."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+import pytest
+import torch
+from safetensors import safe_open
+
+from configs.load import ConfigError
+from configs.sft import Message, MessagesRow, PolicyRecipe, SftRecipe, TraceRecipe
+from learner import cli, sft
+from learner.tiny_policy import make_model, make_tokenizer
+from rollout.model import load_model
+from rollout.tokens import ChatTokens
+from rollout.types import Row, Span
+from synth.traces import generate
+
+_TRACES = TraceRecipe(envs=["sum_list", "find_max"], count=48)
+_SMALL = PolicyRecipe(hidden=32, layers=1, heads=2, kv_heads=1, ffn=32, vocabulary=512)
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[MessagesRow]:
+    return generate(_TRACES)
+
+
+def recipe(out: Path, *, seed: int = 0, overwrite: bool = False, base: str = "") -> SftRecipe:
+    return SftRecipe(
+        out=str(out),
+        overwrite=overwrite,
+        base=base,
+        seed=seed,
+        batch_rows=8,
+        warmup_steps=2,
+        lr=1e-2,
+        traces=_TRACES,
+        policy=_SMALL,
+    )
+
+
+def policy() -> tuple[torch.nn.Module, ChatTokens]:
+    torch.manual_seed(0)
+    tokenizer = make_tokenizer(["Sum all numbers."], 512)
+    return make_model(_SMALL, tokenizer), ChatTokens(tokenizer)
+
+
+def test_mask_covers_replies_and_their_end(rows: list[MessagesRow]) -> None:
+    _, tokens = policy()
+    for demonstration in rows[:8]:
+        [row] = sft.encode(demonstration, tokens)
+        replies = [m.content for m in demonstration.messages if m.role == "assistant"]
+        sampled = tokens.decode(row.token_ids[row.mask == 1].tolist())
+        assert sampled == "".join(reply + "<|im_end|>" for reply in replies)
+
+
+def test_messages_are_refused_when_roles_are_out_of_turn() -> None:
+    _, tokens = policy()
+    messages = [Message(role="user", content="a"), Message(role="tool", content="b")]
+    with pytest.raises(ConfigError, match=r"roles are \['user', 'tool'\]"):
+        sft.encode(MessagesRow(env="e", messages=messages, tools=[], reward=0.0), tokens)
+
+
+def test_loss_is_the_mean_over_masked_tokens_of_all_rows() -> None:
+    torch.manual_seed(0)
+    model = make_model(_SMALL, make_tokenizer(["a"], 512))
+    # Rows of unlike length and mask: padding must not count, nor may rows weigh alike.
+    rows = [
+        Row.pack([5, 6, 7, 8], [0] * 4, [0, 1, 0, 1], [_span(1, 2), _span(3, 4)]),
+        Row.pack([9, 10], [0] * 2, [0, 1], [_span(1, 2)]),
+    ]
+    expected = []
+    for row in rows:
+        ids = torch.from_numpy(row.token_ids.astype("int64"))[None]
+        logprobs = model(input_ids=ids).logits[0].log_softmax(-1)
+        expected += [-logprobs[i - 1, ids[0, i]] for i in range(1, ids.shape[1]) if row.mask[i]]
+    torch.testing.assert_close(sft.batch_loss(model, rows), torch.stack(expected).mean())
+
+
+def test_weights_are_the_same_bytes_when_trained_again(
+    rows: list[MessagesRow], tmp_path: Path
+) -> None:
+    names = ("one", "two", "other")
+    for name, seed in zip(names, (0, 0, 1), strict=True):
+        sft.train(rows, recipe(tmp_path / name, seed=seed))
+    one, two, other = ((tmp_path / name / "model.safetensors").read_bytes() for name in names)
+    assert one == two
+    assert one != other
+    files = {path.name for path in (tmp_path / "one").iterdir()}
+    assert files == {
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "chat_template.jinja",
+    }
+
+
+def test_loss_falls_and_the_written_policy_is_the_trained_one(
+    rows: list[MessagesRow], tmp_path: Path
+) -> None:
+    sft.train(rows, recipe(tmp_path / "out"))
+    model, tokens = load_model(tmp_path / "out", "float32"), ChatTokens.load(tmp_path / "out")
+    encoded = [row for demonstration in rows for row in sft.encode(demonstration, tokens)]
+    torch.manual_seed(0)
+    untrained = make_model(_SMALL, tokens.tokenizer)
+    with torch.no_grad():
+        before, after = sft.batch_loss(untrained, encoded), sft.batch_loss(model, encoded)
+    assert after < 0.8 * before
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    assert head.weight.data_ptr() != embedding.weight.data_ptr()
+
+
+def test_training_goes_on_from_a_base_model(rows: list[MessagesRow], tmp_path: Path) -> None:
+    sft.train(rows, recipe(tmp_path / "base"))
+    sft.train(rows, recipe(tmp_path / "more", base=str(tmp_path / "base")))
+    losses = []
+    for name in ("base", "more"):
+        model, tokens = load_model(tmp_path / name, "float32"), ChatTokens.load(tmp_path / name)
+        encoded = [row for demonstration in rows for row in sft.encode(demonstration, tokens)]
+        with torch.no_grad():
+            losses.append(sft.batch_loss(model, encoded).item())
+    assert losses[1] < losses[0]
+
+
+def test_weights_name_their_recipe(rows: list[MessagesRow], tmp_path: Path) -> None:
+    made = recipe(tmp_path / "out")
+    sft.train(rows, made)
+    with safe_open(tmp_path / "out" / "model.safetensors", framework="pt") as opened:
+        metadata = opened.metadata()
+    elsewhere = msgspec.structs.replace(made, out="elsewhere", overwrite=True)
+    assert metadata["recipe"] == sft.recipe_hash(elsewhere)
+    assert metadata["recipe"] != sft.recipe_hash(msgspec.structs.replace(made, seed=9))
+    assert metadata["traces"] == sft.rows_hash(rows)
+
+
+def test_output_is_refused_when_it_holds_something(
+    rows: list[MessagesRow], tmp_path: Path
+) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(ConfigError, match="is not empty: choose another, or set overwrite=true"):
+        sft.train(rows, recipe(tmp_path))
+    sft.train(rows, recipe(tmp_path, overwrite=True))
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+    assert (tmp_path / "model.safetensors").exists()
+
+
+def test_command_trains_on_the_traces_of_its_recipe(
+    rows: list[MessagesRow], tmp_path: Path
+) -> None:
+    asked: list[TraceRecipe] = []
+
+    def given(traces: TraceRecipe) -> Sequence[MessagesRow]:
+        asked.append(traces)
+        return rows
+
+    arguments = [f"out={tmp_path / 'out'}", "max_steps=1", "policy.hidden=32", "policy.layers=1"]
+    assert cli.sft([*arguments, "traces.count=7"], given) == 0
+    assert [traces.count for traces in asked] == [7]
+    assert "price_total" not in asked[0].envs and len(asked[0].envs) == 7
+    # A mistake is told before any trace is made.
+    with pytest.raises(ConfigError, match="overwrite=true"):
+        cli.sft(arguments, given)
+    with pytest.raises(ConfigError, match="unknown field `lrr`"):
+        cli.sft([*arguments, "lrr=1"], given)
+    assert len(asked) == 1
+
+
+def _span(start: int, end: int) -> Span:
+    return Span(version=0, start=start, end=end)

@@ -1,0 +1,86 @@
+"""The shipped policy: that it is the one its recipe makes, and starts where RL can raise it."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from play import play
+from safetensors import safe_open
+from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3ForCausalLM
+
+from configs.load import convert, find, read
+from configs.schema import PoolSection
+from configs.sft import SftRecipe
+from envpool.envs import basics
+from envpool.source import PoolSource
+from learner.sft import recipe_hash
+from rollout.model import load_model
+from rollout.tokens import ChatTokens
+
+_RL_ENVS = ["sum_list", "find_max", "count_even", "guess_number", "walk_list"]
+
+
+@pytest.fixture(scope="module")
+def path() -> Path:
+    return find("tiny_policy/policy")
+
+
+def test_plain_transformers_loads_it(path: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(path)
+    assert isinstance(model, Qwen3ForCausalLM)
+    config = model.config
+    # vLLM's CPU attention takes no smaller head, and keeps a stale tied head on weight updates.
+    assert (config.head_dim, config.tie_word_embeddings) == (32, False)
+    assert model.lm_head.weight.data_ptr() != model.model.embed_tokens.weight.data_ptr()
+    assert sum(parameter.numel() for parameter in model.parameters()) < 500_000
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    assert len(tokenizer) == config.vocab_size
+    assert tokenizer.convert_tokens_to_ids("<|im_end|>") == config.eos_token_id
+    assert model.generation_config is not None
+    assert model.generation_config.eos_token_id == config.eos_token_id
+    assert config.pad_token_id == tokenizer.pad_token_id
+
+
+def test_it_was_made_by_the_shipped_recipe(path: Path) -> None:
+    recipe = convert(read(["tiny_policy/recipe.toml"]), SftRecipe)
+    with safe_open(path / "model.safetensors", framework="pt") as opened:
+        assert opened.metadata()["recipe"] == recipe_hash(recipe), "make it again, or restore it"
+
+
+def test_conversations_are_short(path: Path) -> None:
+    tokens = ChatTokens.load(path)
+    assert tokens.template.is_append_only
+    for env_id, env in basics.items():
+        if env_id == "price_total":
+            continue
+        prompt = tokens.prompt_ids("Find the number from 10 to 20.", env.tools())
+        assert len(prompt) <= 30
+        for tool in env.tools():
+            names = tool["function"]["parameters"]["properties"]
+            arguments = ", ".join(f'"{name}": 99' for name in names)
+            call = f'{{"name": "{tool["function"]["name"]}", "arguments": {{{arguments}}}}}'
+            assert len(tokens.reply_ids(f"<tool_call>\n{call}\n</tool_call>")) <= 7
+    for number in range(100):
+        assert len(tokens.reply_ids(str(number))) == 2  # the number and the end
+        assert len(tokens.delta_ids(str(number), has_end=True)) == 3
+
+
+@pytest.mark.parametrize(
+    ("temperature", "lowest", "highest"), [(1.0, 0.25, 0.55), (0.0, 0.75, 1.0)]
+)
+def test_success_on_unseen_configurations(
+    path: Path, temperature: float, lowest: float, highest: float
+) -> None:
+    source = PoolSource.load("basics", PoolSection(source="envpool.envs:basics", trusted=True))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    played = play(
+        load_model(path, "float32"),
+        ChatTokens.load(path),
+        source,
+        _RL_ENVS,
+        count=100,
+        temperature=temperature,
+    )
+    torch.set_num_threads(threads)
+    assert lowest <= sum(episode.reward for episode in played) / len(played) <= highest
