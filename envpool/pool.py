@@ -61,13 +61,7 @@ class EnvPool:
 
         The calling thread must live as long as the pool: when it ends, the kernel ends the zygotes.
         """
-        for name, section in sections.items():
-            if not section.trusted and not limits.allow_unsandboxed:
-                raise ConfigError(
-                    f"pools.{name}.trusted=false, and nothing isolates its code here (sandbox: "
-                    f"{SANDBOX}): set pools.{name}.trusted=true if you trust it, or "
-                    "envpool.allow_unsandboxed=true"
-                )
+        refuse_untrusted(sections, limits)
         _allow_descriptors(limits.max_sessions + SPARE_FDS)
         pool = cls(sections, {}, limits)
         try:
@@ -163,6 +157,17 @@ class EnvPool:
             self._nurseries[name] = await Nursery.start(name, source, self._limits.start_timeout_s)
         except ConfigError as error:
             raise EnvFault(Outcome.CRASHED, f"pool {name!r} cannot be served: {error}") from error
+
+
+def refuse_untrusted(sections: Mapping[str, PoolSection], limits: EnvPoolSection) -> None:
+    """Raise ConfigError for a pool whose code must not run where nothing isolates it."""
+    for name, section in sections.items():
+        if not section.trusted and not limits.allow_unsandboxed:
+            raise ConfigError(
+                f"pools.{name}.trusted=false, and nothing isolates its code here (sandbox: "
+                f"{SANDBOX}): set pools.{name}.trusted=true if you trust it, or "
+                "envpool.allow_unsandboxed=true"
+            )
 
 
 def _socketpair() -> tuple[socket.socket, socket.socket]:

@@ -13,14 +13,10 @@ import torch
 from torch import Tensor
 
 from learner.advantage import ADVANTAGES
-from rollout.types import Rollout, Row, TrainBatch, TrainGroup
+from rollout.types import LagError, Rollout, Row, TrainBatch, TrainGroup
 
 # Marks the positions of `versions_BT` that no weights sampled.
 NOT_SAMPLED = -1
-
-
-class LagError(RuntimeError):
-    """A batch holds a token older than the bound allows, or newer than the batch itself."""
 
 
 @dataclass(slots=True, kw_only=True, frozen=True)

@@ -7,6 +7,7 @@ rollouts. Same recipe, rows and library versions give the same bytes.
 import hashlib
 import logging
 import math
+import random
 import shutil
 import tempfile
 import time
@@ -160,7 +161,8 @@ def _start(rows: Sequence[MessagesRow], recipe: SftRecipe) -> tuple[PreTrainedMo
     if recipe.base:
         base = find(recipe.base)
         return load_model(base, "float32"), ChatTokens.load(base)
-    tokenizer = make_tokenizer(_texts(rows[:_TOKENIZER_ROWS]), recipe.policy.vocabulary)
+    some = random.Random(recipe.seed).sample(rows, min(len(rows), _TOKENIZER_ROWS))
+    tokenizer = make_tokenizer(_texts(some), recipe.policy.vocabulary)
     return make_model(recipe.policy, tokenizer), ChatTokens(tokenizer)
 
 

@@ -20,14 +20,10 @@ from dataclasses import dataclass, field
 
 from envpool.task import Task
 from rollout.ledger import GroupState, Ledger
-from rollout.types import Rollout, StopReason, Turn
+from rollout.types import LagError, Rollout, StopReason, Turn
 
 # A faulted member is played again this many times.
 MEMBER_RETRIES = 1
-
-
-class LagError(AssertionError):
-    """A group past the lag bound reached the learner: a bug, never a condition to handle."""
 
 
 @dataclass(slots=True, kw_only=True)

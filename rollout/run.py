@@ -16,7 +16,7 @@ import msgspec
 
 from configs.load import ConfigError, find
 from configs.schema import RunConfig
-from envpool.pool import SANDBOX
+from envpool.pool import SANDBOX, refuse_untrusted
 from envpool.source import PoolSource
 from envpool.task import Task
 from rollout import audit, processes, rundir
@@ -78,6 +78,7 @@ def check(config: RunConfig) -> Checked:
             f"engine.max_running={config.engine.max_running} has no room for a group of "
             f"rollout.group_size={members}: raise it to at least {members}"
         )
+    refuse_untrusted(config.pools, config.envpool)  # before its code is imported here
     sources = {name: PoolSource.load(name, section) for name, section in config.pools.items()}
     sets = draw_sets(config.eval.sets, sources, seed=config.run.seed)
     model = msgspec.structs.replace(config.model, path=str(model_path))

@@ -182,6 +182,10 @@ class Rollout(msgspec.Struct, frozen=True, kw_only=True):
         return sum(span.end - span.start for row in self.rows for span in row.spans)
 
 
+class LagError(AssertionError):
+    """Something past the lag bound was about to be trained on: a bug, never a condition to handle."""
+
+
 class Sampling(msgspec.Struct, frozen=True, kw_only=True):
     """How tokens are drawn. Only what a trainer can reproduce: temperature, nothing else."""
 

@@ -136,9 +136,7 @@ def test_weights_name_their_recipe(rows: list[MessagesRow], tmp_path: Path) -> N
     assert metadata["traces"] == sft.rows_hash(rows)
 
 
-def test_output_is_refused_when_it_holds_something(
-    rows: list[MessagesRow], tmp_path: Path
-) -> None:
+def test_output_is_refused_when_it_holds_something(rows: list[MessagesRow], tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(ConfigError, match="is not empty: choose another, or set overwrite=true"):
         sft.train(rows, recipe(tmp_path))

@@ -8,11 +8,10 @@ import torch
 from torch import Tensor
 
 from configs.schema import LearnerSection, ModelSection, RunConfig, WeightsSection
-from learner.batch import LagError
 from learner.publish import Publisher
 from learner.trainer import NonFiniteLossError, Trainer
 from learner.trainer import make_trainer as trainer_of_run
-from rollout.types import TrainBatch, TrainGroup
+from rollout.types import LagError, TrainBatch, TrainGroup
 from rollout.weights import read_tensors
 from tests.learner.batches import (
     make_batch,

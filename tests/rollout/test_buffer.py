@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rollout.buffer import Ended, Group, LagError, ReplayQueue
+from rollout.buffer import Ended, Group, ReplayQueue
 from rollout.ledger import GroupState, Ledger
-from rollout.types import StopReason
+from rollout.types import LagError, StopReason
 from tests.fakes import make_rollout, make_task, make_turn
 
 

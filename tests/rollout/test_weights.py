@@ -200,7 +200,7 @@ async def test_drain_lets_running_requests_finish_and_waiting_ones_wait(
         step(engine, 3)
         task = tasks.create_task(engine.update_weights(manifests[1], UpdateMode.DRAIN))
         await engine.is_staged.wait()
-        # There is room for these, but they would be sampled by two versions.
+        # There is room for these, but nothing is admitted before the new weights are in.
         asked += await ask_all(engine, tasks, prompts[2:], 10)
         step(engine, 7)
         await asyncio.sleep(0)
