@@ -21,7 +21,7 @@ class TraceRecipe(_Section, frozen=True, kw_only=True):
     source: str = "envpool.envs:basics"
     """`module:attribute` that gives the pool's environments. Its code runs in this process."""
     envs: list[str] = []
-    """Environment ids, shown equally often; empty: all of the pool's."""
+    """Environment ids in turn, some more than once to be shown more often; empty: all of the pool's."""
     count: Count = 25600
     """Episodes in all; more make a surer policy and cost time in proportion."""
     level: Whole = 0

@@ -78,7 +78,10 @@ class ChatTokens:
     @classmethod
     def load(cls, path: str | Path) -> "ChatTokens":
         """Load from a directory in Hugging Face format; raises ValueError when it cannot chat."""
-        tokenizer = AutoTokenizer.from_pretrained(path)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(str(path), local_files_only=True)
+        except OSError as error:
+            raise ValueError(f"model {path}: its tokenizer does not load: {error}") from error
         if not isinstance(tokenizer, PreTrainedTokenizerFast):
             raise ValueError(f"model {path}: needs a tokenizer.json, has only a slow tokenizer")
         return cls(tokenizer, _generation_stops(Path(path)))
@@ -304,7 +307,7 @@ class Conversation:
         shown = len(self._rendered)
         if text.startswith(self._rendered + reply):
             shown += len(reply)
-            if self._has_end:
+            if self._has_end and text.startswith(self._tokens.end_text, shown):
                 shown += len(self._tokens.end_text)
             drift, keep = Drift.CLEAN, len(self._row.ids)
         elif text.startswith(self._rendered) and self._differs_in_space(text[shown:], reply):

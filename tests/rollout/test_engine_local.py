@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -250,6 +251,7 @@ async def test_more_requests_than_rows_all_end(checkpoint: Path) -> None:
     busy = engine.take_busy()
     assert busy and all(start < end for start, end in busy)
     assert sum(end - start for start, end in busy) >= stats.busy_s > 0
+    assert all(after[0] - before[1] >= 0.01 for before, after in pairwise(busy))
     assert engine.take_busy() == []
     await engine.close()
 
@@ -375,6 +377,7 @@ async def test_cancelling_frees_the_row_and_others_go_on(
         await asyncio.sleep(0)
         engine.take_mail()
         assert (engine.stats().running, engine.stats().waiting) == (1, 1)
+        assert engine.stats().cached_rows == 0
         engine.step()
         assert (engine.stats().running, engine.stats().waiting) == (2, 0)
         await drive(engine, ask[1])

@@ -1,6 +1,7 @@
 """`rollout.tokens`: what the engine sees, what is trained, and that neither is ever encoded again."""
 
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -265,6 +266,27 @@ def test_tokenizer_is_refused_when_it_cannot_chat() -> None:
         ChatTokens(tokenizer_with("{{ raise_exception('no') }}"))
     with pytest.raises(ValueError, match="a reply could not end"):
         ChatTokens(tokenizer_with(endless))
+
+
+def test_directory_is_refused_when_it_has_no_tokenizer(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="its tokenizer does not load"):
+        ChatTokens.load(tmp_path)
+
+
+def test_stop_tokens_are_those_of_the_template_and_of_the_model(tmp_path: Path) -> None:
+    tokenizer_with(TEMPLATE).save_pretrained(tmp_path)
+    loaded = ChatTokens.load(tmp_path)
+    assert loaded.stop_token_ids == (loaded.end_id,)
+    assert loaded.decode([loaded.end_id]) == "<|im_end|>"
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [0]}')
+    stops = ChatTokens.load(tmp_path)
+    assert stops.stop_token_ids == (0, loaded.end_id)
+    # Another stop is not the template's end of a reply, which is then added as context.
+    conversation = stops.conversation("task", [])
+    start = len(conversation.ids)
+    assert reply(conversation, [7, 0]) == stops.decode([7])
+    conversation.observe("5")
+    assert conversation.ids[start : start + 3] == [7, 0, stops.end_id]
 
 
 def test_observation_is_a_users_message_when_the_template_knows_no_tool() -> None:
