@@ -139,15 +139,16 @@ def run(arguments: list[str], *, learns: bool) -> int:
 
 async def play(checked: "Checked", run_dir: Path, *, learns: bool) -> None:
     """Start processes, play, and leave none behind, however it ends."""
-    from rollout import cluster, processes, run
+    from rollout import cluster, processes, run, weights
 
-    this_task = asyncio.current_task()
-    assert this_task is not None
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, this_task.cancel)
     config = checked.config
     started = [processes.describe("launch")]
     try:
         cluster.join(config)
+        this_task = asyncio.current_task()
+        assert this_task is not None
+        # After ray, which sets a handler of its own.
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, this_task.cancel)
         placed = await cluster.place(config, run_dir, trainer=TRAINER if learns else None)
         started += [process for info in placed.infos for process in info.processes]
         started += processes.descendants("ray")
@@ -161,6 +162,8 @@ async def play(checked: "Checked", run_dir: Path, *, learns: bool) -> None:
         started += processes.descendants("ray")
         cluster.leave()
         await asyncio.to_thread(processes.end, started[1:], within_s=5.0)
+        # A learner that was killed leaves its files in shared memory.
+        weights.sweep([Path(config.weights.dir)], weights.run_id(run_dir))
     run.conclude(summary, run_dir)
 
 

@@ -4,6 +4,8 @@ import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import transformers
+
 from configs.load import convert, read
 from configs.sft import MessagesRow, SftRecipe, TraceRecipe
 from learner.sft import check_output, train
@@ -17,6 +19,7 @@ def sft(arguments: Sequence[str], generate: Callable[[TraceRecipe], Sequence[Mes
     Without a recipe file the tiny policy's is used. Raises ConfigError for a user's mistake.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    transformers.utils.logging.disable_progress_bar()
     has_file = any(argument.endswith(".toml") and "=" not in argument for argument in arguments)
     recipe = convert(read([*([] if has_file else [DEFAULT_RECIPE]), *arguments]), SftRecipe)
     check_output(Path(recipe.out), overwrite=recipe.overwrite)

@@ -10,19 +10,17 @@ import os
 import re
 import shutil
 from collections.abc import Mapping
-from itertools import chain
 from pathlib import Path
 
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from rollout.weights import Manifest, WeightsError, checksum
+from rollout.weights import NUM_BUFFERS, Manifest, WeightsError, buffer_names, checksum, sweep
 
 log = logging.getLogger(__name__)
 
 # Both buffers and the file being written are alive at once.
-_NUM_BUFFERS = 2
-_NUM_FILES = _NUM_BUFFERS + 1
+_NUM_FILES = NUM_BUFFERS + 1
 
 
 class Publisher:
@@ -47,7 +45,7 @@ class Publisher:
         self._directory: Path | None = None
         self._num_published = 0
         self._version: int | None = None
-        self._sweep()
+        sweep({self._primary, self._fallback}, self._run_id)
 
     def publish(self, tensors: Mapping[str, Tensor], *, version: int, step: int) -> Manifest:
         """Write `tensors` as `version`; raises WeightsError unless versions strictly increase.
@@ -73,10 +71,10 @@ class Publisher:
 
     def close(self) -> None:
         """Remove the files; engines that have not read the last version no longer can."""
-        self._sweep()
+        sweep({self._primary, self._fallback}, self._run_id)
 
     def _write(self, data: bytes) -> Path:
-        buffer = self._num_published % _NUM_BUFFERS
+        buffer = self._num_published % NUM_BUFFERS
         directory = self._directory or self._choose(len(data))
         try:
             path = self._write_buffer(directory, buffer, data)
@@ -103,7 +101,7 @@ class Publisher:
         return self._fallback
 
     def _write_buffer(self, directory: Path, buffer: int, data: bytes) -> Path:
-        path, partial = _buffer_names(directory, self._run_id)[buffer]
+        path, partial = buffer_names(directory, self._run_id)[buffer]
         partial.unlink(missing_ok=True)
         # Shared directories such as /dev/shm are writable for every user: O_EXCL refuses a link
         # that someone else put under this name.
@@ -116,16 +114,6 @@ class Publisher:
             partial.unlink(missing_ok=True)
             raise
         return path
-
-    def _sweep(self) -> None:
-        # Exact names: a pattern would also match the files of a run whose id starts with this one.
-        for directory in {self._primary, self._fallback}:
-            for path in chain.from_iterable(_buffer_names(directory, self._run_id)):
-                try:
-                    path.unlink(missing_ok=True)
-                except OSError as error:
-                    # Not ours to remove; `publish` finds out whether the directory is of use.
-                    log.warning("cannot remove %s: %s", path, error)
 
 
 def named_weights(model: nn.Module) -> dict[str, Tensor]:
@@ -141,9 +129,3 @@ def named_weights(model: nn.Module) -> dict[str, Tensor]:
             seen.add(id(tensor))
             weights[name] = tensor
     return weights
-
-
-def _buffer_names(directory: Path, run_id: str) -> list[tuple[Path, Path]]:
-    """The final and the temporary name of each buffer."""
-    finals = [directory / f"millrace-{run_id}-{i}.safetensors" for i in range(_NUM_BUFFERS)]
-    return [(path, path.with_name(path.name + ".partial")) for path in finals]

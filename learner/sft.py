@@ -5,6 +5,7 @@ rollouts. Same recipe, rows and library versions give the same bytes.
 """
 
 import hashlib
+import json
 import logging
 import math
 import random
@@ -18,8 +19,6 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel, Qwen3ForCausalLM
@@ -131,16 +130,17 @@ def batch_loss(model: PreTrainedModel, rows: Sequence[Row]) -> Tensor:
 def save(
     model: PreTrainedModel, tokens: ChatTokens, out: Path, *, metadata: dict[str, str]
 ) -> None:
-    """Write a Hugging Face directory with `metadata` in its safetensors; files appear when whole."""
+    """Write a Hugging Face directory; files appear when whole.
+
+    The safetensors carry `metadata`, and the hashes of the files they belong with.
+    """
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent) as name:
         made = Path(name)
         model.save_pretrained(made)
         tokens.tokenizer.save_pretrained(made)
         for file in made.glob("*.safetensors"):
-            with safe_open(file, framework="pt") as opened:
-                tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 not a dict
-            save_file(tensors, file, metadata={"format": "pt", **metadata})
+            _set_metadata(file, {"format": "pt", **metadata, **_file_hashes(made)})
         for file in made.iterdir():
             shutil.copyfile(file, out / f".{file.name}")
             (out / f".{file.name}").replace(out / file.name)
@@ -155,6 +155,26 @@ def recipe_hash(recipe: SftRecipe) -> str:
 def rows_hash(rows: Sequence[MessagesRow]) -> str:
     """SHA-256 (hex) of the rows as JSONL."""
     return hashlib.sha256(msgspec.json.Encoder().encode_lines(rows)).hexdigest()
+
+
+def _file_hashes(directory: Path) -> dict[str, str]:
+    """SHA-256 (hex) of the files without which weights mean something else."""
+    names = ("config.json", "tokenizer.json", "chat_template.jinja")
+    return {name: hashlib.sha256((directory / name).read_bytes()).hexdigest() for name in names}
+
+
+def _set_metadata(file: Path, metadata: dict[str, str]) -> None:
+    """Rewrite the header of a safetensors file: 8 bytes of length, JSON, then the tensors.
+
+    The library writes metadata in random order, and the same weights should be the same file.
+    """
+    data = file.read_bytes()
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end])
+    header["__metadata__"] = metadata
+    text = json.dumps(header, sort_keys=True).encode()
+    text += b" " * (-len(text) % 8)  # the format wants tensors aligned to 8 bytes
+    file.write_bytes(len(text).to_bytes(8, "little") + text + data[end:])
 
 
 def _start(rows: Sequence[MessagesRow], recipe: SftRecipe) -> tuple[PreTrainedModel, ChatTokens]:

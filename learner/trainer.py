@@ -5,9 +5,7 @@ A plain synchronous class; `rollout/cluster.py` gives it a process. The loss is
 """
 
 import math
-import re
 import time
-import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,7 +21,7 @@ from learner.optimizer import Optimizer, warmup_lr
 from learner.publish import Publisher, named_weights
 from rollout.model import load_model
 from rollout.types import Busy, StepReport, TrainBatch
-from rollout.weights import Manifest
+from rollout.weights import Manifest, run_id
 
 # What the learner is called in `Busy` intervals.
 WHO = "learner"
@@ -219,16 +217,13 @@ class Trainer:
 
 def make_trainer(config: RunConfig, run_dir: Path) -> Trainer:
     """The trainer of a run; its weight files carry the run directory's name."""
-    # The name is for people who look at the directory; the hash tells runs of one name apart.
-    name = re.sub(r"[^A-Za-z0-9._-]", "_", run_dir.name)
-    run_id = f"{name}-{zlib.crc32(str(run_dir.resolve()).encode()):08x}"
     return Trainer(
         model_path=config.model.path,
         dtype=config.model.dtype,
         section=config.learner,
         temperature=config.rollout.temperature,
         publisher=Publisher(
-            directory=config.weights.dir, fallback=run_dir / "weights", run_id=run_id
+            directory=config.weights.dir, fallback=run_dir / "weights", run_id=run_id(run_dir)
         ),
     )
 

@@ -14,7 +14,7 @@ transformers: it reaches actors and learner through `rollout/ports.py`.
 import asyncio
 import logging
 import math
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -48,6 +48,9 @@ from rollout.weights import Manifest
 
 logger = logging.getLogger(__name__)
 
+# Groups in a row, in batches, that end without one to train on before the run gives up.
+FRUITLESS_BATCHES = 50
+
 # How often the loop's own lateness and the run's progress are looked at.
 WATCH_PERIOD_S = 0.5
 
@@ -55,7 +58,7 @@ Scores = dict[str, dict[str, Score]]
 
 
 class StallError(RuntimeError):
-    """Nothing happened for too long; the message says who holds what."""
+    """The run does not get on; the message says why."""
 
 
 class Coordinator:
@@ -125,6 +128,7 @@ class Coordinator:
         self._blocked_since: float | None = None
         self._blocked_s = 0.0
         self._progress_s = clock()
+        self._fruitless: list[Group] = []
 
         self._feed_wake = asyncio.Event()
         self._train_wake = asyncio.Event()
@@ -241,6 +245,7 @@ class Coordinator:
             await asyncio.sleep(WATCH_PERIOD_S)
             now = self._clock()
             self._books.loop_lag(max(0.0, now - asleep - WATCH_PERIOD_S))
+            self._check_fruit()
             if now - self._progress_s > stall_s:
                 raise StallError(f"nothing happened for {stall_s:g} s; {self._diagnosis()}")
 
@@ -380,9 +385,25 @@ class Coordinator:
         self.ledger.count_rollouts(group.state, number)
         if group.state is GroupState.CANCELLED and group.actor:
             self._cancels[group.actor].append(group.id)
+        if group.state in (GroupState.FILTERED, GroupState.FAILED):
+            self._fruitless.append(group)
         if ended.retry:
             self._requeue(group)
         self._feed_wake.set()
+
+    def _check_fruit(self) -> None:
+        """End a run whose tasks teach nothing any more: it would play for ever."""
+        limit = FRUITLESS_BATCHES * self._config.rollout.groups_per_step
+        if len(self._fruitless) < limit:
+            return
+        failed = [group for group in self._fruitless if group.state is GroupState.FAILED]
+        errors = [fault.error for group in failed[-1:] for fault in group.rollouts if fault.error]
+        rewards = Counter(r.reward for group in self._fruitless for r in group.trainable)
+        raise StallError(
+            f"{limit} groups in a row had nothing to train on: {len(failed)} failed, the others had "
+            f"equal rewards {dict(rewards)}; the tasks are too hard or too easy for the policy, or "
+            f"their environments fail. {errors[-1] if errors else ''}"
+        )
 
     def _requeue(self, group: Group) -> None:
         attempt = group.attempt + 1
@@ -426,6 +447,7 @@ class Coordinator:
         """Account for a finished step; returns its values."""
         self._step = report.step
         self._progress_s = self._clock()
+        self._fruitless.clear()
         lags = {
             (group.id, rollout.member): self._queue.lag(rollout, report.step)
             for group in batch

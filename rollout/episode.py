@@ -8,11 +8,10 @@ observation. Only cancellation escapes.
 
 import asyncio
 import time
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
-
-import numpy as np
 
 from envpool.pool import StepResult
 from envpool.task import Task
@@ -155,11 +154,10 @@ class Episode:
 
     def _sampling(self, turn: int, max_tokens: int) -> Sampling:
         """The member's own stream of randomness, whatever else the engine runs."""
-        entropy = [self.grant.task.seed, self.member, turn]
-        seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
+        seed = zlib.crc32(f"{self.grant.task.seed}/{self.member}/{turn}".encode())
         return Sampling(
             max_tokens=max_tokens,
             temperature=self.grant.temperature,
             seed=seed,
-            stop_token_ids=tuple(self.tokens.stop_token_ids),
+            stop_token_ids=self.tokens.stop_token_ids,
         )

@@ -3,6 +3,7 @@
 The model code is the Hugging Face model itself. The caller chooses train or eval mode.
 """
 
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -43,4 +44,7 @@ def load_model(path: str | Path, dtype: str) -> PreTrainedModel:
         raise ModelError(
             f"model.path={str(path)!r} lacks the weights {missing[:4]}: export it anew"
         )
+    # The loader maps the file into memory: whoever replaced it would change the weights of a run.
+    for tensor in chain(model.parameters(), model.buffers()):
+        tensor.data = tensor.data.clone()
     return model.eval()

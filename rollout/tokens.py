@@ -80,7 +80,7 @@ class ChatTokens:
         """Load from a directory in Hugging Face format; raises ValueError when it cannot chat."""
         try:
             tokenizer = AutoTokenizer.from_pretrained(str(path), local_files_only=True)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise ValueError(f"model {path}: its tokenizer does not load: {error}") from error
         if not isinstance(tokenizer, PreTrainedTokenizerFast):
             raise ValueError(f"model {path}: needs a tokenizer.json, has only a slow tokenizer")

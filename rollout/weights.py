@@ -5,6 +5,10 @@ torch; the tensors go from the learner to each engine directly.
 """
 
 import hashlib
+import logging
+import re
+import zlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +16,12 @@ import msgspec
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+logger = logging.getLogger(__name__)
+
+# One is read while the next is written.
+NUM_BUFFERS = 2
 
 
 class WeightsError(Exception):
@@ -50,3 +60,28 @@ def read_tensors(manifest: Manifest) -> "dict[str, Tensor]":
             f"({len(data)} bytes, {manifest.num_bytes} expected)"
         )
     return load(data)
+
+
+def run_id(run_dir: Path) -> str:
+    """What names a run's weight files outside its directory."""
+    # The name is for people who look at the directory; the hash tells runs of one name apart.
+    name = re.sub(r"[^A-Za-z0-9._-]", "_", run_dir.name)
+    return f"{name}-{zlib.crc32(str(run_dir.resolve()).encode()):08x}"
+
+
+def buffer_names(directory: Path, run_id: str) -> list[tuple[Path, Path]]:
+    """The final and the temporary name of each buffer."""
+    finals = [directory / f"millrace-{run_id}-{i}.safetensors" for i in range(NUM_BUFFERS)]
+    return [(path, path.with_name(path.name + ".partial")) for path in finals]
+
+
+def sweep(directories: Iterable[Path], run_id: str) -> None:
+    """Remove the weight files of a run, whoever left them."""
+    # Exact names: a pattern would also match the files of a run whose id starts with this one.
+    for directory in directories:
+        for path in (path for names in buffer_names(directory, run_id) for path in names):
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as error:
+                # Not ours to remove; a publisher finds out whether the directory is of use.
+                logger.warning("cannot remove %s: %s", path, error)

@@ -198,6 +198,19 @@ async def test_a_run_in_which_nothing_happens_explains_itself_and_stops(tmp_path
     assert "nothing happened" in text and "lacks members [0, 1, 2, 3]" in text
 
 
+@pytest.mark.parametrize("verdict", [0.0, StopReason.ENV_ERROR])
+async def test_a_run_whose_groups_never_have_signal_explains_itself_and_stops(
+    tmp_path: Path, verdict: float | StopReason
+) -> None:
+    actor = FakeActor(verdict=lambda grant, member: verdict)
+    bench = await make_bench(tmp_path, actors=[actor])
+    with pytest.raises(ExceptionGroup) as raised:
+        await bench.run()
+    text = str(root_cause(raised.value))
+    assert "100 groups in a row" in text
+    assert ("100 failed" in text) is isinstance(verdict, StopReason)
+
+
 async def test_an_engine_that_does_not_load_in_time_is_named(tmp_path: Path) -> None:
     actor = FakeActor("actor-0")
     actor.gate.clear()
