@@ -14,7 +14,7 @@ transformers: it reaches actors and learner through `rollout/ports.py`.
 import asyncio
 import logging
 import math
-from collections import Counter, defaultdict, deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -44,21 +44,15 @@ from rollout.types import (
     TrainGroup,
     TurnDone,
 )
+from rollout.watchdog import Watchdog
 from rollout.weights import Manifest
 
 logger = logging.getLogger(__name__)
-
-# Groups in a row, in batches, that end without one to train on before the run gives up.
-FRUITLESS_BATCHES = 50
 
 # How often the loop's own lateness and the run's progress are looked at.
 WATCH_PERIOD_S = 0.5
 
 Scores = dict[str, dict[str, Score]]
-
-
-class StallError(RuntimeError):
-    """The run does not get on; the message says why."""
 
 
 class Coordinator:
@@ -127,8 +121,11 @@ class Coordinator:
         self._newest: Manifest | None = None
         self._blocked_since: float | None = None
         self._blocked_s = 0.0
-        self._progress_s = clock()
-        self._fruitless: list[Group] = []
+        self._watchdog = Watchdog(
+            stall_s=config.control.stall_s,
+            groups_per_step=config.rollout.groups_per_step,
+            clock=clock,
+        )
 
         self._feed_wake = asyncio.Event()
         self._train_wake = asyncio.Event()
@@ -239,15 +236,11 @@ class Coordinator:
 
     async def _watch(self) -> None:
         """Measures the loop's lateness; ends a run in which nothing happens any more."""
-        stall_s = self._config.control.stall_s
         while True:
             asleep = self._clock()
             await asyncio.sleep(WATCH_PERIOD_S)
-            now = self._clock()
-            self._books.loop_lag(max(0.0, now - asleep - WATCH_PERIOD_S))
-            self._check_fruit()
-            if now - self._progress_s > stall_s:
-                raise StallError(f"nothing happened for {stall_s:g} s; {self._diagnosis()}")
+            self._books.loop_lag(max(0.0, self._clock() - asleep - WATCH_PERIOD_S))
+            self._watchdog.check(self._diagnosis)
 
     async def _train(self) -> None:
         """Consumes batches; produces steps, versions and checkpoints. The clock of the run.
@@ -350,7 +343,7 @@ class Coordinator:
             case TurnDone():
                 self._queue.note_turn(event.group_id, event.member, event.turn)
             case RolloutDone(rollout=rollout):
-                self._progress_s = self._clock()
+                self._watchdog.rollout_ended()
                 self._fleet.member_ended(actor)
                 self._on_rollout(actor, rollout)
                 self._feed_wake.set()
@@ -385,25 +378,10 @@ class Coordinator:
         self.ledger.count_rollouts(group.state, number)
         if group.state is GroupState.CANCELLED and group.actor:
             self._cancels[group.actor].append(group.id)
-        if group.state in (GroupState.FILTERED, GroupState.FAILED):
-            self._fruitless.append(group)
         if ended.retry:
             self._requeue(group)
         self._feed_wake.set()
-
-    def _check_fruit(self) -> None:
-        """End a run whose tasks teach nothing any more: it would play for ever."""
-        limit = FRUITLESS_BATCHES * self._config.rollout.groups_per_step
-        if len(self._fruitless) < limit:
-            return
-        failed = [group for group in self._fruitless if group.state is GroupState.FAILED]
-        errors = [fault.error for group in failed[-1:] for fault in group.rollouts if fault.error]
-        rewards = Counter(r.reward for group in self._fruitless for r in group.trainable)
-        raise StallError(
-            f"{limit} groups in a row had nothing to train on: {len(failed)} failed, the others had "
-            f"equal rewards {dict(rewards)}; the tasks are too hard or too easy for the policy, or "
-            f"their environments fail. {errors[-1] if errors else ''}"
-        )
+        self._watchdog.group_ended(group)
 
     def _requeue(self, group: Group) -> None:
         attempt = group.attempt + 1
@@ -446,8 +424,7 @@ class Coordinator:
     def _on_step(self, report: StepReport, batch: list[Group]) -> Values:
         """Account for a finished step; returns its values."""
         self._step = report.step
-        self._progress_s = self._clock()
-        self._fruitless.clear()
+        self._watchdog.step_trained()
         lags = {
             (group.id, rollout.member): self._queue.lag(rollout, report.step)
             for group in batch
