@@ -7,6 +7,7 @@ A plain class: Ray wraps it in `rollout/cluster.py`, tests use it as it is.
 """
 
 import asyncio
+import math
 from collections import defaultdict
 
 from rollout.engine import Engine, UpdateMode, UpdateReport
@@ -14,6 +15,11 @@ from rollout.episode import Episode, Limits, Sessions
 from rollout.tokens import ChatTokens
 from rollout.types import ActorEvent, Busy, Grant, RolloutDone, StopReason, Turn, TurnDone
 from rollout.weights import Manifest
+
+# Events wait this long for company: a call to another process costs more than they do. An ended
+# rollout makes room and may complete a group; a turn only has to be in the journal.
+ROLLOUT_WAIT_S = 0.01
+TURN_WAIT_S = 0.2
 
 
 class Actor:
@@ -37,6 +43,7 @@ class Actor:
         self._update_mode = update_mode
         self._outbox: list[ActorEvent] = []
         self._has_news = asyncio.Event()
+        self._news_due_s = math.inf
         self._is_closing = asyncio.Event()
         self._playing: dict[str, set[asyncio.Task[None]]] = defaultdict(set)
         self._members: asyncio.TaskGroup | None = None
@@ -100,6 +107,7 @@ class Actor:
             await self._main  # raises the bug that ended it
             return []
         self._has_news.clear()
+        self._news_due_s = math.inf
         news, self._outbox = self._outbox, []
         busy = self._engine.take_busy()
         news += [Busy(who=self.name, start_s=start, end_s=end) for start, end in busy]
@@ -157,4 +165,9 @@ class Actor:
 
     def _tell(self, event: ActorEvent) -> None:
         self._outbox.append(event)
-        self._has_news.set()
+        loop = asyncio.get_running_loop()
+        wait_s = TURN_WAIT_S if isinstance(event, TurnDone) else ROLLOUT_WAIT_S
+        due_s = loop.time() + wait_s
+        if due_s < self._news_due_s:
+            self._news_due_s = due_s
+            loop.call_at(due_s, self._has_news.set)

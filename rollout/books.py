@@ -113,6 +113,7 @@ class Books:
         """The values of the step just trained, and of what ended since the one before."""
         window, self._window = self._window, Window()
         values = window.values() | self._step_values
-        reward = values.get("reward/all_mean")
-        self.last_reward = self.last_reward if reward is None else float(reward)
+        # No group may have been scored since the last step: the batch was queued before.
+        reward = values.setdefault("reward/all_mean", self.last_reward or 0.0)
+        self.last_reward = float(reward)
         return values

@@ -76,6 +76,9 @@ class RowTable:
         slots = np.flatnonzero(self.kv_version == version)
         if not len(slots) or not len(wanted):
             return Prefix(slot=0, num_tokens=0, coming=0)
+        takeable = self._extended(slots, prompt)
+        if takeable is not None:
+            return takeable
         differs = self.tokens[slots, : len(wanted)] != wanted
         shared = np.where(differs.any(axis=1), differs.argmax(axis=1), len(wanted))
         coming = int(np.minimum(shared, self.lengths[slots]).max())
@@ -83,6 +86,26 @@ class RowTable:
         # Among equals the row that has nothing beyond the prefix: it can be taken over.
         best = np.lexsort((self.computed[slots], -ready))[0]
         return Prefix(slot=int(slots[best]), num_tokens=int(ready[best]), coming=coming)
+
+    def _extended(
+        self, slots: npt.NDArray[np.int64], prompt: npt.NDArray[np.int32]
+    ) -> Prefix | None:
+        """A cached row that `prompt` extends whole, as the next turn of a conversation does.
+
+        Rows are first told apart by two tokens: comparing all of all rows costs ten times as much.
+        """
+        ends = self.computed[slots]
+        fits = slots[(ends > 0) & (ends < len(prompt))]
+        ends = self.computed[fits]
+        is_likely = self.tokens[fits, ends - 1] == prompt[ends - 1]
+        is_likely &= self.tokens[fits, ends // 2] == prompt[ends // 2]
+        likely = fits[is_likely]
+        # The longest first: nothing shares more of the prompt than what was just computed for it.
+        for slot in likely[np.argsort(-self.computed[likely])].tolist():
+            end = int(self.computed[slot])
+            if slot in self._cached and np.array_equal(self.tokens[slot, :end], prompt[:end]):
+                return Prefix(slot=slot, num_tokens=end, coming=end)
+        return None
 
     def open(self, prompt: npt.NDArray[np.int32], prefix: Prefix, version: int) -> int:
         """A running row holding `prompt`, its prefix in place; returns the slot."""

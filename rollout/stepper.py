@@ -172,6 +172,7 @@ class Stepper:
     def _admit(self) -> None:
         """Give rows to waiting requests, lowest priority value first, then by arrival."""
         deferred: list[tuple[int, int, Request]] = []
+        coming: set[bytes] = set()
         while (
             self.is_admitting
             and self._queue
@@ -181,9 +182,14 @@ class Stepper:
             request = entry[2]
             if request not in self._waiting:
                 continue
+            prompt = request.prompt.tobytes()
+            if prompt in coming:
+                deferred.append(entry)
+                continue
             prefix = self.rows.find(request.prompt, self.version)
             if prefix.coming - prefix.num_tokens >= _WORTH_WAITING_TOKENS:
                 # Another member of its group is computing the shared prompt: it is prefilled once.
+                coming.add(prompt)
                 deferred.append(entry)
                 continue
             del self._waiting[request]
