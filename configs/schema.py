@@ -45,6 +45,16 @@ class PoolSection(_Section, frozen=True, kw_only=True):
     """Environment ids to train on; empty: all of the pool's."""
     trusted: bool = False
     """Untrusted code is refused while no sandbox is available."""
+    sessions_per_process: Count = 1
+    """Sessions a process serves, one after another; more save forks, and only trusted code may."""
+
+
+    def __post_init__(self) -> None:
+        if self.sessions_per_process > 1 and not self.trusted:
+            raise ValueError(
+                f"sessions_per_process={self.sessions_per_process} would let the code of one session "
+                "meet another: set trusted=true if you trust it, or sessions_per_process=1"
+            )
 
 
 class RolloutSection(_Section, frozen=True, kw_only=True):

@@ -37,7 +37,9 @@ CLOSE_GRACE_S = 5.0
 class Child:
     """One session process, from the order to fork it until it is reaped."""
 
-    def __init__(self, child_id: int, nursery: "Nursery", when_gone: Callable[[], None]) -> None:
+    def __init__(
+        self, child_id: int, nursery: "Nursery", when_gone: "Callable[[Child], None]"
+    ) -> None:
         self.id = child_id
         self.pid = 0
         """0 until `forked`."""
@@ -47,13 +49,13 @@ class Child:
         self.ended = ""
         """How it ended, in words; empty while it lives."""
         self.gone = asyncio.Event()
-        self._nursery = nursery
+        self.nursery = nursery
         self._when_gone = when_gone
 
     def kill(self) -> None:
         """Have it killed, whatever it does; `gone` is set when it is reaped."""
         if not self.gone.is_set():
-            self._nursery.order(Kill(id=self.id))
+            self.nursery.order(Kill(id=self.id))
 
     async def wait(self) -> None:
         """Wait until a killed session is gone; if its zygote does not see to it, kill the zygote."""
@@ -61,7 +63,7 @@ class Child:
             async with asyncio.timeout(CLOSE_GRACE_S):
                 await self.gone.wait()
         except TimeoutError:
-            self._nursery.kill()
+            self.nursery.kill()
             await self.gone.wait()
 
     def end(self, how: str) -> None:
@@ -69,7 +71,7 @@ class Child:
         self.ended = how
         self.forked.set()
         self.gone.set()
-        self._when_gone()
+        self._when_gone(self)
 
 
 class Nursery:
@@ -112,7 +114,7 @@ class Nursery:
     def is_alive(self) -> bool:
         return not self._is_lost
 
-    def fork(self, connection: socket.socket, when_gone: Callable[[], None]) -> Child:
+    def fork(self, connection: socket.socket, when_gone: Callable[[Child], None]) -> Child:
         """Order a session that serves `connection`, which this takes over.
 
         `when_gone` is called once, when the session is reaped or turns out not to be.

@@ -13,12 +13,13 @@ import resource
 import socket
 from collections.abc import Mapping
 from contextlib import ExitStack
+from functools import partial
 from typing import Self
 
 from configs.load import ConfigError
 from configs.schema import EnvPoolSection, PoolSection
 from envpool.frames import Outcome, Ready, Start
-from envpool.nursery import Nursery
+from envpool.nursery import Child, Nursery
 from envpool.session import EnvFault, Session, StepResult, Wire, Worker
 from envpool.source import near
 from envpool.task import Task
@@ -30,6 +31,8 @@ SANDBOX = "none (trusted pools only)"
 # Sessions that start at once. Forks are made one after another, so that more would only make the
 # last ones miss their deadline.
 MAX_STARTING = 32
+# Processes of a pool that wait for their next session.
+MAX_PARKED = 128
 # Descriptors for everything else a process has open.
 SPARE_FDS = 256
 
@@ -51,6 +54,9 @@ class EnvPool:
         self._slots = asyncio.Semaphore(limits.max_sessions)
         self._starting = asyncio.Semaphore(MAX_STARTING)
         self._restarting = asyncio.Lock()
+        # Processes with a live session, each of which holds a slot, and those between two sessions.
+        self._holding: set[Child] = set()
+        self._parked: dict[str, list[Worker]] = {name: [] for name in sections}
         self._is_closed = False
 
     @classmethod
@@ -62,7 +68,7 @@ class EnvPool:
         The calling thread must live as long as the pool: when it ends, the kernel ends the zygotes.
         """
         refuse_untrusted(sections, limits)
-        _allow_descriptors(limits.max_sessions + SPARE_FDS)
+        _allow_descriptors(limits.max_sessions + MAX_PARKED * len(sections) + SPARE_FDS)
         pool = cls(sections, {}, limits)
         try:
             for name, section in sections.items():
@@ -87,11 +93,23 @@ class EnvPool:
         await self._slots.acquire()
         with ExitStack() as undo:
             undo.callback(self._slots.release)
+            nursery = await self._nursery(task)
+            worker = self._unpark(task.pool, nursery)
+            if worker is not None:
+                self._holding.add(worker.child)
+                undo.pop_all()  # From here on the end of the process frees the slot.
+                undo.callback(worker.let_go)
+                session = await self._start(worker, task)
+                undo.pop_all()
+                return session
             async with self._starting:
                 nursery = await self._nursery(task)
                 ours, theirs = _socketpair()
-                child = nursery.fork(theirs, when_gone=self._slots.release)
-                undo.pop_all()  # From here on the end of the process frees the slot.
+                child = nursery.fork(theirs, when_gone=self._free)
+                self._holding.add(child)
+                if child.gone.is_set():  # Not forked at all: its zygote had just died.
+                    self._free(child)
+                undo.pop_all()
                 wire = Wire()
                 worker = Worker(child, wire)
                 undo.callback(worker.let_go)
@@ -100,6 +118,32 @@ class EnvPool:
                 session = await self._start(worker, task)
                 undo.pop_all()
                 return session
+
+    def _free(self, child: Child) -> None:
+        """A session ended, or its process did: its slot is free."""
+        if child in self._holding:
+            self._holding.discard(child)
+            self._slots.release()
+
+    def _unpark(self, pool: str, nursery: Nursery) -> Worker | None:
+        """A process of this zygote that waits for its next session."""
+        parked = self._parked[pool]
+        while parked:
+            worker = parked.pop()
+            if worker.is_reusable and worker.child.nursery is nursery:
+                return worker
+            worker.let_go()
+        return None
+
+    async def _give_back(self, pool: str, worker: Worker) -> None:
+        """Keep a session's process for the next one if its pool says so, else end it."""
+        is_spent = worker.num_sessions >= self._sections[pool].sessions_per_process
+        parked = self._parked[pool]
+        if is_spent or self._is_closed or not worker.is_reusable or len(parked) >= MAX_PARKED:
+            await worker.close()
+            return
+        parked.append(worker)
+        self._free(worker.child)
 
     async def close(self) -> None:
         """End all sessions and zygotes. Safe to call again."""
@@ -115,7 +159,8 @@ class EnvPool:
         await self.close()
 
     async def _start(self, worker: Worker, task: Task) -> Session:
-        request = Start(id=0, env=task.env, config=task.config, seed=task.seed)
+        worker.num_sessions += 1
+        request = Start(id=worker.next_id(), env=task.env, config=task.config, seed=task.seed)
         try:
             ready = await worker.ask(request, self._limits.start_timeout_s)
             if not isinstance(ready, Ready):
@@ -125,7 +170,13 @@ class EnvPool:
         except EnvFault:
             await worker.close()
             raise
-        return Session(worker, ready.prompt, ready.tools, self._limits.step_timeout_s)
+        return Session(
+            worker,
+            ready.prompt,
+            ready.tools,
+            step_timeout_s=self._limits.step_timeout_s,
+            give_back=partial(self._give_back, task.pool),
+        )
 
     async def _nursery(self, task: Task) -> Nursery:
         """What serves `task`, started again if it died. Raises EnvFault when nothing does."""

@@ -5,6 +5,7 @@ session closes it; a call that is cancelled or passes its deadline kills the pro
 """
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from typing import Any, Self, cast
 
 import msgspec
@@ -79,6 +80,10 @@ class Wire(asyncio.BufferedProtocol):
             timer.cancel()
             self._reply = None
 
+    @property
+    def is_open(self) -> bool:
+        return self._transport is not None
+
     def close(self) -> None:
         if self._transport is not None:
             self._transport.close()
@@ -112,11 +117,26 @@ class Worker:
 
     def __init__(self, child: Child, wire: Wire) -> None:
         self.child = child
+        self.num_sessions = 0
+        """Sessions begun on it."""
         self._wire = wire
+        self._num_requests = 0
+        self._is_sound = True
+
+    @property
+    def is_reusable(self) -> bool:
+        """Whether it lives and has answered everything it was asked, without a fault."""
+        return self._is_sound and not self.child.gone.is_set() and self._wire.is_open
+
+    def next_id(self) -> int:
+        """The id of a new request; a request with an old id is answered from the record."""
+        self._num_requests += 1
+        return self._num_requests
 
     async def ask(self, request: Request, timeout_s: float) -> Reply:
         """The reply, within the deadline. Raises EnvFault; the process may then be dead."""
         what = type(request).__name__.lower()
+        self._is_sound = False
         try:
             reply = await self._wire.ask(request, timeout_s)
         except TimeoutError as error:
@@ -134,6 +154,7 @@ class Worker:
             raise
         if isinstance(reply, Failed):
             raise EnvFault(reply.outcome, reply.error)
+        self._is_sound = True
         return reply
 
     def let_go(self) -> None:
@@ -162,7 +183,13 @@ class Session:
     """One episode of one environment. Close it, also after a fault; `async with` does."""
 
     def __init__(
-        self, worker: Worker, prompt: str, tools: list[dict[str, Any]], step_timeout_s: float
+        self,
+        worker: Worker,
+        prompt: str,
+        tools: list[dict[str, Any]],
+        *,
+        step_timeout_s: float,
+        give_back: Callable[[Worker], Awaitable[None]],
     ) -> None:
         self.prompt = prompt
         """The task in words."""
@@ -172,6 +199,8 @@ class Session:
         """What was asked so far, the last one also when it failed."""
         self._worker = worker
         self._step_timeout_s = step_timeout_s
+        self._give_back = give_back
+        self._is_closed = False
 
     @property
     def pid(self) -> int:
@@ -182,8 +211,9 @@ class Session:
         # A lone surrogate cannot travel, and is wrong in every environment anyway.
         sent = action.encode(errors="replace").decode()
         self.actions.append(sent)
-        # Id 0 is the start's.
-        request = Step(id=len(self.actions), action=sent)
+        if self._is_closed:
+            raise EnvFault(Outcome.CANCELLED, "the session is closed")
+        request = Step(id=self._worker.next_id(), action=sent)
         reply = await self._worker.ask(request, self._step_timeout_s)
         if not isinstance(reply, Stepped) or reply.id != request.id:
             raise EnvFault(Outcome.ENV_ERROR, f"step {request.id} was answered by {reply}")
@@ -196,8 +226,10 @@ class Session:
         )
 
     async def close(self) -> None:
-        """End the process. Safe to call again."""
-        await self._worker.close()
+        """End the session, and its process unless another may use it. Safe to call again."""
+        if not self._is_closed:
+            self._is_closed = True
+            await self._give_back(self._worker)
 
     async def __aenter__(self) -> Self:
         return self

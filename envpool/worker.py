@@ -41,7 +41,7 @@ def serve(connection: socket.socket, envs: Mapping[str, type[ToolEnv]]) -> None:
 
 
 class Session:
-    """One environment and the replies it has given."""
+    """One environment and the replies it has given; a new start begins anew."""
 
     def __init__(self, envs: Mapping[str, type[ToolEnv]]) -> None:
         self._envs = envs
@@ -51,12 +51,24 @@ class Session:
     def answer(self, request: Request) -> bytes:
         """The frame that answers a request, recorded under the request's id."""
         if request.id not in self._replies:
+            if isinstance(request, Start):
+                self._forget()
             self._replies[request.id] = _pack_or_fail(self._reply(request))
         return self._replies[request.id]
 
     def close(self) -> None:
         if self._env is not None:
             self._env.close()
+
+    def _forget(self) -> None:
+        """Leave nothing of the session before, whatever its environment does when it is closed."""
+        self._replies.clear()
+        env, self._env = self._env, None
+        if env is not None:
+            try:
+                env.close()
+            except Exception:  # noqa: BLE001 - the fault boundary: that session is over
+                traceback.print_exc()
 
     def _reply(self, request: Request) -> Reply:
         try:
