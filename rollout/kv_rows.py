@@ -7,7 +7,7 @@ mixture, are never found as a prefix.
 """
 
 import heapq
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -57,6 +57,9 @@ class RowTable:
         self._free = list(range(num_slots))
         # Least recently used first.
         self._cached: OrderedDict[int, None] = OrderedDict()
+        # Cached rows by what they hold, and how many of these end at each length.
+        self._by_content: dict[bytes, list[int]] = {}
+        self._num_ending: Counter[int] = Counter()
 
     @property
     def num_cached(self) -> int:
@@ -72,13 +75,14 @@ class RowTable:
 
         The last token is left to compute: its forward pass gives the first sampled token.
         """
+        # All cached rows are of the present version: the others were dropped with it.
+        extended = self._extended(prompt)
+        if extended is not None:
+            return extended
         wanted = prompt[:-1]
         slots = np.flatnonzero(self.kv_version == version)
         if not len(slots) or not len(wanted):
             return Prefix(slot=0, num_tokens=0, coming=0)
-        takeable = self._extended(slots, prompt)
-        if takeable is not None:
-            return takeable
         differs = self.tokens[slots, : len(wanted)] != wanted
         shared = np.where(differs.any(axis=1), differs.argmax(axis=1), len(wanted))
         coming = int(np.minimum(shared, self.lengths[slots]).max())
@@ -87,31 +91,47 @@ class RowTable:
         best = np.lexsort((self.computed[slots], -ready))[0]
         return Prefix(slot=int(slots[best]), num_tokens=int(ready[best]), coming=coming)
 
-    def _extended(
-        self, slots: npt.NDArray[np.int64], prompt: npt.NDArray[np.int32]
-    ) -> Prefix | None:
-        """A cached row that `prompt` extends whole, as the next turn of a conversation does.
+    def _extended(self, prompt: npt.NDArray[np.int32]) -> Prefix | None:
+        """The longest cached row that `prompt` extends whole, as a conversation's next turn does.
 
-        Rows are first told apart by two tokens: comparing all of all rows costs ten times as much.
+        Found by its content: comparing with every row takes several times as long.
         """
-        ends = self.computed[slots]
-        fits = slots[(ends > 0) & (ends < len(prompt))]
-        ends = self.computed[fits]
-        is_likely = self.tokens[fits, ends - 1] == prompt[ends - 1]
-        is_likely &= self.tokens[fits, ends // 2] == prompt[ends // 2]
-        likely = fits[is_likely]
-        # The longest first: nothing shares more of the prompt than what was just computed for it.
-        for slot in likely[np.argsort(-self.computed[likely])].tolist():
-            end = int(self.computed[slot])
-            if slot in self._cached and np.array_equal(self.tokens[slot, :end], prompt[:end]):
-                return Prefix(slot=slot, num_tokens=end, coming=end)
+        for end in sorted(self._num_ending, reverse=True):
+            if end < len(prompt):
+                slots = self._by_content.get(prompt[:end].tobytes())
+                if slots:
+                    return Prefix(slot=slots[-1], num_tokens=end, coming=end)
         return None
+
+    def _cache(self, slot: int) -> None:
+        self._cached[slot] = None
+        end = int(self.computed[slot])
+        if end:
+            # Members of a group often say the same: several rows may hold the same tokens.
+            self._by_content.setdefault(self._content(slot), []).append(slot)
+            self._num_ending[end] += 1
+
+    def _uncache(self, slot: int) -> None:
+        del self._cached[slot]
+        end = int(self.computed[slot])
+        if end:
+            content = self._content(slot)
+            self._by_content[content].remove(slot)
+            if not self._by_content[content]:
+                del self._by_content[content]
+            self._num_ending[end] -= 1
+            if not self._num_ending[end]:
+                del self._num_ending[end]
+
+    def _content(self, slot: int) -> bytes:
+        """The tokens of a row that have keys and values."""
+        return self.tokens[slot, : self.computed[slot]].tobytes()
 
     def open(self, prompt: npt.NDArray[np.int32], prefix: Prefix, version: int) -> int:
         """A running row holding `prompt`, its prefix in place; returns the slot."""
         source, shared = prefix.slot, prefix.num_tokens
         if shared and source in self._cached and self.computed[source] == shared:
-            del self._cached[source]
+            self._uncache(source)
             slot = source
         else:
             slot = heapq.heappop(self._free)
@@ -131,13 +151,19 @@ class RowTable:
             self._release(slot)
             return
         if len(self._cached) == self._max_cached:
-            self._release(self._cached.popitem(last=False)[0])
-        self._cached[slot] = None
+            oldest = next(iter(self._cached))
+            self._uncache(oldest)
+            self._release(oldest)
+        self._cache(slot)
 
     def drop_cached(self) -> None:
         """Free all cached rows: the weights changed."""
-        while self._cached:
-            self._release(self._cached.popitem()[0])
+        slots = list(self._cached)
+        self._cached.clear()
+        self._by_content.clear()
+        self._num_ending.clear()
+        for slot in slots:
+            self._release(slot)
 
     def exchange(self, one: int, other: int) -> None:
         """Let two rows trade places, whatever they hold."""
@@ -148,6 +174,8 @@ class RowTable:
             column[[one, other]] = column[[other, one]]
         swap = {one: other, other: one}
         self._cached = OrderedDict((swap.get(slot, slot), None) for slot in self._cached)
+        for slots in self._by_content.values():
+            slots[:] = [swap.get(slot, slot) for slot in slots]
         self._free = [swap.get(slot, slot) for slot in self._free]
         heapq.heapify(self._free)
 
