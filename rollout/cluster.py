@@ -36,6 +36,8 @@ Handle = Any
 
 # Besides the members it plays, an actor answers the coordinator's calls.
 CONTROL_CALLS = 16
+# How far a learner on the CPU stands back from generation, of 19.
+LEARNER_NICENESS = 10
 # A close that takes longer is cut short by killing the process.
 CLOSE_S = 5.0
 
@@ -132,6 +134,9 @@ class LearnerProcess:
         """
         config = msgspec.json.decode(config_json, type=RunConfig)
         log_to_file(Path(run_dir), "learner", config.logging.level)
+        if not config.cluster.address and not config.learner.num_gpus:
+            # On one machine's CPU the learner has time to spare, and every token waits for the engine.
+            os.nice(LEARNER_NICENESS)
         module, _, function = trainer.partition(":")
         make = getattr(importlib.import_module(module), function)
         self._trainer: Trains = make(config, Path(run_dir))
