@@ -48,7 +48,6 @@ class PoolSection(_Section, frozen=True, kw_only=True):
     sessions_per_process: Count = 1
     """Sessions a process serves, one after another; more save forks, and only trusted code may."""
 
-
     def __post_init__(self) -> None:
         if self.sessions_per_process > 1 and not self.trusted:
             raise ValueError(
@@ -68,6 +67,8 @@ class RolloutSection(_Section, frozen=True, kw_only=True):
     """Hard bound on token lag, in versions. 0 is synchronous; more overlaps more."""
     max_attempts: Count = 3
     """Times a stale task is requeued before it fails by name."""
+    draw: Literal["even", "signal"] = "even"
+    """Environments of a pool evenly, or more often those whose groups have unequal rewards."""
     max_turns: Count = 12
     """Model replies per rollout."""
     max_reply_tokens: Count = 14

@@ -97,7 +97,7 @@ class Coordinator:
             weights_every=config.weights.every,
             group_size=rollout.group_size,
             min_members=rollout.min_members or rollout.group_size - 1,
-            on_scored=self._books.scored,
+            on_scored=self._on_scored,
             on_end=self._on_end,
         )
         self._curriculum = Curriculum(
@@ -110,6 +110,7 @@ class Coordinator:
                 for source in self._sources.values()
             },
             seed=config.run.seed,
+            draw=rollout.draw,
         )
 
         self._phase = "starting"
@@ -371,6 +372,11 @@ class Coordinator:
             )
             self._retries.append((actor, grant))
 
+    def _on_scored(self, group: Group) -> None:
+        self._books.scored(group)
+        rewards = {rollout.reward for rollout in group.trainable}
+        self._curriculum.note(group.task, has_signal=len(rewards) > 1)
+
     def _on_end(self, ended: Ended) -> None:
         """Write down an ended group, stop what of it still runs, ask for its task again if need be."""
         group = ended.group
@@ -455,6 +461,7 @@ class Coordinator:
             step=step,
             version=self._newest.version if self._newest else 0,
             cursor=self._curriculum.cursor,
+            signal=self._curriculum.signal,
             pools={source.name: source.version for source in self._sources.values()},
             queued=[
                 TrainGroup(group_id=group.id, pool=group.task.pool, rollouts=group.trainable)

@@ -1,7 +1,7 @@
-"""Which task comes next: pools by weight, environments evenly, configurations of the training split.
+"""Which task comes next: pools by weight, environments by `draw`, configurations of the training split.
 
-The n-th task depends on the run's seed and n alone, so the cursor is the whole state. Requeued tasks
-come first.
+The n-th task depends on the run's seed, n, and with `draw="signal"` on the shares of groups with signal
+seen so far. Requeued tasks come first.
 """
 
 import random
@@ -30,13 +30,24 @@ class Draw:
     attempt: int = 0
 
 
+# Weight of the newest group in an environment's share of groups with signal.
+NEWEST = 0.05
+# No environment is drawn less often than this share of signal would have it: policies change.
+LEAST_SIGNAL = 0.15
+
+
 class Curriculum:
     """Draws training tasks from the mixture of pools."""
 
-    def __init__(self, shares: Mapping[tuple[str, str], Share], *, seed: int) -> None:
-        """`shares` is keyed by (pool, version)."""
+    def __init__(
+        self, shares: Mapping[tuple[str, str], Share], *, seed: int, draw: str = "even"
+    ) -> None:
+        """`shares` is keyed by (pool, version); `draw` is `even` or `signal`."""
         self._shares = dict(shares)
         self._seed = seed
+        self._draw = draw
+        self.signal: dict[str, float] = {}
+        """Share of recent groups with signal, by `pool/env`; 1 for one not seen yet."""
         self._requeued: deque[Draw] = deque()
         self.cursor = 0
 
@@ -48,9 +59,21 @@ class Curriculum:
         self.cursor += 1
         shares = list(self._shares.values())
         (share,) = rng.choices(shares, weights=[share.weight for share in shares])
-        env = rng.choice(share.envs)
+        (env,) = rng.choices(share.envs, weights=[self._weight(share, e) for e in share.envs])
         config = share.source.draw(env, rng, Split.TRAIN)
         return Draw(task=share.source.task(env, config, seed=rng.getrandbits(31)))
+
+    def note(self, task: Task, *, has_signal: bool) -> None:
+        """A group of `task` was scored; without signal all its rewards were equal."""
+        key = f"{task.pool}/{task.env}"
+        before = self.signal.get(key, 1.0)
+        self.signal[key] = before + NEWEST * (has_signal - before)
+
+    def _weight(self, share: Share, env: str) -> float:
+        """Squared, since a group without signal is played and then thrown away."""
+        if self._draw == "even":
+            return 1.0
+        return max(LEAST_SIGNAL, self.signal.get(f"{share.source.name}/{env}", 1.0)) ** 2
 
     def requeue(self, draw: Draw) -> None:
         """Draw this task again before any new one."""

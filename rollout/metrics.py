@@ -176,11 +176,13 @@ class WandbSink:
         try:
             import wandb  # takes seconds: only a run that uses it pays
 
-            run = wandb.init(**self._settings)
+            settings = wandb.Settings(silent=True, console="off")
+            run = wandb.init(**self._settings, settings=settings)
             run.define_metric("*", step_metric="step")
             while (values := self._items.get()) is not None:
                 run.log(values)
             run.finish()
+            wandb.teardown()  # its process must not outlive the run
         except Exception as error:  # noqa: BLE001 - a metric sink: its failure never stops the run
             logger.warning("W&B is off for the rest of this run: %s", error)
 

@@ -19,6 +19,8 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     """The newest published version: versions are never reused."""
     cursor: int
     """Tasks drawn so far."""
+    signal: dict[str, float]
+    """Share of recent groups with signal, by `pool/env`."""
     pools: dict[str, str]
     """Version of each pool."""
     queued: list[TrainGroup]
