@@ -85,15 +85,17 @@ class BusyShare(msgspec.Struct, frozen=True, kw_only=True):
     both: float
 
 
-def busy_share(run_dir: Path) -> BusyShare:
+def busy_share(run_dir: Path, *, after_step: int = 0) -> BusyShare:
     """How much engines and learner computed, and computed at once, from the event log.
 
-    Raises AuditError when the run did not train.
+    With `after_step` only what came after that step, when the pipeline is full. Raises AuditError when the run did not train.
     """
     marks = {event["name"]: event["at_s"] for event in events(run_dir, "mark")}
     if "train_begin" not in marks or "train_end" not in marks:
         raise AuditError(f"{run_dir} has no complete training phase")
     begin, end = marks["train_begin"], marks["train_end"]
+    if after_step:
+        begin = next(e["at_s"] for e in events(run_dir, "trained") if e["step"] == after_step)
     spans: dict[bool, list[tuple[float, float]]] = {True: [], False: []}
     for event in events(run_dir, "busy"):
         start_s, end_s = max(begin, event["start_s"]), min(end, event["end_s"])

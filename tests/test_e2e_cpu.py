@@ -18,6 +18,8 @@ ROOT = Path(__file__).parent.parent
 QUICK_EVAL = [
     *(f"eval.sets.{name}.count=8" for name in ("fresh", "harder", "held_out", "unseen")),
     "logging.wandb=off",
+    # Rewards of different steps are compared: the mixture of tasks must stay.
+    "rollout.draw=even",
 ]
 
 
@@ -68,7 +70,7 @@ def test_lag_is_used_and_bounded(run_dir: Path) -> None:
 @pytest.mark.ray
 @pytest.mark.timeout(600)
 def test_engine_and_learner_work_at_the_same_time(run_dir: Path) -> None:
-    assert audit.busy_share(run_dir).both >= 0.6
+    assert audit.busy_share(run_dir, after_step=1).both >= 0.6
 
 
 @pytest.mark.ray
