@@ -21,7 +21,10 @@ $(VENV)/.ready: pyproject.toml
 	  { echo "Python 3.11 or 3.12 is needed: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 1; }
 	@$(PYTHON) -m venv $(VENV) || \
 	  { echo "venv is missing: apt-get install python3-venv (or python3.11-venv)"; rm -rf $(VENV); exit 1; }
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --editable '.[dev]'
+	@# torch alone, first: the other packages are not asked for at its index.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --retries 0 --no-deps \
+	  $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch==2.13.0
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@
 
 venv: $(VENV)/.ready

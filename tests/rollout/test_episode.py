@@ -60,6 +60,7 @@ class ScriptedEngine:
         self.asked.set()
         if self._text is None:
             await asyncio.Event().wait()
+            raise AssertionError("nothing sets it")
         if isinstance(self._text, Exception):
             raise self._text
         ids = self._tokens.tokenizer.encode(self._text)
