@@ -125,7 +125,7 @@ def run(arguments: list[str], *, learns: bool) -> int:
 
     with driver_logging(run_dir, checked.config.logging.level):
         try:
-            asyncio.run(play(checked, run_dir, learns=learns))
+            is_sound = asyncio.run(play(checked, run_dir, learns=learns))
         except (asyncio.CancelledError, KeyboardInterrupt):
             logger.warning("interrupted; what was played is in %s", run_dir)
             return EXIT_INTERRUPTED
@@ -134,11 +134,11 @@ def run(arguments: list[str], *, learns: bool) -> int:
             logger.exception("failed: %s: %s", type(cause).__name__, cause)
             logger.info("logs of every process: %s", run_dir / "logs")
             return EXIT_FAILED
-    return EXIT_DONE
+    return EXIT_DONE if is_sound else EXIT_FAILED
 
 
-async def play(checked: "Checked", run_dir: Path, *, learns: bool) -> None:
-    """Start processes, play, and leave none behind, however it ends."""
+async def play(checked: "Checked", run_dir: Path, *, learns: bool) -> bool:
+    """Start processes, play, and leave none behind, however it ends; whether the ledger balanced."""
     from rollout import cluster, processes, run, weights
 
     config = checked.config
@@ -165,6 +165,7 @@ async def play(checked: "Checked", run_dir: Path, *, learns: bool) -> None:
         # A learner that was killed leaves its files in shared memory.
         weights.sweep([Path(config.weights.dir)], weights.run_id(run_dir))
     run.conclude(summary, run_dir)
+    return summary.ledger_balanced
 
 
 def run_script() -> None:

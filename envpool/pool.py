@@ -98,10 +98,21 @@ class EnvPool:
             if worker is not None:
                 self._holding.add(worker.child)
                 undo.pop_all()  # From here on the end of the process frees the slot.
-                undo.callback(worker.let_go)
-                session = await self._start(worker, task)
-                undo.pop_all()
-                return session
+                try:
+                    return await self._start(worker, task)
+                except asyncio.CancelledError:
+                    worker.let_go()
+                    raise
+                except EnvFault:
+                    # Perhaps the fault of the session before: this one gets a new process.
+                    _log.info("pool %s: a used process did not start a session", task.pool)
+        return await self._open_new(task)
+
+    async def _open_new(self, task: Task) -> Session:
+        """Start an episode in a process of its own."""
+        await self._slots.acquire()
+        with ExitStack() as undo:
+            undo.callback(self._slots.release)
             async with self._starting:
                 nursery = await self._nursery(task)
                 ours, theirs = _socketpair()

@@ -4,6 +4,7 @@ Whatever the environment raises becomes a typed reply; the loop goes on. A reque
 the recorded reply, so that a request may be repeated when its reply was lost.
 """
 
+import math
 import random
 import socket
 import sys
@@ -67,7 +68,7 @@ class Session:
         if env is not None:
             try:
                 env.close()
-            except Exception:  # noqa: BLE001 - the fault boundary: that session is over
+            except (Exception, SystemExit):  # noqa: BLE001 - the fault boundary: it is over
                 traceback.print_exc()
 
     def _reply(self, request: Request) -> Reply:
@@ -91,6 +92,8 @@ class Session:
         if self._env is None:
             raise RuntimeError("a step before the start")
         observation, reward, terminated, truncated, info = self._env.step(request.action)
+        if not math.isfinite(reward):
+            raise GraderError(f"the reward is {reward}: it must be a finite number")
         return Stepped(
             id=request.id,
             observation=observation,

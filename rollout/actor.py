@@ -9,6 +9,8 @@ A plain class: Ray wraps it in `rollout/cluster.py`, tests use it as it is.
 import asyncio
 import math
 from collections import defaultdict
+from collections.abc import Callable
+from functools import partial
 
 from rollout.engine import Engine, UpdateMode, UpdateReport
 from rollout.episode import Episode, Limits, Sessions
@@ -46,6 +48,7 @@ class Actor:
         self._news_due_s = math.inf
         self._is_closing = asyncio.Event()
         self._playing: dict[str, set[asyncio.Task[None]]] = defaultdict(set)
+        self._begun: set[tuple[str, int, int]] = set()
         self._members: asyncio.TaskGroup | None = None
         self._main: asyncio.Task[None] | None = None
 
@@ -93,6 +96,7 @@ class Actor:
                 name = f"{grant.group_id}/{member}"
                 task = self._members.create_task(self._member(grant, member), name=name)
                 self._playing[grant.group_id].add(task)
+                task.add_done_callback(partial(self._if_never_begun, grant, member))
 
     async def cancel(self, group_ids: list[str]) -> None:
         """Stop the members of these groups; they end as cancelled."""
@@ -106,7 +110,8 @@ class Actor:
         if self._main.done() and not self._outbox:
             await self._main  # raises the bug that ended it
             return []
-        self._has_news.clear()
+        if not self._main.done():  # else the next call must not wait: it raises
+            self._has_news.clear()
         self._news_due_s = math.inf
         news, self._outbox = self._outbox, []
         busy = self._engine.take_busy()
@@ -132,7 +137,19 @@ class Actor:
             )
             self._tell(done)
 
-        episode = Episode(
+        episode = self._episode(grant, member, on_turn)
+        self._begun.add((grant.group_id, member, grant.attempt))
+        try:
+            rollout = await episode.play()
+        except asyncio.CancelledError:
+            self._tell(RolloutDone(rollout=episode.ended(StopReason.CANCELLED)))
+            raise
+        finally:
+            self._forget(grant.group_id, asyncio.current_task())
+        self._tell(RolloutDone(rollout=rollout))
+
+    def _episode(self, grant: Grant, member: int, on_turn: Callable[[Turn], None]) -> Episode:
+        return Episode(
             grant=grant,
             member=member,
             engine=self._engine,
@@ -142,20 +159,21 @@ class Actor:
             on_turn=on_turn,
             actor=self.name,
         )
-        try:
-            rollout = await episode.play()
-        except asyncio.CancelledError:
-            self._tell(RolloutDone(rollout=episode.ended(StopReason.CANCELLED)))
-            raise
-        finally:
-            self._forget(grant.group_id)
-        self._tell(RolloutDone(rollout=rollout))
 
-    def _forget(self, group_id: str) -> None:
+    def _if_never_begun(self, grant: Grant, member: int, task: asyncio.Task[None]) -> None:
+        """A task cancelled before its first step never runs: its member ends here."""
+        key = (grant.group_id, member, grant.attempt)
+        if key in self._begun:
+            self._begun.discard(key)
+            return
+        self._forget(grant.group_id, task)
+        episode = self._episode(grant, member, lambda _: None)
+        self._tell(RolloutDone(rollout=episode.ended(StopReason.CANCELLED)))
+
+    def _forget(self, group_id: str, task: asyncio.Task[None] | None) -> None:
         tasks = self._playing[group_id]
-        current = asyncio.current_task()
-        if current is not None:
-            tasks.discard(current)
+        if task is not None:
+            tasks.discard(task)
         if not tasks:
             del self._playing[group_id]
 

@@ -51,6 +51,10 @@ class Books:
         """The event loop was late."""
         self._window.add_loop_lag(seconds)
 
+    def flush(self) -> None:
+        """Have everything so far on disk; blocks."""
+        self._files.flush().wait()
+
     def ended(self, rollout: Rollout) -> None:
         """A member ended; a fault is said aloud."""
         if rollout.stop.is_fault:

@@ -22,7 +22,7 @@ from configs.schema import RunConfig
 from envpool.source import PoolSource
 from rollout import checkpoints, snapshot
 from rollout.books import Books
-from rollout.buffer import Ended, Group, ReplayQueue
+from rollout.buffer import MEMBER_RETRIES, Ended, Group, ReplayQueue
 from rollout.control import Status
 from rollout.curriculum import Curriculum, Draw, Share
 from rollout.evaluate import Evaluation, Score
@@ -211,7 +211,9 @@ class Coordinator:
                 await self._fleet.cancel(name, group_ids)
             while self._retries:
                 name, grant = self._retries.popleft()
-                await self._fleet.play(name, [grant])
+                # A group may have ended since: what it still had to play is of no use.
+                if grant.is_eval or self._queue.group(grant.group_id) is not None:
+                    await self._fleet.play(name, [grant])
             for name in self._fleet.by_room():
                 grants = self._claim(name)
                 if grants:
@@ -260,7 +262,8 @@ class Coordinator:
             waiting_s = self._clock()
             batch = await self._next_batch(step)
             waited_s = self._clock() - waiting_s
-            report = await learner.train(self._train_batch(step, batch))
+            with self._watchdog.learner_at_work():
+                report = await learner.train(self._train_batch(step, batch))
             values = self._on_step(report, batch)
             values["time/save_s"] = await self._checkpoint(learner, step)
             now = self._clock()
@@ -342,9 +345,10 @@ class Coordinator:
     def _on_event(self, actor: str, event: ActorEvent) -> None:
         match event:
             case TurnDone():
+                self._watchdog.something_happened()
                 self._queue.note_turn(event.group_id, event.member, event.turn)
             case RolloutDone(rollout=rollout):
-                self._watchdog.rollout_ended()
+                self._watchdog.something_happened()
                 self._fleet.member_ended(actor)
                 self._on_rollout(actor, rollout)
                 self._feed_wake.set()
@@ -358,6 +362,9 @@ class Coordinator:
         self._books.ended(rollout)
         evaluation = self._evaluation
         if evaluation is not None and evaluation.has(rollout):
+            if rollout.stop.is_fault and rollout.attempt < MEMBER_RETRIES:
+                self._retries.append((actor, evaluation.retry(rollout)))
+                return
             evaluation.record(rollout)
             self._books.evaluated(evaluation, rollout)
             return
@@ -376,6 +383,8 @@ class Coordinator:
         self._books.scored(group)
         rewards = {rollout.reward for rollout in group.trainable}
         self._curriculum.note(group.task, has_signal=len(rewards) > 1)
+        if len(rewards) > 1:
+            self._watchdog.signal_seen()
 
     def _on_end(self, ended: Ended) -> None:
         """Write down an ended group, stop what of it still runs, ask for its task again if need be."""
@@ -456,7 +465,9 @@ class Coordinator:
             return 0.0
         begun = self._clock()
         part = await asyncio.to_thread(checkpoints.begin, self._run_dir, step)
-        await learner.save(str(part))
+        with self._watchdog.learner_at_work():
+            await learner.save(str(part))
+        await asyncio.to_thread(self._books.flush)
         state = snapshot.Snapshot(
             step=step,
             version=self._newest.version if self._newest else 0,

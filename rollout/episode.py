@@ -7,6 +7,7 @@ observation. Only cancellation escapes.
 """
 
 import asyncio
+import logging
 import time
 import zlib
 from collections.abc import Callable
@@ -20,6 +21,8 @@ from rollout.engine import Engine, EngineStop
 from rollout.faults import RolloutFault, boundary
 from rollout.tokens import ChatTokens, Conversation
 from rollout.types import Grant, Rollout, Sampling, StopReason, Turn
+
+logger = logging.getLogger(__name__)
 
 
 class Session(Protocol):
@@ -68,15 +71,29 @@ class Episode:
 
     async def play(self) -> Rollout:
         """Play to the end; every failure becomes a rollout that says so."""
+        session: Session | None = None
         try:
             async with asyncio.timeout(self.limits.timeout_s):
-                stop = await self._turns()
+                with boundary(StopReason.ENV_ERROR):
+                    session = await self.sessions.open(self.grant.task)
+                rollout = self.ended(await self._converse(session))
         except RolloutFault as fault:
-            return self.ended(fault.stop, error=fault.text)
+            rollout = self.ended(fault.stop, error=fault.text)
         except TimeoutError:
             error = f"the rollout took longer than rollout.timeout_s={self.limits.timeout_s:g}"
-            return self.ended(StopReason.TIMEOUT, error=error)
-        return self.ended(stop)
+            rollout = self.ended(StopReason.TIMEOUT, error=error)
+        finally:
+            if session is not None:
+                await self._close(session)
+        return rollout
+
+    async def _close(self, session: Session) -> None:
+        """End the session; a failure changes nothing about a rollout that has ended."""
+        try:
+            with boundary(StopReason.ENV_ERROR):
+                await session.close()
+        except RolloutFault as fault:
+            logger.warning("closing a session of %s failed: %s", self.grant.task.id, fault.text)
 
     def ended(self, stop: StopReason, *, error: str = "") -> Rollout:
         """The rollout so far, ended for `stop`."""
@@ -101,17 +118,10 @@ class Episode:
             wall_s=time.monotonic() - self.started_s,
         )
 
-    async def _turns(self) -> StopReason:
-        with boundary(StopReason.ENV_ERROR):
-            session = await self.sessions.open(self.grant.task)
-        try:
-            with boundary(StopReason.ENGINE_ERROR):
-                self.conversation = self.tokens.conversation(session.prompt, session.tools)
-            return await self._converse(session, self.conversation)
-        finally:
-            await session.close()
-
-    async def _converse(self, session: Session, conversation: Conversation) -> StopReason:
+    async def _converse(self, session: Session) -> StopReason:
+        with boundary(StopReason.ENGINE_ERROR):
+            conversation = self.tokens.conversation(session.prompt, session.tools)
+        self.conversation = conversation
         stop = StopReason.MAX_TURNS
         for index in range(self.limits.max_turns):
             room = self.limits.max_context_tokens - len(conversation.ids)

@@ -109,7 +109,7 @@ class Evaluation:
     results: dict[str, dict[str, Rollout]] = field(default_factory=dict)
     _waiting: list[tuple[str, Grant]] = field(default_factory=list)
     _key_of: dict[str, str] = field(default_factory=dict)
-    _configs: dict[str, Config] = field(default_factory=dict)
+    _grants: dict[str, Grant] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for (name, tasks), (mode, temperature) in product(self.sets.items(), MODES.items()):
@@ -124,7 +124,7 @@ class Evaluation:
                     is_eval=True,
                 )
                 self._waiting.append((key, grant))
-        self._configs = {grant.group_id: grant.task.config for _, grant in self._waiting}
+        self._grants = {grant.group_id: grant for _, grant in self._waiting}
         self._key_of = {grant.group_id: key for key, grant in self._waiting}
         self._waiting.reverse()
 
@@ -136,13 +136,17 @@ class Evaluation:
         """Whether a rollout belongs to it."""
         return rollout.group_id in self._key_of
 
+    def retry(self, rollout: Rollout) -> Grant:
+        """The grant that plays a faulted rollout once more."""
+        return msgspec.structs.replace(self._grants[rollout.group_id], attempt=rollout.attempt + 1)
+
     def record(self, rollout: Rollout) -> None:
         """Keep a finished rollout."""
         self.results[self._key_of[rollout.group_id]][rollout.group_id] = rollout
 
     def config(self, group_id: str) -> Config:
         """The configuration behind one of its grants."""
-        return self._configs[group_id]
+        return self._grants[group_id].task.config
 
     @property
     def total(self) -> int:

@@ -180,6 +180,9 @@ class RunFiles:
                     # Kept open for the run: a part is reopened by nobody.
                     files[name] = (self._run_dir / name).open("ab")
                 files[name].write(line)
+                if self._lines.empty():  # a reader sees what there is; a crash loses little
+                    for file in files.values():
+                        file.flush()
         except OSError as error:
             self._error = error
         finally:

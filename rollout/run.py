@@ -165,8 +165,8 @@ def _audit(run_dir: Path, live: object) -> str:
     """What the files say against the live ledger; empty when they agree."""
     try:
         recomputed = audit.recompute(run_dir)
-    except audit.AuditError as error:
-        return str(error)
+    except (audit.AuditError, msgspec.MsgspecError) as error:
+        return f"{type(error).__name__}: {error}"
     return "" if recomputed == live else f"files give {recomputed}, the run counted {live}"
 
 

@@ -1,10 +1,14 @@
 """Notices that a run does not get on, and says why: nothing happens, or nothing can be learned."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from rollout.buffer import Group
 from rollout.ledger import GroupState
+
+# How many times `control.stall_s` a step or a save of the learner may take.
+LEARNER_PATIENCE = 20.0
 
 # Groups in a row, in batches, that end without one to train on before the run gives up.
 FRUITLESS_BATCHES = 50
@@ -22,11 +26,26 @@ class Watchdog:
         self._limit = FRUITLESS_BATCHES * groups_per_step
         self._clock = clock
         self._progress_s = clock()
+        self._patience = 1.0
         self._fruitless: list[Group] = []
 
-    def rollout_ended(self) -> None:
-        """Something happened."""
+    def something_happened(self) -> None:
+        """A turn or a rollout ended."""
         self._progress_s = self._clock()
+
+    def signal_seen(self) -> None:
+        """A group can be trained on."""
+        self._fruitless.clear()
+
+    @contextmanager
+    def learner_at_work(self) -> Iterator[None]:
+        """Nothing else may happen meanwhile: with every slot held, all wait for the learner."""
+        self._patience = LEARNER_PATIENCE
+        try:
+            yield
+        finally:
+            self._patience = 1.0
+            self._progress_s = self._clock()
 
     def step_trained(self) -> None:
         """Something was learned."""
@@ -51,5 +70,6 @@ class Watchdog:
 
     def check(self, diagnose: Callable[[], str]) -> None:
         """Raises StallError, with a diagnosis, when nothing happened for too long."""
-        if self._clock() - self._progress_s > self._stall_s:
-            raise StallError(f"nothing happened for {self._stall_s:g} s; {diagnose()}")
+        limit_s = self._stall_s * self._patience
+        if self._clock() - self._progress_s > limit_s:
+            raise StallError(f"nothing happened for {limit_s:g} s; {diagnose()}")

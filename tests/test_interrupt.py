@@ -7,10 +7,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 from rollout import audit
-from rollout.processes import is_alive, read_pids
+from rollout.processes import Process, describe, is_alive
 
 ROOT = Path(__file__).parent.parent
 
@@ -18,8 +19,11 @@ ROOT = Path(__file__).parent.parent
 BUDGET_S = 15.0
 
 
-def interrupt(run_dir: Path, when: Callable[[], bool]) -> tuple[int, float]:
-    """Start a run, send SIGINT once `when()` holds; returns the exit code and the seconds it took."""
+def interrupt(run_dir: Path, when: Callable[[], bool]) -> tuple[int, float, list[Process]]:
+    """Start a run, send SIGINT once `when()` holds.
+
+    Returns the exit code, the seconds it took, and every process there was below it.
+    """
     command = [sys.executable, "launch.py", f"run.dir={run_dir}", "logging.wandb=offline"]
     command += ["eval.sets.fresh.count=8", "eval.before=false"]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
@@ -29,10 +33,11 @@ def interrupt(run_dir: Path, when: Callable[[], bool]) -> tuple[int, float]:
             assert process.poll() is None, process.stdout.read()
             assert time.monotonic() < deadline, "the run never came that far"
             time.sleep(0.05)  # another process: nothing here to wait on
+        seen = [describe("", child.pid) for child in psutil.Process(process.pid).children(True)]
         process.send_signal(signal.SIGINT)
         begun = time.monotonic()
         process.communicate(timeout=60)
-        return process.returncode, time.monotonic() - begun
+        return process.returncode, time.monotonic() - begun, seen
 
 
 @pytest.mark.ray
@@ -40,11 +45,11 @@ def interrupt(run_dir: Path, when: Callable[[], bool]) -> tuple[int, float]:
 @pytest.mark.parametrize("moment", ["placing", "training"])
 def test_ctrl_c_leaves_nothing_running_and_loses_nothing(tmp_path: Path, moment: str) -> None:
     run_dir = tmp_path / "run"
-    marker = run_dir / ("pids.json" if moment == "placing" else "metrics.jsonl")
-    code, took_s = interrupt(run_dir, marker.exists)
+    marker = run_dir / ("logs/actor-0.log" if moment == "placing" else "metrics.jsonl")
+    code, took_s, seen = interrupt(run_dir, marker.exists)
     assert code == 130
     assert took_s < BUDGET_S
-    assert [process.name for process in read_pids(run_dir) if is_alive(process)] == []
+    assert [process.name for process in seen if is_alive(process)] == []
     if moment == "training":
         counts = audit.recompute(run_dir)
         assert sum(counts.groups.values()) > 0

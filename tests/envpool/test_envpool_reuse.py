@@ -1,14 +1,17 @@
 """Processes that serve several sessions, one after another."""
 
+import math
+import sys
 from collections.abc import AsyncIterator
+from random import Random
 from typing import Any
 
 import msgspec
 import pytest
 
 from configs.schema import EnvPoolSection, PoolSection
-from envpool.env import call_text
-from envpool.frames import Start, Step, Stepped, decode_reply
+from envpool.env import ToolEnv, call_text
+from envpool.frames import Failed, Ready, Start, Step, Stepped, decode_reply
 from envpool.pool import EnvFault, EnvPool, Outcome
 from envpool.task import Task
 from envpool.worker import Session as WorkerSession
@@ -105,3 +108,44 @@ def test_a_new_start_forgets_the_replies_before() -> None:
 def test_untrusted_code_gets_a_process_for_each_session() -> None:
     with pytest.raises(ValueError, match="sessions_per_process=2"):
         PoolSection(source=SOURCE, sessions_per_process=2)
+
+
+class Rude(ToolEnv):
+    """Answer: 1. Its end exits the process; a wrong answer is worth no number."""
+
+    class Config(msgspec.Struct):
+        pass
+
+    @classmethod
+    def sample(cls, rng: Random, level: int) -> dict[str, Any]:
+        return {}
+
+    def setup(self, config: Config) -> None:
+        pass
+
+    def statement(self) -> str:
+        return "Answer 1."
+
+    def reference(self) -> int:
+        return 1
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        observation, _, terminated, truncated, info = super().step(action)
+        return observation, math.nan, terminated, truncated, info
+
+    def close(self) -> None:
+        sys.exit(3)
+
+
+def test_the_end_of_one_session_is_not_the_fault_of_the_next() -> None:
+    session = WorkerSession({"rude": Rude})
+    for number in (1, 2):
+        reply = decode_reply(session.answer(Start(id=number, env="rude", config={}, seed=0))[4:])
+        assert isinstance(reply, Ready), reply
+
+
+def test_a_reward_that_is_no_number_is_a_grader_error() -> None:
+    session = WorkerSession({"rude": Rude})
+    session.answer(Start(id=1, env="rude", config={}, seed=0))
+    reply = decode_reply(session.answer(Step(id=2, action=call_text("done", {"answer": 1})))[4:])
+    assert isinstance(reply, Failed) and reply.outcome is Outcome.GRADER_ERROR

@@ -17,7 +17,7 @@ from rollout.ledger import GroupState
 from rollout.metrics import MetricsWriter
 from rollout.supervise import root_cause
 from rollout.types import Grant, StopReason, TrainBatch
-from tests.fakes import FakeActor, FakeLearner, alternating
+from tests.fakes import FakeActor, FakeLearner, alternating, make_task
 
 
 class Bench:
@@ -267,3 +267,14 @@ async def test_checkpoints_are_complete_and_only_the_newest_are_kept(
         saved = await asyncio.to_thread(snapshot.read, path)
         assert f"step_{saved.step}" == path.name
         assert await asyncio.to_thread((path / "DONE").exists)
+
+
+async def test_a_retry_of_a_group_that_ended_meanwhile_is_not_played(tmp_path: Path) -> None:
+    """The fault that asks for it arrives with the end of training."""
+    bench = await make_bench(tmp_path, "learner.steps=1")
+    coordinator, actor = bench.coordinator, bench.actors[0]
+    gone = Grant(group_id="g999999", task=make_task(), members=[0], attempt=1)
+    coordinator._retries.append((actor.name, gone))
+    await bench.run()
+    assert gone not in actor.granted
+    assert coordinator._fleet.is_idle

@@ -313,3 +313,47 @@ async def test_closing_an_actor_ends_what_it_plays(tokens: ChatTokens) -> None:
     await engine.asked.wait()
     await actor.close()
     assert session.is_closed
+
+
+async def test_a_member_cancelled_before_it_began_still_ends(tokens: ChatTokens) -> None:
+    actor = await start_actor(tokens, ScriptedEngine(tokens, None), ScriptedSession([]))
+    await actor.play([GRANT])
+    await actor.cancel(["g0"])  # before its task had its first step
+    (done,) = [event for event in await actor.events() if isinstance(event, RolloutDone)]
+    assert done.rollout.stop is StopReason.CANCELLED
+    await actor.close()
+
+
+async def test_an_actor_that_broke_says_so_after_what_it_had_to_say(tokens: ChatTokens) -> None:
+    engine = ScriptedEngine(tokens, CALL)
+    actor = await start_actor(tokens, engine, ScriptedSession([result("", 1.0, end=True)]))
+    await actor.play([GRANT])
+    assert actor._members is not None
+
+    async def bug() -> None:
+        raise ZeroDivisionError("a bug in a member's task")
+
+    actor._members.create_task(bug())
+
+    async def listen() -> None:
+        while True:
+            await actor.events()
+
+    with pytest.raises(ExceptionGroup, match="unhandled"):
+        async with asyncio.timeout(5):
+            await listen()
+
+
+class StubbornSession(ScriptedSession):
+    """Its end fails."""
+
+    async def close(self) -> None:
+        await super().close()
+        raise OSError("no descriptor")
+
+
+async def test_a_session_whose_end_fails_takes_no_verdict_away(tokens: ChatTokens) -> None:
+    session = StubbornSession([result("", 1.0, end=True)])
+    rollout = await play(tokens, session)
+    assert (rollout.stop, rollout.reward) == (StopReason.ANSWERED, 1.0)
+    assert session.is_closed
