@@ -108,6 +108,12 @@ class BusySpan(msgspec.Struct, frozen=True, kw_only=True, tag="busy", tag_field=
     end_s: float
 
 
+class Header(msgspec.Struct, frozen=True, kw_only=True, tag="header", tag_field="kind"):
+    """The first line of `events.jsonl`."""
+
+    format: int = FORMAT
+
+
 class Mark(msgspec.Struct, frozen=True, kw_only=True, tag="mark", tag_field="kind"):
     """A line of `events.jsonl`: a named moment of the run."""
 
@@ -128,6 +134,7 @@ class RunFiles:
         self._rows = 0
         self._thread = threading.Thread(target=self._write, name="run-files", daemon=True)
         self._thread.start()
+        self.event(Header())
 
     def rollout(self, row: RolloutRow) -> None:
         """Append to the rollout log."""

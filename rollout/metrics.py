@@ -16,7 +16,7 @@ import numpy as np
 
 from rollout.files import RunFiles
 from rollout.ledger import GroupState
-from rollout.types import EngineStats, Rollout, StopReason
+from rollout.types import FORMAT, EngineStats, Rollout, StopReason
 
 logger = logging.getLogger(__name__)
 
@@ -196,6 +196,7 @@ class MetricsWriter:
 
     def write(self, values: Values) -> None:
         """Write one flat record with its `step`; non-finite values are left out."""
+        values = {"format": FORMAT, **values}
         finite = {key: value for key, value in values.items() if np.isfinite(value)}
         self._files.metrics(finite)
         if self._wandb is not None:

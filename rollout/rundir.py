@@ -12,6 +12,7 @@ import msgspec
 
 from configs.load import ConfigError
 from configs.schema import RunConfig
+from rollout.types import FORMAT
 
 
 def prepare(config: RunConfig) -> Path:
@@ -32,7 +33,7 @@ def prepare(config: RunConfig) -> Path:
         run_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"run.dir={name!r} cannot be made: {error}") from error
-    write_json(run_dir / "config.json", config)
+    write_json(run_dir / "config.json", {"format": FORMAT, **msgspec.to_builtins(config)})
     (run_dir / "environment.txt").write_text(_environment())
     revision, diff = _code()
     (run_dir / "code.diff").write_text(f"# revision {revision}\n{diff}")
