@@ -41,7 +41,7 @@ test-slow: venv
 check: venv
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 format: venv
 	$(BIN)/ruff check --fix .

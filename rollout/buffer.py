@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 
 from envpool.task import Task
 from rollout.ledger import GroupState, Ledger
-from rollout.types import LagError, Rollout, StopReason, Turn
+from rollout.types import LagError, Rollout, StopReason, TrainGroup, Turn
 
 # A faulted member is played again this many times.
 MEMBER_RETRIES = 1
@@ -51,6 +51,10 @@ class Group:
     def trainable(self) -> list[Rollout]:
         """The members that have a verdict, in member order."""
         return [self.done[m] for m in sorted(self.done) if self.done[m].reward is not None]
+
+    def to_train(self) -> TrainGroup:
+        """What the learner gets of it."""
+        return TrainGroup(group_id=self.id, pool=self.task.pool, rollouts=self.trainable)
 
     def cancelled_members(self) -> list[Rollout]:
         """A record for each member that has not ended, with the turns it had."""

@@ -41,7 +41,6 @@ from rollout.types import (
     RolloutDone,
     StepReport,
     TrainBatch,
-    TrainGroup,
     TurnDone,
 )
 from rollout.watchdog import Watchdog
@@ -278,8 +277,7 @@ class Coordinator:
             values |= self._fleet.take_values(now - last_s)
             last_s = now
             self._metrics.write(values)
-            steps, max_lag = self._config.learner.steps, self._config.rollout.max_lag
-            logger.info("%s", terminal_line(step, steps, values, max_lag))
+            logger.info("%s", terminal_line(step, self._config, values))
         self._books.end_training()
         self._is_training = False
         self._queue.cancel_all()
@@ -429,10 +427,7 @@ class Coordinator:
             step=step,
             version=version,
             publish_version=version + 1 if publishes else None,
-            groups=[
-                TrainGroup(group_id=group.id, pool=group.task.pool, rollouts=group.trainable)
-                for group in batch
-            ],
+            groups=[group.to_train() for group in batch],
             max_lag=self._config.rollout.max_lag,
         )
 
@@ -474,10 +469,7 @@ class Coordinator:
             cursor=self._curriculum.cursor,
             signal=self._curriculum.signal,
             pools={source.name: source.version for source in self._sources.values()},
-            queued=[
-                TrainGroup(group_id=group.id, pool=group.task.pool, rollouts=group.trainable)
-                for group in self._queue.live(GroupState.QUEUED)
-            ],
+            queued=[group.to_train() for group in self._queue.live(GroupState.QUEUED)],
             running=[group.task for group in self._queue.live(GroupState.RUNNING)],
             ledger=self.ledger.counts(),
         )

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from configs.schema import RunConfig
 from rollout.files import RunFiles
 from rollout.ledger import GroupState
 from rollout.types import FORMAT, EngineStats, Rollout, StopReason
@@ -131,12 +132,12 @@ def engine_values(
     }
 
 
-def terminal_line(step: int, steps: int, values: Mapping[str, float | int], max_lag: int) -> str:
+def terminal_line(step: int, config: RunConfig, values: Mapping[str, float | int]) -> str:
     """One line per step, for a person."""
     return (
-        f"step {step}/{steps} | {values['time/step_s']:.2f} s"
+        f"step {step}/{config.learner.steps} | {values['time/step_s']:.2f} s"
         f" | reward {values.get('reward/all_mean', float('nan')):.3f}"
-        f" | lag {values['lag/mean']:.1f}/{max_lag}"
+        f" | lag {values['lag/mean']:.1f}/{config.rollout.max_lag}"
         f" | len {values.get('rollout/tokens_mean', 0):.0f}"
         f" | kl {values.get('kl/engine_mean', 0):.4f}"
         f" | grad {values.get('optim/grad_norm', 0):.2f}"
