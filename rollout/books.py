@@ -118,6 +118,8 @@ class Books:
         window, self._window = self._window, Window()
         values = window.values() | self._step_values
         # No group may have been scored since the last step: the batch was queued before.
-        reward = values.setdefault("reward/all_mean", self.last_reward or 0.0)
-        self.last_reward = float(reward)
+        if self.last_reward is not None:
+            values.setdefault("reward/all_mean", self.last_reward)
+        if "reward/all_mean" in values:
+            self.last_reward = float(values["reward/all_mean"])
         return values

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from configs.schema import RunConfig
 from envpool.source import PoolSource
+from envpool.task import Task
 from rollout import checkpoints, snapshot
 from rollout.books import Books
 from rollout.buffer import MEMBER_RETRIES, Ended, Group, ReplayQueue
@@ -63,7 +64,7 @@ class Coordinator:
         config: RunConfig,
         run_dir: Path,
         sources: Mapping[str, PoolSource],
-        evaluation_sets: Mapping[str, list],
+        evaluation_sets: Mapping[str, list[Task]],
         actors: Mapping[str, ActorPort],
         learner: LearnerPort | None,
         files: RunFiles,
@@ -123,10 +124,9 @@ class Coordinator:
         self._blocked_s = 0.0
         self._watchdog = Watchdog(
             stall_s=config.control.stall_s,
-            groups_per_step=config.rollout.groups_per_step,
+            groups_per_step=rollout.groups_per_step,
             clock=clock,
         )
-
         self._feed_wake = asyncio.Event()
         self._train_wake = asyncio.Event()
         self._sync_wake = asyncio.Event()

@@ -202,8 +202,3 @@ class MetricsWriter:
         self._files.metrics(finite)
         if self._wandb is not None:
             self._wandb.log(finite)
-
-    def close(self) -> None:
-        """Let W&B finish; blocks."""
-        if self._wandb is not None:
-            self._wandb.close()
