@@ -15,7 +15,7 @@ from functools import partial
 from rollout.engine import Engine, UpdateMode, UpdateReport
 from rollout.episode import Episode, Limits, Sessions
 from rollout.tokens import ChatTokens
-from rollout.types import ActorEvent, Busy, Grant, RolloutDone, StopReason, Turn, TurnDone
+from rollout.types import ActorEvent, Busy, Grant, Reply, RolloutDone, StopReason, Turn, TurnDone
 from rollout.weights import Manifest
 
 # Events wait this long for company: a call to another process costs more than they do. An ended
@@ -131,9 +131,13 @@ class Actor:
         await self._engine.close()
 
     async def _member(self, grant: Grant, member: int) -> None:
-        def on_turn(turn: Turn) -> None:
+        def on_turn(turn: Turn, reply: Reply) -> None:
             done = TurnDone(
-                group_id=grant.group_id, member=member, attempt=grant.attempt, turn=turn
+                group_id=grant.group_id,
+                member=member,
+                attempt=grant.attempt,
+                turn=turn,
+                reply=reply,
             )
             self._tell(done)
 
@@ -148,7 +152,9 @@ class Actor:
             self._forget(grant.group_id, asyncio.current_task())
         self._tell(RolloutDone(rollout=rollout))
 
-    def _episode(self, grant: Grant, member: int, on_turn: Callable[[Turn], None]) -> Episode:
+    def _episode(
+        self, grant: Grant, member: int, on_turn: Callable[[Turn, Reply], None]
+    ) -> Episode:
         return Episode(
             grant=grant,
             member=member,
@@ -167,7 +173,7 @@ class Actor:
             self._begun.discard(key)
             return
         self._forget(grant.group_id, task)
-        episode = self._episode(grant, member, lambda _: None)
+        episode = self._episode(grant, member, lambda _turn, _reply: None)
         self._tell(RolloutDone(rollout=episode.ended(StopReason.CANCELLED)))
 
     def _forget(self, group_id: str, task: asyncio.Task[None] | None) -> None:

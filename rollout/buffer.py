@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 
 from envpool.task import Task
 from rollout.ledger import GroupState, Ledger
-from rollout.types import LagError, Rollout, StopReason, TrainGroup, Turn
+from rollout.types import LagError, Rollout, StopReason, TrainGroup, TurnDone
 
 # A faulted member is played again this many times.
 MEMBER_RETRIES = 1
@@ -39,7 +39,8 @@ class Group:
     actor: str = ""
     faults: list[Rollout] = field(default_factory=list)
     done: dict[int, Rollout] = field(default_factory=dict)
-    journal: dict[int, list[Turn]] = field(default_factory=dict)
+    journal: dict[int, list[TurnDone]] = field(default_factory=dict)
+    """The completed turns of each member that plays."""
     queued_order: int = 0
 
     @property
@@ -71,7 +72,7 @@ class Group:
                 stop=StopReason.CANCELLED,
                 reward=None,
                 rows=[],
-                turns=self.journal.get(member, []),
+                turns=[done.turn for done in self.journal.get(member, [])],
                 actor=self.actor,
             )
             for member in range(self.size)
@@ -159,11 +160,11 @@ class ReplayQueue:
         group.version = version
         self._move(group, GroupState.RUNNING)
 
-    def note_turn(self, group_id: str, member: int, turn: Turn) -> None:
+    def note_turn(self, done: TurnDone) -> None:
         """Journal a completed turn of a running member."""
-        group = self._groups.get(group_id)
+        group = self._groups.get(done.group_id)
         if group is not None and group.state is GroupState.RUNNING:
-            group.journal.setdefault(member, []).append(turn)
+            group.journal.setdefault(done.member, []).append(done)
 
     def finish(self, rollout: Rollout) -> bool:
         """Record the end of a member's attempt; True asks to play the member once more."""

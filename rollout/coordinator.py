@@ -344,7 +344,7 @@ class Coordinator:
         match event:
             case TurnDone():
                 self._watchdog.something_happened()
-                self._queue.note_turn(event.group_id, event.member, event.turn)
+                self._queue.note_turn(event)
             case RolloutDone(rollout=rollout):
                 self._watchdog.something_happened()
                 self._fleet.member_ended(actor)

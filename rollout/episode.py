@@ -20,7 +20,7 @@ from rollout import toolcall
 from rollout.engine import Engine, EngineStop
 from rollout.faults import RolloutFault, boundary
 from rollout.tokens import ChatTokens, Conversation
-from rollout.types import Grant, Rollout, Sampling, StopReason, Turn
+from rollout.types import Grant, Reply, Rollout, Sampling, StopReason, Turn
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ class Episode:
     sessions: Sessions
     tokens: ChatTokens
     limits: Limits
-    on_turn: Callable[[Turn], None]
+    on_turn: Callable[[Turn, Reply], None]
     actor: str = ""
     turns: list[Turn] = field(default_factory=list)
     reward: float = 0.0
@@ -151,7 +151,7 @@ class Episode:
                 env_s=time.monotonic() - generated,
             )
             self.turns.append(turn)
-            self.on_turn(turn)
+            self.on_turn(turn, Reply.pack(reply.token_ids, reply.logprobs, reply.spans))
             if result.terminated:
                 return StopReason.ANSWERED
             if result.truncated:

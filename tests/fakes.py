@@ -9,6 +9,7 @@ from rollout.engine import UpdateReport
 from rollout.types import (
     ActorEvent,
     Grant,
+    Reply,
     Rollout,
     RolloutDone,
     Row,
@@ -36,6 +37,16 @@ def make_turn(index: int = 0, version: int = 0) -> Turn:
         oldest_version=version,
         generate_s=0.0,
         env_s=0.0,
+    )
+
+
+def make_turn_done(group_id: str, member: int, *, attempt: int = 0, version: int = 0) -> TurnDone:
+    return TurnDone(
+        group_id=group_id,
+        member=member,
+        attempt=attempt,
+        turn=make_turn(version=version),
+        reply=Reply.pack([7, 8], [-1.0, -1.0], [Span(version, 0, 2)]),
     )
 
 
@@ -107,9 +118,8 @@ class FakeActor:
         if verdict is None:
             self._endless.setdefault(grant.group_id, []).append((grant, member))
             return
-        turn = make_turn(version=self.version)
         self._news.put_nowait(
-            TurnDone(group_id=grant.group_id, member=member, attempt=grant.attempt, turn=turn)
+            make_turn_done(grant.group_id, member, attempt=grant.attempt, version=self.version)
         )
         rollout = make_rollout(
             grant.group_id,

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from rollout.buffer import Ended, Group, ReplayQueue
 from rollout.ledger import GroupState, Ledger
 from rollout.types import LagError, StopReason
-from tests.fakes import make_rollout, make_task, make_turn
+from tests.fakes import make_rollout, make_task, make_turn_done
 
 
 class Harness:
@@ -203,7 +203,7 @@ def test_cancel_all_ends_every_live_group_once() -> None:
     h = Harness()
     running, queued = h.start(), h.queued()
     pending = h.queue.create(make_task())
-    h.queue.note_turn(running.id, 1, make_turn())
+    h.queue.note_turn(make_turn_done(running.id, 1))
     h.queue.cancel_all()
     assert {g.state for g in (running, queued, pending)} == {GroupState.CANCELLED}
     assert h.ledger.live == 0 and h.ledger[GroupState.CANCELLED] == 3

@@ -17,6 +17,7 @@ from rollout.tokens import ChatTokens
 from rollout.types import (
     EngineStats,
     Grant,
+    Reply,
     Rollout,
     RolloutDone,
     Sampling,
@@ -149,9 +150,12 @@ async def play(
     text: str | Exception | None = CALL,
     limits: Limits = LIMITS,
     cut: bool = False,
-    on_turn: list[Turn] | None = None,
+    journal: list[tuple[Turn, Reply]] | None = None,
 ) -> Rollout:
-    seen: list[Turn] = [] if on_turn is None else on_turn
+    def on_turn(turn: Turn, reply: Reply) -> None:
+        if journal is not None:
+            journal.append((turn, reply))
+
     episode = Episode(
         grant=GRANT,
         member=0,
@@ -159,15 +163,16 @@ async def play(
         sessions=OneSession(session),
         tokens=tokens,
         limits=limits,
-        on_turn=seen.append,
+        on_turn=on_turn,
     )
     return await episode.play()
 
 
 async def test_an_answer_ends_the_rollout_with_its_verdict(tokens: ChatTokens) -> None:
     session = ScriptedSession([result(), result("done", 1.0, end=True)])
-    turns: list[Turn] = []
-    rollout = await play(tokens, session, on_turn=turns)
+    journal: list[tuple[Turn, Reply]] = []
+    rollout = await play(tokens, session, journal=journal)
+    turns = [turn for turn, _ in journal]
     assert (rollout.stop, rollout.reward) == (StopReason.ANSWERED, 1.0)
     assert session.actions == ['{"name": "get", "arguments": {"index": 0}}'] * 2
     assert [turn.index for turn in turns] == [0, 1] and turns == rollout.turns
@@ -232,6 +237,20 @@ async def test_a_rollout_past_its_deadline_is_a_timeout(tokens: ChatTokens) -> N
     assert session.is_closed
 
 
+async def test_the_journal_rebuilds_the_conversation_token_for_token(tokens: ChatTokens) -> None:
+    session = ScriptedSession([result("7"), result("8"), result("no", end=True)])
+    journal: list[tuple[Turn, Reply]] = []
+    rollout = await play(tokens, session, journal=journal)
+    rebuilt = tokens.conversation(session.prompt, session.tools)
+    for turn, reply in journal[:-1]:
+        rebuilt.reply(reply.token_ids, reply.logprobs, reply.spans)
+        rebuilt.observe(turn.observation)
+    last = journal[-1][1]
+    rebuilt.reply(last.token_ids, last.logprobs, last.spans)
+    assert len(journal) == 3 and rebuilt.rows() == rollout.rows
+    assert [turn.action for turn, _ in journal] == session.actions
+
+
 async def test_members_and_turns_have_streams_of_their_own(tokens: ChatTokens) -> None:
     seeds = set()
     for member in (0, 1):
@@ -243,7 +262,7 @@ async def test_members_and_turns_have_streams_of_their_own(tokens: ChatTokens) -
             sessions=OneSession(ScriptedSession([result()] * 3)),
             tokens=tokens,
             limits=LIMITS,
-            on_turn=lambda _: None,
+            on_turn=lambda _turn, _reply: None,
         )
         await episode.play()
         seeds |= {sampling.seed for sampling in engine.sampled}
@@ -259,7 +278,7 @@ async def test_each_prompt_extends_the_one_before_by_what_was_sampled(tokens: Ch
         sessions=OneSession(ScriptedSession([result("7"), result("8"), result()])),
         tokens=tokens,
         limits=LIMITS,
-        on_turn=lambda _: None,
+        on_turn=lambda _turn, _reply: None,
     )
     await episode.play()
     sampled = [*tokens.tokenizer.encode(CALL), tokens.stop_token_ids[0]]
