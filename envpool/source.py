@@ -17,7 +17,7 @@ import envpool
 from configs.load import ConfigError
 from configs.schema import PoolSection
 from envpool.env import ToolEnv
-from envpool.task import Config, Split, Task, config_split
+from envpool.task import Config, PoolKey, Split, Task, config_split
 
 # Draws before `draw` gives up. One in eight configurations is for evaluation, so that a generator
 # with enough configurations fails this often with probability (7/8)^1000.
@@ -49,6 +49,10 @@ class PoolSource:
     train: tuple[str, ...]
     """Ids to train on."""
     trusted: bool
+
+    @property
+    def key(self) -> PoolKey:
+        return PoolKey(self.name, self.version)
 
     @classmethod
     def load(cls, name: str, section: PoolSection) -> "PoolSource":

@@ -6,7 +6,7 @@ evaluation, so that no run, seed or stage (warm start, RL) can train on an evalu
 
 import hashlib
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -28,12 +28,19 @@ class Split(StrEnum):
     """Only ever evaluated on."""
 
 
+class PoolKey(NamedTuple):
+    """Which pool: two versions of one name are two pools, and may run side by side."""
+
+    name: str
+    version: str
+    """Content hash of the code that serves it."""
+
+
 class Task(msgspec.Struct, frozen=True, kw_only=True):
     """One configuration of one environment of one version of a pool."""
 
     pool: str
     pool_version: str
-    """Content hash of the code that serves it."""
     env: str
     config: Config
     seed: int
@@ -42,6 +49,10 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def id(self) -> str:
         return f"{self.pool}/{self.env}/{config_digest(self.env, self.config)[:16]}"
+
+    @property
+    def pool_key(self) -> PoolKey:
+        return PoolKey(self.pool, self.pool_version)
 
     @property
     def split(self) -> Split:

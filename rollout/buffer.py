@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from envpool.task import Task
+from envpool.task import PoolKey, Task
 from rollout.ledger import GroupState, Ledger
 from rollout.types import LagError, Rollout, StopReason, TrainGroup, TurnDone
 
@@ -113,7 +113,9 @@ class ReplayQueue:
         self._on_end = on_end
         self._groups: dict[str, Group] = {}
         self._in_batch: dict[str, Group] = {}
-        self._awaiting_engines: Counter[int] = Counter()
+        self._held: Counter[PoolKey] = Counter()
+        # Trained groups that still hold a slot, by the version they went into and their pool.
+        self._awaiting_engines: Counter[tuple[int, PoolKey]] = Counter()
         self._steps_done = 0
         self._next_id = 0
         self._queued_order = 0
@@ -124,16 +126,23 @@ class ReplayQueue:
 
     @property
     def slots_held(self) -> int:
-        admitted = sum(group.state is not GroupState.PENDING for group in self._groups.values())
-        return admitted + len(self._in_batch) + self._awaiting_engines.total()
+        return self._held.total()
+
+    def slots_held_by(self, pool: PoolKey) -> int:
+        """Slots held by groups of one version of a pool; at 0 none of it is left in the queue."""
+        return self._held[pool]
 
     @property
     def free_slots(self) -> int:
         return self.slots - self.slots_held
 
-    def live(self, state: GroupState) -> list[Group]:
-        """The groups in one live state."""
-        return [group for group in self._groups.values() if group.state is state]
+    def live(self, state: GroupState, pool: PoolKey | None = None) -> list[Group]:
+        """The groups in one live state, of all pools or of one version of one."""
+        return [
+            group
+            for group in self._groups.values()
+            if group.state is state and pool in (None, group.task.pool_key)
+        ]
 
     def group(self, group_id: str) -> Group | None:
         """A live group by its id."""
@@ -158,6 +167,7 @@ class ReplayQueue:
         assert self.free_slots > 0, f"group {group.id} started without a free slot"
         group.actor = actor
         group.version = version
+        self._held[group.task.pool_key] += 1
         self._move(group, GroupState.RUNNING)
 
     def note_turn(self, done: TurnDone) -> None:
@@ -267,12 +277,13 @@ class ReplayQueue:
         for group in batch:
             del self._in_batch[group.id]
             self._end_taken(group, GroupState.TRAINED)
-            self._awaiting_engines[produced] += 1
+            self._awaiting_engines[produced, group.task.pool_key] += 1
 
     def engines_hold(self, version: int) -> None:
         """Every live engine holds `version` or newer: release the slots that waited for it."""
-        for produced in [v for v in self._awaiting_engines if v <= version]:
-            del self._awaiting_engines[produced]
+        for produced, pool in list(self._awaiting_engines):
+            if produced <= version:
+                self._release(pool, self._awaiting_engines.pop((produced, pool)))
 
     # -- ends ---------------------------------------------------------------------------------
 
@@ -288,8 +299,15 @@ class ReplayQueue:
         self._end_taken(group, state, retry=retry)
 
     def _end_taken(self, group: Group, state: GroupState, *, retry: bool = False) -> None:
+        if group.state is not GroupState.PENDING and state is not GroupState.TRAINED:
+            self._release(group.task.pool_key, 1)
         self._move(group, state)
         self._on_end(Ended(group=group, retry=retry))
+
+    def _release(self, pool: PoolKey, count: int) -> None:
+        self._held[pool] -= count
+        if not self._held[pool]:
+            del self._held[pool]
 
     def _move(self, group: Group, state: GroupState) -> None:
         old, group.state = group.state, state

@@ -12,6 +12,14 @@ from aiohttp import web
 from rollout.types import FORMAT
 
 
+class PoolStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """One version of a pool, as `GET /status` shows it."""
+
+    name: str
+    version: str
+    slots_held: int
+
+
 class Status(msgspec.Struct, frozen=True, kw_only=True):
     """`GET /status`."""
 
@@ -23,8 +31,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     version: int
     engines: dict[str, int]
     """Version held by each engine."""
-    pools: dict[str, str]
-    """Version of each pool."""
+    pools: list[PoolStatus]
     slots: int
     slots_held: int
     groups: dict[str, int]

@@ -24,7 +24,7 @@ from envpool.task import Task
 from rollout import checkpoints, snapshot
 from rollout.books import Books
 from rollout.buffer import MEMBER_RETRIES, Ended, Group, ReplayQueue
-from rollout.control import Status
+from rollout.control import PoolStatus, Status
 from rollout.curriculum import Curriculum, Draw, Share
 from rollout.evaluate import Evaluation, Score
 from rollout.files import RunFiles
@@ -73,7 +73,7 @@ class Coordinator:
     ) -> None:
         self._config = config
         self._run_dir = run_dir
-        self._sources = dict(sources)
+        self._sources = {source.key: source for source in sources.values()}
         self._evaluation_sets = dict(evaluation_sets)
         self._actors = dict(actors)
         self._fleet = Fleet(
@@ -102,12 +102,8 @@ class Coordinator:
         )
         self._curriculum = Curriculum(
             {
-                (source.name, source.version): Share(
-                    source=source,
-                    weight=config.pools[source.name].weight,
-                    envs=source.train,
-                )
-                for source in self._sources.values()
+                key: Share(source=source, weight=config.pools[key.name].weight, envs=source.train)
+                for key, source in self._sources.items()
             },
             seed=config.run.seed,
             draw=rollout.draw,
@@ -178,7 +174,10 @@ class Coordinator:
             steps=self._config.learner.steps,
             version=self._newest.version if self._newest else 0,
             engines=dict(self._fleet.versions),
-            pools={source.name: source.version for source in self._sources.values()},
+            pools=[
+                PoolStatus(name=k.name, version=k.version, slots_held=self._queue.slots_held_by(k))
+                for k in self._sources
+            ],
             slots=self._queue.slots,
             slots_held=self._queue.slots_held,
             groups=self.ledger.states(),
@@ -468,7 +467,7 @@ class Coordinator:
             version=self._newest.version if self._newest else 0,
             cursor=self._curriculum.cursor,
             signal=self._curriculum.signal,
-            pools={source.name: source.version for source in self._sources.values()},
+            pools=list(self._sources),
             queued=[group.to_train() for group in self._queue.live(GroupState.QUEUED)],
             running=[group.task for group in self._queue.live(GroupState.RUNNING)],
             ledger=self.ledger.counts(),

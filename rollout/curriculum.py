@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from envpool.source import PoolSource
-from envpool.task import Split, Task
+from envpool.task import PoolKey, Split, Task
 
 
 @dataclass(slots=True, kw_only=True, frozen=True)
@@ -39,10 +39,8 @@ LEAST_SIGNAL = 0.15
 class Curriculum:
     """Draws training tasks from the mixture of pools."""
 
-    def __init__(
-        self, shares: Mapping[tuple[str, str], Share], *, seed: int, draw: str = "even"
-    ) -> None:
-        """`shares` is keyed by (pool, version); `draw` is `even` or `signal`."""
+    def __init__(self, shares: Mapping[PoolKey, Share], *, seed: int, draw: str = "even") -> None:
+        """`draw` is `even` or `signal`."""
         self._shares = dict(shares)
         self._seed = seed
         self._draw = draw

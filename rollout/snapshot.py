@@ -4,7 +4,7 @@ from pathlib import Path
 
 import msgspec
 
-from envpool.task import Task
+from envpool.task import PoolKey, Task
 from rollout import checkpoints
 from rollout.ledger import LedgerCounts
 from rollout.types import FORMAT, TrainGroup
@@ -21,8 +21,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     """Tasks drawn so far."""
     signal: dict[str, float]
     """Share of recent groups with signal, by `pool/env`."""
-    pools: dict[str, str]
-    """Version of each pool."""
+    pools: list[PoolKey]
     queued: list[TrainGroup]
     running: list[Task]
     """Tasks whose groups were being played."""

@@ -23,8 +23,8 @@ from rollout.types import (
 from rollout.weights import Manifest
 
 
-def make_task(env: str = "sum_list", **config: Any) -> Task:
-    return Task(pool="basics", pool_version="v", env=env, config=config, seed=1)
+def make_task(env: str = "sum_list", pool_version: str = "v", **config: Any) -> Task:
+    return Task(pool="basics", pool_version=pool_version, env=env, config=config, seed=1)
 
 
 def make_turn(index: int = 0, version: int = 0) -> Turn:

@@ -1,5 +1,6 @@
 """The replay queue: slots, order, the lag bound, and every way a group may end."""
 
+from collections import Counter
 from collections.abc import Callable
 
 import msgspec
@@ -7,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from envpool.task import PoolKey
 from rollout.buffer import Ended, Group, ReplayQueue
 from rollout.ledger import GroupState, Ledger
 from rollout.types import LagError, StopReason
@@ -34,8 +36,8 @@ class Harness:
             on_end=self.ended.append,
         )
 
-    def start(self, version: int = 0) -> Group:
-        group = self.queue.create(make_task())
+    def start(self, version: int = 0, *, pool_version: str = "v") -> Group:
+        group = self.queue.create(make_task(pool_version=pool_version))
         self.queue.start(group, actor="actor-0", version=version)
         return group
 
@@ -55,6 +57,13 @@ class Harness:
         assert batch is not None
         self.queue.trained(batch, step=step)
         return batch
+
+    def expect_held(self, groups: list[Group]) -> None:
+        """Exactly these hold slots, each for its own version of its pool."""
+        held = Counter(group.task.pool_key for group in groups)
+        assert self.queue.slots_held == held.total() <= self.queue.slots
+        for key in (PoolKey("basics", "v"), PoolKey("basics", "w")):
+            assert self.queue.slots_held_by(key) == held[key]
 
 
 def test_slots_are_held_until_the_engines_hold_what_was_produced() -> None:
@@ -270,16 +279,18 @@ def test_any_order_of_events_keeps_the_bound_and_never_stalls(
     """Random interleavings of admission, completion, training and weight loading.
 
     What slots admit is always trained in time: nothing is ever stale. When everything that runs has
-    finished, the next step can always be taken or more can be admitted.
+    finished, the next step can always be taken or more can be admitted. Two versions of a pool share
+    the queue, and what each holds is known.
     """
     h = Harness(per_step=per_step, max_lag=max_lag)
     step, published, engine = 1, 0, 0
     running: list[Group] = []
+    trained: list[tuple[int, Group]] = []
 
     def admit() -> bool:
         if h.queue.free_slots <= 0:
             return False
-        running.append(h.start(engine))
+        running.append(h.start(engine, pool_version=data.draw(st.sampled_from("vw"))))
         return True
 
     def end() -> bool:
@@ -300,6 +311,7 @@ def test_any_order_of_events_keeps_the_bound_and_never_stalls(
             for rollout in group.trainable:
                 h.queue.lag(rollout, step)
         h.queue.trained(batch, step=step)
+        trained.extend((step, group) for group in batch)
         step, published = step + 1, step
         return True
 
@@ -314,7 +326,8 @@ def test_any_order_of_events_keeps_the_bound_and_never_stalls(
     for _ in range(data.draw(st.integers(0, 60))):
         data.draw(st.sampled_from(actions))()
         assert h.ledger.is_balanced
-        assert 0 <= h.queue.slots_held <= h.queue.slots
+        waiting = [group for produced, group in trained if produced > engine]
+        h.expect_held([*running, *h.queue.live(GroupState.QUEUED), *waiting])
     assert h.ledger[GroupState.STALE] == h.ledger[GroupState.CANCELLED] == 0
     while end():
         pass

@@ -7,7 +7,7 @@ import aiohttp
 import msgspec
 import pytest
 
-from rollout.control import ControlFile, Status, serve
+from rollout.control import ControlFile, PoolStatus, Status, serve
 
 
 def make_status() -> Status:
@@ -18,7 +18,7 @@ def make_status() -> Status:
         steps=10,
         version=3,
         engines={"actor-0": 2},
-        pools={"basics": "abc"},
+        pools=[PoolStatus(name="basics", version="abc", slots_held=3)],
         slots=24,
         slots_held=20,
         groups={"running": 4},

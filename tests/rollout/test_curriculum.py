@@ -15,7 +15,7 @@ ENVS = ("find_max", "sum_list", "walk_list")
 
 def make(draw: str = "even", seed: int = 0) -> Curriculum:
     share = Share(source=SOURCE, weight=1.0, envs=ENVS)
-    return Curriculum({("basics", SOURCE.version): share}, seed=seed, draw=draw)
+    return Curriculum({SOURCE.key: share}, seed=seed, draw=draw)
 
 
 def counts(curriculum: Curriculum, number: int = 600) -> Counter[str]:
