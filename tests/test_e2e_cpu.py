@@ -99,7 +99,8 @@ def test_the_run_directory_is_complete(run_dir: Path) -> None:
     assert summary["ledger_balanced"] is True
     recomputed = audit.recompute(run_dir)
     assert msgspec.to_builtins(recomputed) == summary["ledger"]
-    assert recomputed.groups["trained"] == 40 * 8
+    config = msgspec.json.decode((run_dir / "config.json").read_bytes())
+    assert recomputed.groups["trained"] == 40 * config["rollout"]["groups_per_step"]
     for name in ("fresh", "harder", "held_out", "unseen"):
         for mode in ("sampled", "greedy"):
             for when in ("before", "after"):
