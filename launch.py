@@ -32,6 +32,7 @@ commands
 options
   --help      this text        --help config   every setting, its default and its meaning
   --dry-run   write the resolved configuration to the run directory and stop
+  --resume DIR   go on with a run from its newest checkpoint; settings change on top
 
 Recipes and overrides merge in the order given; later wins. Examples:
   python launch.py
@@ -110,10 +111,13 @@ def run(arguments: list[str], *, learns: bool) -> int:
 
     is_dry = "--dry-run" in arguments
     settings = [argument for argument in arguments if argument != "--dry-run"]
-    if not any(argument.endswith(".toml") and "=" not in argument for argument in settings):
-        settings.insert(0, "local.toml")
-    checked = check(load(settings))
-    run_dir = rundir.prepare(checked.config)
+    if "--resume" in settings:
+        checked, run_dir = resumed(settings, is_dry=is_dry)
+    else:
+        if not any(argument.endswith(".toml") and "=" not in argument for argument in settings):
+            settings.insert(0, "local.toml")
+        checked = check(load(settings))
+        run_dir = rundir.prepare(checked.config)
     if is_dry:
         sys.stdout.write(f"resolved configuration: {run_dir / 'config.json'}\n")
         return EXIT_DONE
@@ -137,6 +141,23 @@ def run(arguments: list[str], *, learns: bool) -> int:
     return EXIT_DONE if is_sound else EXIT_FAILED
 
 
+def resumed(settings: list[str], *, is_dry: bool) -> "tuple[Checked, Path]":
+    """Where `--resume DIR` goes on, made ready unless `is_dry`; raises ConfigError."""
+    from configs.load import ConfigError
+    from rollout import resume
+    from rollout.run import check
+
+    at = settings.index("--resume")
+    if at + 1 == len(settings):
+        raise ConfigError("--resume needs the directory of a run: --resume runs/<run>")
+    run_dir = Path(settings[at + 1]).expanduser().absolute()
+    config, point = resume.check(run_dir, settings[:at] + settings[at + 2 :])
+    checked = check(config, point)
+    if not is_dry:
+        resume.begin(run_dir, checked.config, point)
+    return checked, run_dir
+
+
 async def play(checked: "Checked", run_dir: Path, *, learns: bool) -> bool:
     """Start processes, play, and leave none behind, however it ends; whether the ledger balanced."""
     from rollout import cluster, processes, run, weights
@@ -149,7 +170,9 @@ async def play(checked: "Checked", run_dir: Path, *, learns: bool) -> bool:
         assert this_task is not None
         # After ray, which sets a handler of its own.
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, this_task.cancel)
-        placed = await cluster.place(config, run_dir, trainer=TRAINER if learns else None)
+        placed = await cluster.place(
+            config, run_dir, trainer=TRAINER if learns else None, resumed=checked.resumed
+        )
         started += [process for info in placed.infos for process in info.processes]
         started += processes.descendants("ray")
         processes.write_pids(run_dir, started)

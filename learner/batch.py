@@ -80,7 +80,7 @@ def check_lag(batch: TrainBatch) -> None:
     for group, rollout, row in _rows(batch):
         for span in row.spans:
             where = f"group {group.group_id!r} (member {rollout.member}), step {batch.step}"
-            lag = batch.version - span.version
+            lag = batch.lineage.lag(span.version, at=batch.version)
             if lag < 0:
                 raise LagError(
                     f"{where}: tokens sampled by version {span.version} are newer than version "

@@ -15,7 +15,15 @@ from pathlib import Path
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from rollout.weights import NUM_BUFFERS, Manifest, WeightsError, buffer_names, checksum, sweep
+from rollout.weights import (
+    NUM_BUFFERS,
+    Manifest,
+    WeightsError,
+    buffer_names,
+    checksum,
+    note_version,
+    sweep,
+)
 
 log = logging.getLogger(__name__)
 
@@ -30,8 +38,10 @@ class Publisher:
     room for fewer than three copies of the weights.
     """
 
-    def __init__(self, *, directory: str, fallback: Path, run_id: str) -> None:
+    def __init__(self, *, directory: str, fallback: Path, run_id: str, log: Path) -> None:
         """Remove what a killed process of the same run left behind.
+
+        `log` always names the newest version that may have been published.
 
         Raises ValueError for a `run_id` that cannot be part of a file name.
         """
@@ -40,6 +50,7 @@ class Publisher:
                 f"run id {run_id!r} names files: use only letters, digits, '.', '_' and '-'"
             )
         self._run_id = run_id
+        self._log = log
         self._primary = Path(directory)
         self._fallback = fallback
         self._directory: Path | None = None
@@ -57,6 +68,8 @@ class Publisher:
             raise WeightsError(
                 f"version {version} follows version {self._version}: versions strictly increase"
             )
+        # Before anything else: whatever happens now, this number is used up.
+        note_version(self._log, version)
         data = save({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()})
         path = self._write(data)
         self._version = version

@@ -21,7 +21,7 @@ from learner.optimizer import Optimizer, warmup_lr
 from learner.publish import Publisher, named_weights
 from rollout.model import load_model
 from rollout.types import Busy, StepReport, TrainBatch
-from rollout.weights import Manifest, run_id
+from rollout.weights import Manifest, run_id, version_log
 
 # What the learner is called in `Busy` intervals.
 WHO = "learner"
@@ -215,17 +215,26 @@ class Trainer:
         return metrics
 
 
-def make_trainer(config: RunConfig, run_dir: Path) -> Trainer:
-    """The trainer of a run; its weight files carry the run directory's name."""
-    return Trainer(
+def make_trainer(config: RunConfig, run_dir: Path, checkpoint: Path | None = None) -> Trainer:
+    """The trainer of a run, as `checkpoint` has it where one is given.
+
+    Its weight files carry the run directory's name.
+    """
+    trainer = Trainer(
         model_path=config.model.path,
         dtype=config.model.dtype,
         section=config.learner,
         temperature=config.rollout.temperature,
         publisher=Publisher(
-            directory=config.weights.dir, fallback=run_dir / "weights", run_id=run_id(run_dir)
+            directory=config.weights.dir,
+            fallback=run_dir / "weights",
+            run_id=run_id(run_dir),
+            log=version_log(run_dir),
         ),
     )
+    if checkpoint is not None:
+        trainer.restore(checkpoint)
+    return trainer
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from rollout.buffer import Group
 from rollout.evaluate import Evaluation
-from rollout.files import BusySpan, Mark, RolloutRow, RunFiles, TrainedStep
+from rollout.files import BusySpan, Flushed, Mark, RolloutRow, RunFiles, TrainedStep
 from rollout.ledger import GroupState
 from rollout.metrics import Values, Window, trained_values
 from rollout.types import Busy, Rollout, StepReport
@@ -51,9 +51,9 @@ class Books:
         """The event loop was late."""
         self._window.add_loop_lag(seconds)
 
-    def flush(self) -> None:
-        """Have everything so far on disk; blocks."""
-        self._files.flush().wait()
+    def flush(self) -> Flushed:
+        """Ask for everything so far to be on disk."""
+        return self._files.flush()
 
     def ended(self, rollout: Rollout) -> None:
         """A member ended; a fault is said aloud."""

@@ -4,8 +4,9 @@ Owns staleness. Pure bookkeeping: no clock reads, no awaits, no I/O; the coordin
 wakes whoever waits.
 
 Symbols: `S` max_lag, `P` groups per step, `n` steps per published version, `k` a 1-based optimizer
-step. Step k computes its gradient at version `(k - 1) // n`. A group whose oldest trained token is of
-version x can be trained at the steps `k <= n * (x + S + 1)`.
+step. Step k computes its gradient at the version whose place is `(k - 1) // n` (`rollout.lineage`: in
+a run never resumed, a version is its own place). A group whose oldest trained token is of place x can
+be trained at the steps `k <= n * (x + S + 1)`.
 
 - *Slots* pace admission: `(S + 1) * P`, held from running until the group ends; a trained group holds
   its slot until every live engine has weights at least as new as those it produced. So whatever is
@@ -18,9 +19,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+import msgspec
+
 from envpool.task import PoolKey, Task
 from rollout.ledger import GroupState, Ledger
-from rollout.types import LagError, Rollout, StopReason, TrainGroup, TurnDone
+from rollout.lineage import Lineage
+from rollout.types import LagError, Rollout, StopReason, TrainBatch, TrainGroup, TurnDone
 
 # A faulted member is played again this many times.
 MEMBER_RETRIES = 1
@@ -80,6 +84,18 @@ class Group:
         ]
 
 
+class GroupRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """A live group as a checkpoint keeps it."""
+
+    id: str
+    task: Task
+    size: int
+    attempt: int
+    version: int
+    done: list[Rollout]
+    faults: list[Rollout]
+
+
 @dataclass(slots=True, kw_only=True, frozen=True)
 class Ended:
     """A group that reached an end state, for the log; `retry` says its task should be drawn anew."""
@@ -102,7 +118,9 @@ class ReplayQueue:
         min_members: int,
         on_scored: Callable[[Group], None],
         on_end: Callable[[Ended], None],
+        lineage: Lineage | None = None,
     ) -> None:
+        self.lineage = lineage or Lineage()
         self._ledger = ledger
         self._per_step = groups_per_step
         self._max_lag = max_lag
@@ -117,7 +135,8 @@ class ReplayQueue:
         # Trained groups that still hold a slot, by the version they went into and their pool.
         self._awaiting_engines: Counter[tuple[int, PoolKey]] = Counter()
         self._steps_done = 0
-        self._next_id = 0
+        self.next_id = 0
+        """Groups made so far."""
         self._queued_order = 0
 
     @property
@@ -148,16 +167,72 @@ class ReplayQueue:
         """A live group by its id."""
         return self._groups.get(group_id)
 
+    def missing(self) -> str:
+        """Who holds up the oldest running groups, in words."""
+        running = sorted(self.live(GroupState.RUNNING), key=lambda group: group.version)[:8]
+        return (
+            "; ".join(
+                f"{group.id} on {group.actor} lacks members "
+                f"{[m for m in range(group.size) if m not in group.done]}"
+                for group in running
+            )
+            or "none"
+        )
+
     def gradient_version(self, step: int) -> int:
         """The version at which 1-based `step` computes its gradient."""
-        return (step - 1) // self._every
+        return self.lineage.version((step - 1) // self._every)
+
+    # -- resuming -----------------------------------------------------------------------------
+
+    def records(self, state: GroupState) -> list[GroupRecord]:
+        """The groups in `RUNNING` or `QUEUED`, for a checkpoint, in the order they got there."""
+        groups = sorted(self.live(state), key=lambda group: (group.queued_order, group.id))
+        return [
+            GroupRecord(
+                id=group.id,
+                task=group.task,
+                size=group.size,
+                attempt=group.attempt,
+                version=group.version,
+                done=list(group.done.values()),
+                faults=group.faults,
+            )
+            for group in groups
+        ]
+
+    def restore(self, records: Iterable[GroupRecord], state: GroupState) -> list[Group]:
+        """Take groups back in as a checkpoint had them; the ledger must count them already."""
+        groups = []
+        for record in records:
+            group = Group(
+                id=record.id,
+                task=record.task,
+                size=record.size,
+                attempt=record.attempt,
+                state=state,
+                version=record.version,
+                faults=list(record.faults),
+                done={rollout.member: rollout for rollout in record.done},
+            )
+            if state is GroupState.QUEUED:
+                self._queued_order += 1
+                group.queued_order = self._queued_order
+            self._groups[group.id] = group
+            self._held[group.task.pool_key] += 1
+            groups.append(group)
+        return groups
+
+    def resume(self, *, next_id: int, steps_done: int) -> None:
+        """Go on numbering groups and steps."""
+        self.next_id, self._steps_done = next_id, steps_done
 
     # -- from draw to score -------------------------------------------------------------------
 
     def create(self, task: Task, *, attempt: int = 0) -> Group:
         """Make a pending group for `task`."""
-        group = Group(id=f"g{self._next_id:06d}", task=task, size=self._group_size, attempt=attempt)
-        self._next_id += 1
+        group = Group(id=f"g{self.next_id:06d}", task=task, size=self._group_size, attempt=attempt)
+        self.next_id += 1
         self._groups[group.id] = group
         self._ledger.create(group.id)
         return group
@@ -249,7 +324,7 @@ class ReplayQueue:
         )
 
     def _last_step(self, version: int) -> int:
-        return self._every * (version + self._max_lag + 1)
+        return self._every * (self.lineage.place(version) + self._max_lag + 1)
 
     def _drop_late(self, step: int) -> None:
         for group in list(self._groups.values()):
@@ -262,7 +337,7 @@ class ReplayQueue:
         """Lag of its oldest trained token at `step`; raises LagError past the bound."""
         version = self.gradient_version(step)
         oldest = rollout.oldest_version
-        lag = 0 if oldest is None else version - oldest
+        lag = 0 if oldest is None else self.lineage.lag(oldest, at=version)
         if not 0 <= lag <= self._max_lag:
             raise LagError(
                 f"rollout {rollout.group_id}/{rollout.member} has lag {lag} at step {step} "
@@ -270,10 +345,30 @@ class ReplayQueue:
             )
         return lag
 
+    def train_batch(self, batch: Iterable[Group], *, step: int, is_last: bool) -> TrainBatch:
+        """The learner's orders for `step`; raises LagError past the bound.
+
+        The last step of a run always publishes.
+        """
+        groups = list(batch)
+        for group in groups:
+            for rollout in group.trainable:
+                self.lag(rollout, step)
+        version = self.gradient_version(step)
+        publishes = is_last or step % self._every == 0
+        return TrainBatch(
+            step=step,
+            version=version,
+            publish_version=version + 1 if publishes else None,
+            groups=[group.to_train() for group in groups],
+            max_lag=self._max_lag,
+            lineage=self.lineage,
+        )
+
     def trained(self, batch: Iterable[Group], *, step: int) -> None:
         """End a batch as trained; its slots stay held until the engines hold what it produced."""
         self._steps_done = step
-        produced = -(-step // self._every)
+        produced = self.lineage.version(-(-step // self._every))
         for group in batch:
             del self._in_batch[group.id]
             self._end_taken(group, GroupState.TRAINED)
@@ -286,6 +381,10 @@ class ReplayQueue:
                 self._release(pool, self._awaiting_engines.pop((produced, pool)))
 
     # -- ends ---------------------------------------------------------------------------------
+
+    def cancel(self, group: Group) -> None:
+        """End one live group."""
+        self._end(group, GroupState.CANCELLED)
 
     def cancel_all(self) -> None:
         """End every live group, as the run does when it stops."""

@@ -26,6 +26,7 @@ from rollout.engine import UpdateMode, UpdateReport
 from rollout.episode import Limits
 from rollout.logs import log_to_file
 from rollout.processes import Process, describe
+from rollout.resume import Resumed
 from rollout.types import ActorEvent, Grant, StepReport, TrainBatch
 from rollout.weights import Manifest
 
@@ -54,8 +55,10 @@ class ProcessInfo(msgspec.Struct, frozen=True, kw_only=True):
 class ActorProcess:
     """What runs in an actor's process."""
 
-    async def start(self, name: str, config_json: bytes, run_dir: str) -> bytes:
-        """Load engine and environments; returns a packed ProcessInfo."""
+    async def start(
+        self, name: str, config_json: bytes, run_dir: str, weights: str, version: int
+    ) -> bytes:
+        """Load engine, with `weights` as `version`, and environments; returns a packed ProcessInfo."""
         # The engine brings torch: only the processes that compute import it.
         from rollout.engine_local import LocalEngine
         from rollout.tokens import ChatTokens
@@ -73,10 +76,11 @@ class ActorProcess:
         )
         self._pool = await EnvPool.start(config.pools, limits=config.envpool)
         engine = await LocalEngine.start(
-            config.model.path,
+            weights,
             dtype=config.model.dtype,
             section=config.engine,
             max_context_tokens=config.rollout.max_context_tokens,
+            version=version,
         )
         self._actor = await Actor.start(
             name=name,
@@ -127,10 +131,13 @@ class Trains(Protocol):
 class LearnerProcess:
     """What runs in the learner's process."""
 
-    def start(self, trainer: str, config_json: bytes, run_dir: str) -> bytes:
+    def start(
+        self, trainer: str, config_json: bytes, run_dir: str, checkpoint: str | None
+    ) -> bytes:
         """Load the weights to train; returns a packed ProcessInfo.
 
-        `trainer` is `module:function`; the function makes a `Trains` from config and run directory.
+        `trainer` is `module:function`; the function makes a `Trains` from config, run directory and
+        the checkpoint to go on from.
         """
         config = msgspec.json.decode(config_json, type=RunConfig)
         log_to_file(Path(run_dir), "learner", config.logging.level)
@@ -139,7 +146,9 @@ class LearnerProcess:
             os.nice(LEARNER_NICENESS)
         module, _, function = trainer.partition(":")
         make = getattr(importlib.import_module(module), function)
-        self._trainer: Trains = make(config, Path(run_dir))
+        self._trainer: Trains = make(
+            config, Path(run_dir), Path(checkpoint) if checkpoint else None
+        )
         info = ProcessInfo(
             name="learner",
             node=os.uname().nodename,
@@ -236,12 +245,18 @@ class Placed:
     infos: list[ProcessInfo]
 
 
-async def place(config: RunConfig, run_dir: Path, *, trainer: str | None) -> Placed:
+async def place(
+    config: RunConfig, run_dir: Path, *, trainer: str | None, resumed: Resumed | None = None
+) -> Placed:
     """Start actors and, given `module:function` of its trainer, the learner, all at once.
 
     Raises TimeoutError with what the cluster lacks, and whatever a process raised while starting.
     """
-    config_json = msgspec.json.encode(config)
+    settings = msgspec.json.encode(config), str(run_dir)
+    weights, version = str(resumed.weights if resumed else config.model.path), 0
+    checkpoint = None
+    if resumed is not None:
+        version, checkpoint = resumed.version, str(resumed.checkpoint)
     starting: dict[str, tuple[Handle, Any]] = {}
     for index in range(config.actors.count):
         name = f"actor-{index}"
@@ -254,14 +269,14 @@ async def place(config: RunConfig, run_dir: Path, *, trainer: str | None) -> Pla
             )
             .remote()
         )
-        starting[name] = handle, handle.start.remote(name, config_json, str(run_dir))
+        starting[name] = handle, handle.start.remote(name, *settings, weights, version)
     if trainer is not None:
         handle = (
             ray.remote(LearnerProcess)
             .options(num_cpus=config.learner.num_cpus, num_gpus=config.learner.num_gpus)
             .remote()
         )
-        starting["learner"] = handle, handle.start.remote(trainer, config_json, str(run_dir))
+        starting["learner"] = handle, handle.start.remote(trainer, *settings, checkpoint)
     infos = []
     timeout_s = config.cluster.start_timeout_s
     try:

@@ -21,17 +21,18 @@ from pathlib import Path
 from configs.schema import RunConfig
 from envpool.source import PoolSource
 from envpool.task import Task
-from rollout import checkpoints, snapshot
 from rollout.books import Books
 from rollout.buffer import MEMBER_RETRIES, Ended, Group, ReplayQueue
 from rollout.control import PoolStatus, Status
 from rollout.curriculum import Curriculum, Draw, Share
 from rollout.evaluate import Evaluation, Score
 from rollout.files import RunFiles
-from rollout.fleet import Fleet
+from rollout.fleet import Fleet, Stopwatch
 from rollout.ledger import GroupState, Ledger
 from rollout.metrics import MetricsWriter, Values, terminal_line
 from rollout.ports import ActorPort, LearnerPort
+from rollout.resume import Resumed
+from rollout.saving import Saver
 from rollout.supervise import supervise
 from rollout.types import (
     ActorEvent,
@@ -41,7 +42,6 @@ from rollout.types import (
     Rollout,
     RolloutDone,
     StepReport,
-    TrainBatch,
     TurnDone,
 )
 from rollout.watchdog import Watchdog
@@ -70,6 +70,7 @@ class Coordinator:
         files: RunFiles,
         metrics: MetricsWriter,
         clock: Callable[[], float],
+        resumed: Resumed | None = None,
     ) -> None:
         self._config = config
         self._run_dir = run_dir
@@ -80,12 +81,14 @@ class Coordinator:
             actors,
             members_each=config.engine.max_running,
             deadline_s=config.weights.deadline_s,
+            version=resumed.version if resumed else 0,
             clock=clock,
         )
         self._learner = learner
         self._metrics = metrics
         self._clock = clock
-        self._started_s = clock()
+        self._resumed = resumed
+        self._started_s = clock() - (resumed.snapshot.wall_s if resumed else 0.0)
 
         rollout = config.rollout
         self.ledger = Ledger(sink=files.event, clock=clock)
@@ -99,6 +102,7 @@ class Coordinator:
             min_members=rollout.min_members or rollout.group_size - 1,
             on_scored=self._on_scored,
             on_end=self._on_end,
+            lineage=resumed.lineage if resumed else None,
         )
         self._curriculum = Curriculum(
             {
@@ -108,6 +112,15 @@ class Coordinator:
             seed=config.run.seed,
             draw=rollout.draw,
         )
+        self._saver = Saver(
+            run_dir=run_dir,
+            config=config,
+            pools=self._sources,
+            ledger=self.ledger,
+            queue=self._queue,
+            curriculum=self._curriculum,
+            books=self._books,
+        )
 
         self._phase = "starting"
         self._step = 0
@@ -116,8 +129,7 @@ class Coordinator:
         self._retries: deque[tuple[str, Grant]] = deque()
         self._cancels: dict[str, list[str]] = defaultdict(list)
         self._newest: Manifest | None = None
-        self._blocked_since: float | None = None
-        self._blocked_s = 0.0
+        self._blocked = Stopwatch(clock)
         self._watchdog = Watchdog(
             stall_s=config.control.stall_s,
             groups_per_step=rollout.groups_per_step,
@@ -136,6 +148,9 @@ class Coordinator:
             ExceptionGroup: with whatever ended a stage.
         """
         results: list[Scores] = []
+        if self._resumed is not None:
+            self._step = self._resumed.snapshot.step
+            self._saver.restore(self._resumed.snapshot)
         stages = {f"listen-{name}": self._listen(actor) for name, actor in self._actors.items()}
         stages |= {"feed": self._feed(), "sync": self._sync(), "watch": self._watch()}
         try:
@@ -147,9 +162,12 @@ class Coordinator:
 
     async def _clockwork(self, results: list[Scores]) -> None:
         config = self._config
-        results.append(await self._evaluate("before") if config.eval.before else {})
+        if self._resumed is not None:
+            results.append(self._resumed.snapshot.before)
+        else:
+            results.append(await self._evaluate("before") if config.eval.before else {})
         if config.learner.steps:
-            await self._train()
+            await self._train(before=results[0])
             await self._wait_until_synced()
         # A run without a step has nothing new to show.
         is_due = config.eval.after and config.learner.steps
@@ -172,7 +190,7 @@ class Coordinator:
             phase=self._phase,
             step=self._step,
             steps=self._config.learner.steps,
-            version=self._newest.version if self._newest else 0,
+            version=self._newest_version,
             engines=dict(self._fleet.versions),
             pools=[
                 PoolStatus(name=k.name, version=k.version, slots_held=self._queue.slots_held_by(k))
@@ -243,7 +261,7 @@ class Coordinator:
             self._books.loop_lag(max(0.0, self._clock() - asleep - WATCH_PERIOD_S))
             self._watchdog.check(self._diagnosis)
 
-    async def _train(self) -> None:
+    async def _train(self, *, before: Scores) -> None:
         """Consumes batches; produces steps, versions and checkpoints. The clock of the run.
 
         Waits for: a feasible batch. Unblocked by: listen. Unblocks: sync, feed.
@@ -256,14 +274,17 @@ class Coordinator:
         self._feed_wake.set()
         last_s = self._clock()
         self._fleet.take_values(1.0)
-        for step in range(1, self._config.learner.steps + 1):
+        for step in range(self._step + 1, self._config.learner.steps + 1):
             waiting_s = self._clock()
             batch = await self._next_batch(step)
             waited_s = self._clock() - waiting_s
+            is_last = step == self._config.learner.steps
+            request = self._queue.train_batch(batch, step=step, is_last=is_last)
             with self._watchdog.learner_at_work():
-                report = await learner.train(self._train_batch(step, batch))
+                report = await learner.train(request)
             values = self._on_step(report, batch)
-            values["time/save_s"] = await self._checkpoint(learner, step)
+            saving_s = self._clock()
+            part = await self._begin_checkpoint(learner, step)
             now = self._clock()
             values |= {
                 "step": step,
@@ -271,12 +292,21 @@ class Coordinator:
                 "time/step_s": now - last_s,
                 "time/wait_rollout_s": waited_s,
                 "time/wait_learner_s": self._take_blocked(),
+                "time/save_s": now - saving_s,
                 "progress/wall_s": now - self._started_s,
             }
             values |= self._fleet.take_values(now - last_s)
             last_s = now
             self._metrics.write(values)
             logger.info("%s", terminal_line(step, self._config, values))
+            if part is not None:
+                await self._saver.commit(
+                    part,
+                    step=step,
+                    version=self._newest_version,
+                    before=before,
+                    wall_s=self._clock() - self._started_s,
+                )
         self._books.end_training()
         self._is_training = False
         self._queue.cancel_all()
@@ -326,16 +356,11 @@ class Coordinator:
         """Time in which actors have room and no slot is free: generation waits for the learner."""
         size = self._config.rollout.group_size
         has_room = self._fleet.room(self._fleet.by_room()[0]) >= size
-        is_blocked = self._is_training and self._queue.free_slots == 0 and has_room
-        now = self._clock()
-        if self._blocked_since is not None:
-            self._blocked_s += now - self._blocked_since
-        self._blocked_since = now if is_blocked else None
+        self._blocked.note(self._is_training and self._queue.free_slots == 0 and has_room)
 
     def _take_blocked(self) -> float:
         self._note_blocked()
-        blocked, self._blocked_s = self._blocked_s, 0.0
-        return blocked
+        return self._blocked.take()
 
     # -- events -------------------------------------------------------------------------------
 
@@ -415,21 +440,6 @@ class Coordinator:
             await self._train_wake.wait()
             self._train_wake.clear()
 
-    def _train_batch(self, step: int, batch: list[Group]) -> TrainBatch:
-        version = self._queue.gradient_version(step)
-        for group in batch:
-            for rollout in group.trainable:
-                self._queue.lag(rollout, step)  # raises past the bound, here too
-        is_last = step == self._config.learner.steps
-        publishes = is_last or step % self._config.weights.every == 0
-        return TrainBatch(
-            step=step,
-            version=version,
-            publish_version=version + 1 if publishes else None,
-            groups=[group.to_train() for group in batch],
-            max_lag=self._config.rollout.max_lag,
-        )
-
     def _on_step(self, report: StepReport, batch: list[Group]) -> Values:
         """Account for a finished step; returns its values."""
         self._step = report.step
@@ -452,48 +462,30 @@ class Coordinator:
             "progress/groups": sum(states.values()),
         }
 
-    async def _checkpoint(self, learner: LearnerPort, step: int) -> float:
-        """Save where the recipe asks for it; returns the seconds it took."""
-        every = self._config.checkpoint.every
-        if step != self._config.learner.steps and (every == 0 or step % every):
-            return 0.0
-        begun = self._clock()
-        part = await asyncio.to_thread(checkpoints.begin, self._run_dir, step)
+    async def _begin_checkpoint(self, learner: LearnerPort, step: int) -> Path | None:
+        """The learner's part of a checkpoint, if one is due."""
+        if not self._saver.is_due(step):
+            return None
         with self._watchdog.learner_at_work():
-            await learner.save(str(part))
-        await asyncio.to_thread(self._books.flush)
-        state = snapshot.Snapshot(
-            step=step,
-            version=self._newest.version if self._newest else 0,
-            cursor=self._curriculum.cursor,
-            signal=self._curriculum.signal,
-            pools=list(self._sources),
-            queued=[group.to_train() for group in self._queue.live(GroupState.QUEUED)],
-            running=[group.task for group in self._queue.live(GroupState.RUNNING)],
-            ledger=self.ledger.counts(),
-        )
-        await asyncio.to_thread(snapshot.commit, part, state)
-        await asyncio.to_thread(checkpoints.prune, self._run_dir, self._config.checkpoint.keep)
-        return self._clock() - begun
+            return await self._saver.begin(learner, step)
+
+    @property
+    def _newest_version(self) -> int:
+        if self._newest is not None:
+            return self._newest.version
+        return self._resumed.version if self._resumed else 0
 
     async def _wait_until_synced(self) -> None:
         """Wait until every engine holds the newest version and no member is in flight."""
-        newest = self._newest.version if self._newest else 0
-        while self._fleet.oldest_version < newest or not self._fleet.is_idle:
+        while self._fleet.oldest_version < self._newest_version or not self._fleet.is_idle:
             await self._train_wake.wait()
             self._train_wake.clear()
 
     # -- words --------------------------------------------------------------------------------
 
     def _diagnosis(self) -> str:
-        running = self._queue.live(GroupState.RUNNING)
-        missing = [
-            f"{group.id} on {group.actor} lacks members "
-            f"{[m for m in range(group.size) if m not in group.done]}"
-            for group in sorted(running, key=lambda group: group.version)[:8]
-        ]
         return (
             f"phase {self._phase}, step {self._step}, slots {self._queue.slots_held}/"
             f"{self._queue.slots}, in flight {self._fleet.in_flight}, engines {self._fleet.versions}, "
-            f"groups {self.ledger.states()}; oldest running: {'; '.join(missing) or 'none'}"
+            f"groups {self.ledger.states()}; oldest running: {self._queue.missing()}"
         )

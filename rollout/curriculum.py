@@ -73,6 +73,16 @@ class Curriculum:
             return 1.0
         return max(LEAST_SIGNAL, self.signal.get(f"{share.source.name}/{env}", 1.0)) ** 2
 
+    @property
+    def requeued(self) -> list[Draw]:
+        """The tasks to draw before new ones."""
+        return list(self._requeued)
+
+    def restore(self, cursor: int, signal: Mapping[str, float]) -> None:
+        """Go on from a checkpoint's place in the tasks."""
+        self.cursor = cursor
+        self.signal = dict(signal)
+
     def requeue(self, draw: Draw) -> None:
         """Draw this task again before any new one."""
         self._requeued.append(draw)

@@ -121,17 +121,46 @@ class Mark(msgspec.Struct, frozen=True, kw_only=True, tag="mark", tag_field="kin
     at_s: float
 
 
+class Flushed:
+    """A request to have everything on disk that was given before it."""
+
+    def __init__(self, writer: threading.Thread) -> None:
+        self._writer = writer
+        self._done = threading.Event()
+        self._sizes: dict[str, int] = {}
+
+    def wait(self) -> dict[str, int]:
+        """Block until it is done; the bytes of each line file then, by path in the run directory.
+
+        Raises OSError when the writer ended without doing it.
+        """
+        while not self._done.wait(1.0):
+            if not self._writer.is_alive() and not self._done.is_set():
+                raise OSError("the files of the run could not be written")
+        return self._sizes
+
+    def set(self, sizes: dict[str, int]) -> None:
+        """It is done."""
+        self._sizes = sizes
+        self._done.set()
+
+
+def line_files(run_dir: Path) -> dict[str, int]:
+    """Bytes of each line file of a run, by its path in the run directory."""
+    paths = [*run_dir.glob("*.jsonl"), *(run_dir / "rollouts").glob("*.jsonl")]
+    return {path.relative_to(run_dir).as_posix(): path.stat().st_size for path in sorted(paths)}
+
+
 class RunFiles:
     """The line files of one run directory, written by a thread of their own."""
 
     def __init__(self, run_dir: Path) -> None:
         self._run_dir = run_dir
         (run_dir / "rollouts").mkdir(parents=True, exist_ok=True)
-        self._lines: queue.SimpleQueue[tuple[str, bytes] | threading.Event | None] = (
-            queue.SimpleQueue()
-        )
+        self._lines: queue.SimpleQueue[tuple[str, bytes] | Flushed | None] = queue.SimpleQueue()
         self._error: OSError | None = None
-        self._rows = 0
+        # A resumed run begins a part of its own.
+        self._rows = len(list((run_dir / "rollouts").glob("part_*.jsonl"))) * PART_ROWS
         self._thread = threading.Thread(target=self._write, name="run-files", daemon=True)
         self._thread.start()
         self.event(Header())
@@ -153,11 +182,12 @@ class RunFiles:
         """Append to the metrics."""
         self._put("metrics.jsonl", values)
 
-    def flush(self) -> threading.Event:
-        """Ask for everything so far to be on disk; the returned event says when it is."""
-        done = threading.Event()
-        self._lines.put(done)
-        return done
+    def flush(self) -> Flushed:
+        """Ask for everything so far to be on disk; the returned object says when it is."""
+        self._check()
+        flushed = Flushed(self._thread)
+        self._lines.put(flushed)
+        return flushed
 
     def close(self) -> None:
         """Write what is left; blocks until it is on disk. Raises OSError if a write failed."""
@@ -177,10 +207,10 @@ class RunFiles:
         files: dict[str, IO[bytes]] = {}
         try:
             while (item := self._lines.get()) is not None:
-                if isinstance(item, threading.Event):
+                if isinstance(item, Flushed):
                     for file in files.values():
                         file.flush()
-                    item.set()
+                    item.set(line_files(self._run_dir))
                     continue
                 name, line = item
                 if name not in files:

@@ -9,6 +9,27 @@ from rollout.types import EngineStats, Grant
 from rollout.weights import Manifest
 
 
+class Stopwatch:
+    """Seconds for which something was the case."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._since: float | None = None
+        self._total_s = 0.0
+
+    def note(self, is_case: bool) -> None:
+        """From now on it is the case, or it is not."""
+        now = self._clock()
+        if self._since is not None:
+            self._total_s += now - self._since
+        self._since = now if is_case else None
+
+    def take(self) -> float:
+        """The seconds up to the last note, which then count from 0."""
+        total_s, self._total_s = self._total_s, 0.0
+        return total_s
+
+
 class Fleet:
     """Every live actor. Versions are those acknowledged: an engine never holds less."""
 
@@ -18,6 +39,7 @@ class Fleet:
         *,
         members_each: int,
         deadline_s: float,
+        version: int,
         clock: Callable[[], float],
     ) -> None:
         self._actors = dict(actors)
@@ -28,7 +50,7 @@ class Fleet:
         self._stats: dict[str, EngineStats] = {}
         self._stats_before: dict[str, EngineStats] = {}
         self._sync_s = 0.0
-        self.versions = dict.fromkeys(self._actors, 0)
+        self.versions = dict.fromkeys(self._actors, version)
         self.loading: int | None = None
         """The version being loaded now."""
 

@@ -87,6 +87,15 @@ class Ledger:
         self._emit(group_id, old, new)
         assert self.is_balanced, f"ledger out of balance after {group_id}: {self._states}"
 
+    def restore(self, counts: LedgerCounts, *, running: int, queued: int) -> None:
+        """Go on from the counts of a checkpoint, whose live groups are taken back in."""
+        self._states.update({GroupState(name): number for name, number in counts.groups.items()})
+        self._states.update({GroupState.RUNNING: running, GroupState.QUEUED: queued})
+        self._rollouts.update(
+            {GroupState(name): number for name, number in counts.rollouts.items()}
+        )
+        self._created = self._states.total()
+
     def count_rollouts(self, state: GroupState, number: int) -> None:
         """Count the rollouts written for a group that ended in `state`."""
         self._rollouts[state] += number

@@ -18,6 +18,7 @@ from configs.schema import RunConfig
 from rollout.files import RunFiles
 from rollout.ledger import GroupState
 from rollout.types import FORMAT, EngineStats, Rollout, StopReason
+from rollout.weights import run_id
 
 logger = logging.getLogger(__name__)
 
@@ -156,6 +157,9 @@ class WandbSink:
             "mode": mode,
             "project": project,
             "name": name,
+            # The same for every part of a run that was resumed.
+            "id": run_id(run_dir),
+            "resume": "allow",
             "dir": str(run_dir),
             "config": config,
         }

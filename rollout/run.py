@@ -26,6 +26,7 @@ from rollout.evaluate import draw_sets
 from rollout.files import RunFiles
 from rollout.metrics import MetricsWriter, WandbSink
 from rollout.ports import ActorPort, LearnerPort
+from rollout.resume import Resumed, check_pools
 from rollout.summary import Summary, pair, table
 
 logger = logging.getLogger(__name__)
@@ -38,6 +39,7 @@ class Checked:
     config: RunConfig
     sources: dict[str, PoolSource]
     evaluation_sets: dict[str, list[Task]]
+    resumed: Resumed | None = None
 
 
 class Running(Protocol):
@@ -62,7 +64,7 @@ class Ready(Protocol):
     def num_parameters(self) -> int: ...
 
 
-def check(config: RunConfig) -> Checked:
+def check(config: RunConfig, resumed: Resumed | None = None) -> Checked:
     """Find model and pools and draw the evaluation sets; raises ConfigError."""
     model_path = find(config.model.path).absolute()
     if not (model_path / "config.json").is_file():
@@ -82,8 +84,13 @@ def check(config: RunConfig) -> Checked:
     sources = {name: PoolSource.load(name, section) for name, section in config.pools.items()}
     sets = draw_sets(config.eval.sets, sources, seed=config.run.seed)
     model = msgspec.structs.replace(config.model, path=str(model_path))
+    if resumed is not None:
+        check_pools(resumed, sources)
     return Checked(
-        config=msgspec.structs.replace(config, model=model), sources=sources, evaluation_sets=sets
+        config=msgspec.structs.replace(config, model=model),
+        sources=sources,
+        evaluation_sets=sets,
+        resumed=resumed,
     )
 
 
@@ -91,6 +98,14 @@ def announce(checked: Checked, run_dir: Path, infos: Sequence[Ready]) -> None:
     """Say what runs where, before it does."""
     config = checked.config
     logger.info("run directory %s", run_dir)
+    if checked.resumed is not None:
+        state = checked.resumed.snapshot
+        logger.info(
+            "resuming after step %d with %d queued groups; %d half-played ones start again",
+            state.step,
+            len(state.queued),
+            len(state.running),
+        )
     for info in infos:
         logger.info("%s on %s: pid %d", info.name, info.node, info.processes[0].pid)
     logger.info("model %s: %.2f M parameters", config.model.path, infos[0].num_parameters / 1e6)
@@ -124,6 +139,7 @@ async def play(checked: Checked, run_dir: Path, running: Running) -> Summary:
     """
     config = checked.config
     begun = time.monotonic()
+    earlier_s = checked.resumed.snapshot.wall_s if checked.resumed else 0.0
     files = RunFiles(run_dir)
     wandb = _wandb(config, run_dir)
     coordinator = Coordinator(
@@ -136,6 +152,7 @@ async def play(checked: Checked, run_dir: Path, running: Running) -> Summary:
         files=files,
         metrics=MetricsWriter(files, wandb=wandb),
         clock=time.monotonic,
+        resumed=checked.resumed,
     )
     async with AsyncExitStack() as stack:
         if wandb is not None:
@@ -151,7 +168,7 @@ async def play(checked: Checked, run_dir: Path, running: Running) -> Summary:
     summary = Summary(
         eval=pair(before, after),
         steps=coordinator.steps_done,
-        wall_s=round(time.monotonic() - begun, 3),
+        wall_s=round(time.monotonic() - begun + earlier_s, 3),
         lag_max=coordinator.lag_max,
         ledger=live,
         ledger_balanced=not error,

@@ -33,11 +33,20 @@ def prepare(config: RunConfig) -> Path:
         run_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"run.dir={name!r} cannot be made: {error}") from error
-    write_json(run_dir / "config.json", {"format": FORMAT, **msgspec.to_builtins(config)})
+    write_config(run_dir, config)
     (run_dir / "environment.txt").write_text(_environment())
     revision, diff = _code()
     (run_dir / "code.diff").write_text(f"# revision {revision}\n{diff}")
     return run_dir
+
+
+def write_config(run_dir: Path, config: RunConfig) -> None:
+    """Write the resolved config; one that was there before is kept beside it."""
+    path = run_dir / "config.json"
+    if path.exists():
+        earlier = len(list(run_dir.glob("config.*.json")))
+        path.rename(run_dir / f"config.{earlier:03d}.json")
+    write_json(path, {"format": FORMAT, **msgspec.to_builtins(config)})
 
 
 def write_json(path: Path, value: object) -> None:

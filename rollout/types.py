@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from envpool.task import Task
+from rollout.lineage import Lineage
 from rollout.weights import Manifest
 
 # Version of every record and file format written by a run.
@@ -297,6 +298,7 @@ class TrainBatch(msgspec.Struct, frozen=True, kw_only=True):
     """Version to publish after the step; None when this step publishes nothing."""
     groups: list[TrainGroup]
     max_lag: int
+    lineage: Lineage = Lineage()
 
 
 class StepReport(msgspec.Struct, frozen=True, kw_only=True):

@@ -69,6 +69,23 @@ def run_id(run_dir: Path) -> str:
     return f"{name}-{zlib.crc32(str(run_dir.resolve()).encode()):08x}"
 
 
+def version_log(run_dir: Path) -> Path:
+    """Where a run writes down the newest version it may have published."""
+    return run_dir / "version.json"
+
+
+def note_version(log: Path, version: int) -> None:
+    """Write down that `version` is used up."""
+    partial = log.with_suffix(".tmp")
+    partial.write_bytes(msgspec.json.encode({"format": 1, "version": version}))
+    partial.replace(log)
+
+
+def newest_version(log: Path) -> int:
+    """The newest version that may have been published, 0 when none was."""
+    return msgspec.json.decode(log.read_bytes())["version"] if log.exists() else 0
+
+
 def buffer_names(directory: Path, run_id: str) -> list[tuple[Path, Path]]:
     """The final and the temporary name of each buffer."""
     finals = [directory / f"millrace-{run_id}-{i}.safetensors" for i in range(NUM_BUFFERS)]

@@ -42,7 +42,12 @@ def make_trainer(tmp_path: Path, model_path: Path) -> MakeTrainer:
             dtype=dtype,
             section=LearnerSection(lr=1e-3, warmup_steps=3),
             temperature=1.0,
-            publisher=Publisher(directory=str(tmp_path), fallback=tmp_path, run_id="test"),
+            publisher=Publisher(
+                directory=str(tmp_path),
+                fallback=tmp_path,
+                run_id="test",
+                log=tmp_path / "version.json",
+            ),
         )
 
     return make

@@ -26,7 +26,12 @@ def shared(tmp_path: Path) -> Path:
 
 
 def publisher(shared: Path, *, run_id: str = "run") -> Publisher:
-    return Publisher(directory=str(shared), fallback=shared.parent / "fallback", run_id=run_id)
+    return Publisher(
+        directory=str(shared),
+        fallback=shared.parent / "fallback",
+        run_id=run_id,
+        log=shared.parent / "version.json",
+    )
 
 
 def test_a_reader_gets_what_was_published(shared: Path) -> None:
@@ -120,7 +125,12 @@ def test_run_directory_is_used_when_the_shared_one_is_not_there(tmp_path: Path, 
     shared = tmp_path / "shm"
     if kind == "file":
         shared = Path("/dev/null")
-    sender = Publisher(directory=str(shared), fallback=tmp_path / "run" / "weights", run_id="r")
+    sender = Publisher(
+        directory=str(shared),
+        fallback=tmp_path / "run" / "weights",
+        run_id="r",
+        log=tmp_path / "version.json",
+    )
     manifest = sender.publish(tensors(1.0), version=1, step=1)
     assert Path(manifest.path).parent == tmp_path / "run" / "weights"
     torch.testing.assert_close(read_tensors(manifest), tensors(1.0))

@@ -38,7 +38,10 @@ def make_trainer(tmp_path: Path) -> MakeTrainer:
             section=LearnerSection(**section),
             temperature=temperature,
             publisher=Publisher(
-                directory=str(tmp_path), fallback=tmp_path / "fallback", run_id="test"
+                directory=str(tmp_path),
+                fallback=tmp_path / "fallback",
+                run_id="test",
+                log=tmp_path / "version.json",
             ),
         )
 

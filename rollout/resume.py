@@ -1,0 +1,166 @@
+"""Going on after a run was killed: what is checked, and what is put right before anything starts.
+
+    check   config and overrides, the newest complete checkpoint, pools         nothing is changed
+    begin   survivors ended, what came after the checkpoint set aside, config written
+
+What was written after the checkpoint is kept under `abandoned/`, out of the history: no group is in
+two steps of it.
+"""
+
+import logging
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from configs.load import ConfigError, convert, merge, read
+from configs.schema import RunConfig, Tree
+from envpool.source import PoolSource
+from rollout import checkpoints, processes, rundir, snapshot
+from rollout.files import line_files
+from rollout.lineage import Lineage
+from rollout.snapshot import Snapshot
+from rollout.weights import newest_version, note_version, version_log
+
+logger = logging.getLogger(__name__)
+
+# What a resumed run cannot change, and why.
+FIXED = {
+    "model": "the weights go on from the checkpoint: train another model in a run of its own",
+    "pools": "queued groups and the curriculum belong to the pools they were drawn from",
+    "weights.every": "the age of what is queued is counted in published versions",
+}
+
+
+@dataclass(slots=True, kw_only=True, frozen=True)
+class Resumed:
+    """Where a run goes on from."""
+
+    checkpoint: Path
+    snapshot: Snapshot
+    version: int
+    """What the engines begin with: the checkpoint's weights under a number never used before."""
+    lineage: Lineage
+
+    @property
+    def weights(self) -> Path:
+        """The model directory that engines load."""
+        return self.checkpoint / "hf"
+
+
+def check(run_dir: Path, overrides: list[str]) -> tuple[RunConfig, Resumed]:
+    """Find out how `run_dir` goes on, with `overrides` on top of its own config.
+
+    Raises ConfigError for what cannot be resumed, and for overrides that must not be made.
+    """
+    where = f"--resume {run_dir}"
+    path = run_dir / "config.json"
+    if not path.is_file():
+        raise ConfigError(f"{where}: no config.json there: name the directory of a run")
+    pids = run_dir / "pids.json"
+    for process in processes.read_pids(run_dir) if pids.exists() else []:
+        if process.name == "launch" and processes.is_alive(process):
+            raise ConfigError(f"{where}: it is still running (pid {process.pid}): stop it first")
+    checkpoint = checkpoints.latest(run_dir)
+    if checkpoint is None:
+        raise ConfigError(
+            f"{where}: it has no complete checkpoint (checkpoint.every sets how often one is "
+            "written): start the run again"
+        )
+    config = _config(path, overrides, run_dir, where)
+    state = _snapshot(checkpoint, where)
+    if config.learner.steps <= state.step:
+        raise ConfigError(
+            f"{where}: its checkpoint has all of learner.steps={config.learner.steps} steps; to train "
+            f"on, add learner.steps={2 * state.step}"
+        )
+    version = max(newest_version(version_log(run_dir)), state.version) + 1
+    lineage = state.lineage.resumed(place=state.place, version=version)
+    resumed = Resumed(checkpoint=checkpoint, snapshot=state, version=version, lineage=lineage)
+    return config, resumed
+
+
+def check_pools(resumed: Resumed, sources: dict[str, PoolSource]) -> None:
+    """Raise ConfigError when the code of a pool is not what the run was started with."""
+    now = {source.name: source.version for source in sources.values()}
+    for key in resumed.snapshot.pools:
+        if now.get(key.name) != key.version:
+            raise ConfigError(
+                f"pool {key.name} has version {now.get(key.name)} and the run was started with "
+                f"{key.version}: {FIXED['pools']}; restore its code, or start a run of its own"
+            )
+
+
+def begin(run_dir: Path, config: RunConfig, resumed: Resumed) -> None:
+    """Make the run directory what it was at the checkpoint; ends processes that survived."""
+    pids = run_dir / "pids.json"
+    if pids.exists():
+        for name in processes.end(processes.read_pids(run_dir), within_s=0.0):
+            logger.info("ended %s, which had survived", name)
+    note_version(version_log(run_dir), resumed.version)
+    moved = set_aside(run_dir, resumed.snapshot.sizes)
+    if moved is not None:
+        logger.info("what was written after step %d is in %s", resumed.snapshot.step, moved)
+    rundir.write_config(run_dir, config)
+
+
+def set_aside(run_dir: Path, sizes: dict[str, int]) -> Path | None:
+    """Cut the line files back to `sizes` bytes; what is cut off is kept.
+
+    Returns the directory that has it, None when nothing was cut. Interrupted and called again, it
+    does the rest. Raises ConfigError when a file is shorter than it was.
+    """
+    present = line_files(run_dir)
+    for name, size in sizes.items():
+        if present.get(name, 0) < size:
+            raise ConfigError(
+                f"{run_dir / name} has {present.get(name, 0)} bytes and had {size} at the "
+                "checkpoint: the history of the run is damaged"
+            )
+    longer = [name for name, size in present.items() if size > sizes.get(name, 0)]
+    if not longer:
+        return None
+    folder = run_dir / "abandoned"
+    target = folder / f"{len(list(folder.glob('*'))):03d}"
+    for name in longer:
+        kept = target / name
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        with (run_dir / name).open("r+b") as lines, kept.open("wb") as tail:
+            lines.seek(sizes.get(name, 0))
+            shutil.copyfileobj(lines, tail)
+            lines.truncate(sizes.get(name, 0))
+        if name not in sizes:
+            (run_dir / name).unlink()
+    return target
+
+
+def _config(path: Path, overrides: list[str], run_dir: Path, where: str) -> RunConfig:
+    try:
+        old: Tree = msgspec.json.decode(path.read_bytes())
+    except msgspec.DecodeError as error:
+        raise ConfigError(f"{where}: config.json is damaged: {error}") from error
+    old.pop("format", None)
+    before = convert(msgspec.convert(old, Tree), RunConfig)
+    merge(old, read(overrides))
+    merge(old, {"run": {"dir": str(run_dir)}})
+    after = convert(old, RunConfig)
+    for field, reason in FIXED.items():
+        one, other = _get(before, field), _get(after, field)
+        if one != other:
+            raise ConfigError(f"{where}: {field} cannot change from {one} to {other}: {reason}")
+    return after
+
+
+def _get(config: RunConfig, field: str) -> object:
+    value: object = config
+    for name in field.split("."):
+        value = getattr(value, name)
+    return value
+
+
+def _snapshot(checkpoint: Path, where: str) -> Snapshot:
+    try:
+        return snapshot.read(checkpoint)
+    except (OSError, msgspec.MsgspecError) as error:
+        raise ConfigError(f"{where}: {checkpoint} cannot be read: {error}") from error

@@ -1,0 +1,93 @@
+"""Checkpoints of a running run: when one is due, what goes into it, and in which order."""
+
+import asyncio
+from collections.abc import Iterable
+from pathlib import Path
+
+from configs.schema import RunConfig
+from envpool.task import PoolKey
+from rollout import checkpoints, snapshot
+from rollout.books import Books
+from rollout.buffer import ReplayQueue
+from rollout.curriculum import Curriculum
+from rollout.evaluate import Score
+from rollout.ledger import GroupState, Ledger
+from rollout.ports import LearnerPort
+from rollout.snapshot import Snapshot
+
+
+class Saver:
+    """Writes checkpoints: the learner's part, the coordinator's of the same step, then the mark."""
+
+    def __init__(
+        self,
+        *,
+        run_dir: Path,
+        config: RunConfig,
+        pools: Iterable[PoolKey],
+        ledger: Ledger,
+        queue: ReplayQueue,
+        curriculum: Curriculum,
+        books: Books,
+    ) -> None:
+        self._run_dir = run_dir
+        self._config = config
+        self._pools = list(pools)
+        self._ledger = ledger
+        self._queue = queue
+        self._curriculum = curriculum
+        self._books = books
+
+    def restore(self, state: Snapshot) -> None:
+        """Put back what a checkpoint holds."""
+        snapshot.restore(
+            state,
+            ledger=self._ledger,
+            queue=self._queue,
+            curriculum=self._curriculum,
+            books=self._books,
+        )
+
+    def is_due(self, step: int) -> bool:
+        """Whether the recipe asks for a checkpoint after `step`; the last step always has one."""
+        every = self._config.checkpoint.every
+        return step == self._config.learner.steps or (every > 0 and step % every == 0)
+
+    async def begin(self, learner: LearnerPort, step: int) -> Path:
+        """Have the learner write its part; returns the directory, which does not count yet."""
+        part = await asyncio.to_thread(checkpoints.begin, self._run_dir, step)
+        await learner.save(str(part))
+        return part
+
+    async def commit(
+        self,
+        part: Path,
+        *,
+        step: int,
+        version: int,
+        before: dict[str, dict[str, Score]],
+        wall_s: float,
+    ) -> None:
+        """Add the coordinator's part and complete the checkpoint; older ones are removed."""
+        # Sizes and state belong to one moment: nothing may be awaited between the two.
+        flushed = self._books.flush()
+        state = {
+            "step": step,
+            "version": version,
+            "lineage": self._queue.lineage,
+            "weights_every": self._config.weights.every,
+            "cursor": self._curriculum.cursor,
+            "signal": dict(self._curriculum.signal),
+            "requeued": self._curriculum.requeued,
+            "pools": self._pools,
+            "next_id": self._queue.next_id,
+            "queued": self._queue.records(GroupState.QUEUED),
+            "running": self._queue.records(GroupState.RUNNING),
+            "ledger": self._ledger.counts(),
+            "before": before,
+            "lag_max": self._books.lag_max,
+            "wall_s": wall_s,
+        }
+        sizes = await asyncio.to_thread(flushed.wait)
+        await asyncio.to_thread(snapshot.commit, part, Snapshot(**state, sizes=sizes))
+        await asyncio.to_thread(checkpoints.prune, self._run_dir, self._config.checkpoint.keep)

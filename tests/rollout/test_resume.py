@@ -1,0 +1,323 @@
+"""A run that was stopped at some moment goes on from its checkpoint: nothing twice, nothing reused."""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from configs.load import ConfigError, load
+from configs.schema import RunConfig
+from envpool.source import PoolSource
+from rollout import audit, checkpoints, resume, rundir, snapshot
+from rollout.coordinator import Coordinator
+from rollout.files import RunFiles, line_files
+from rollout.metrics import MetricsWriter
+from rollout.processes import describe, write_pids
+from rollout.resume import Resumed
+from rollout.types import Grant, TrainBatch
+from rollout.weights import newest_version, note_version, version_log
+from tests.fakes import FakeActor, FakeLearner, alternating
+
+SETTINGS = [
+    "local.toml",
+    "learner.steps=12",
+    "rollout.group_size=4",
+    "rollout.groups_per_step=2",
+    "rollout.max_lag=6",
+    "checkpoint.every=3",
+]
+
+
+class Killed(Exception):
+    """Stands for the SIGKILL that ends the process."""
+
+
+@dataclass
+class Part:
+    """One of the processes that a run was played in."""
+
+    coordinator: Coordinator
+    actor: FakeActor
+    learner: FakeLearner
+
+
+def sources(config: RunConfig) -> dict[str, PoolSource]:
+    return {name: PoolSource.load(name, section) for name, section in config.pools.items()}
+
+
+async def play(
+    run_dir: Path,
+    config: RunConfig,
+    *,
+    resumed: Resumed | None = None,
+    on_train: Callable[[TrainBatch], None] | None = None,
+    verdict: Callable[[Grant, int], float | None] = alternating,
+) -> Part:
+    """Play until the end, or until `on_train` raises `Killed`."""
+    files = await asyncio.to_thread(RunFiles, run_dir)
+    actor, learner = FakeActor(verdict=verdict), FakeLearner(on_train=on_train)
+    actor.version = resumed.version if resumed else 0
+    coordinator = Coordinator(
+        config=config,
+        run_dir=run_dir,
+        sources=await asyncio.to_thread(sources, config),
+        evaluation_sets={},
+        actors={actor.name: actor},
+        learner=learner,
+        files=files,
+        metrics=MetricsWriter(files, wandb=None),
+        clock=time.monotonic,
+        resumed=resumed,
+    )
+    try:
+        async with asyncio.timeout(20):
+            await coordinator.run()
+    except ExceptionGroup as group:
+        if not group.subgroup(Killed):
+            raise
+    finally:
+        await asyncio.to_thread(files.close)
+    return Part(coordinator, actor, learner)
+
+
+async def killed_at(run_dir: Path, step: int, *settings: str) -> RunConfig:
+    """A run in `run_dir` that was killed while it trained `step`.
+
+    One group, granted just before the newest checkpoint, never ends.
+    """
+    endless = f"g{2 * ((step - 1) // 3 * 3) + 9:06d}"
+
+    def verdict(grant: Grant, member: int) -> float | None:
+        is_endless = grant.group_id == endless and member == 3
+        return None if is_endless else alternating(grant, member)
+
+    def on_train(batch: TrainBatch) -> None:
+        if batch.step == step:
+            raise Killed
+
+    config = await asyncio.to_thread(load, [*SETTINGS, *settings, f"run.dir={run_dir}"])
+    await asyncio.to_thread(rundir.write_config, run_dir, config)
+    part = await play(run_dir, config, on_train=on_train, verdict=verdict)
+    published = max(batch.publish_version or 0 for batch in part.learner.batches)
+    # The learner notes a version before it publishes: the one it was killed at is used up too.
+    await asyncio.to_thread(note_version, version_log(run_dir), published + 1)
+    return config
+
+
+async def go_on(run_dir: Path, *overrides: str) -> tuple[RunConfig, Resumed]:
+    def prepare() -> tuple[RunConfig, Resumed]:
+        config, resumed = resume.check(run_dir, list(overrides))
+        resume.check_pools(resumed, sources(config))
+        resume.begin(run_dir, config, resumed)
+        return config, resumed
+
+    return await asyncio.to_thread(prepare)
+
+
+async def steps_of(run_dir: Path) -> list[tuple[int, int, list[str]]]:
+    events = await asyncio.to_thread(lambda: list(audit.events(run_dir, "trained")))
+    return [(event["step"], event["version"], event["groups"]) for event in events]
+
+
+@pytest.mark.parametrize("killed", [4, 5, 6, 8])
+async def test_a_killed_run_goes_on_from_its_checkpoint(tmp_path: Path, killed: int) -> None:
+    await killed_at(tmp_path, killed)
+    config, resumed = await go_on(tmp_path)
+    state = resumed.snapshot
+    assert state.step == (killed - 1) // 3 * 3 and state.queued and state.running
+    part = await play(tmp_path, config, resumed=resumed)
+
+    assert [batch.step for batch in part.learner.batches] == [*range(state.step + 1, 13)]
+    steps = await steps_of(tmp_path)
+    assert [step for step, _, _ in steps] == [*range(1, 13)]
+    assert max(Counter(g for _, _, groups in steps for g in groups).values()) == 1
+    trained_next = {g.group_id for g in part.learner.batches[0].groups}
+    assert trained_next <= {record.id for record in state.queued}
+    assert await asyncio.to_thread(audit.recompute, tmp_path) == part.coordinator.ledger.counts()
+
+
+async def test_versions_are_never_reused_and_lag_stays_bounded(tmp_path: Path) -> None:
+    await killed_at(tmp_path, 6)
+    config, resumed = await go_on(tmp_path)
+    assert resumed.version == 7  # 1..6 may have been published: step 6 was under way
+    part = await play(tmp_path, config, resumed=resumed)
+    gradients = [version for _, version, _ in await steps_of(tmp_path)]
+    assert gradients == [0, 1, 2, 7, 8, 9, 10, 11, 12, 13, 14, 15]
+    assert [batch.publish_version for batch in part.learner.batches] == [*range(8, 17)]
+    rows = await asyncio.to_thread(lambda: list(audit.rows(tmp_path)))
+    assert max(row.lag for row in rows if row.lag is not None) <= config.rollout.max_lag
+
+
+async def test_what_was_being_played_ends_as_cancelled_and_is_drawn_first(tmp_path: Path) -> None:
+    await killed_at(tmp_path, 5)
+    config, resumed = await go_on(tmp_path)
+    halves = {record.id: record.task for record in resumed.snapshot.running}
+    part = await play(tmp_path, config, resumed=resumed)
+    rows = await asyncio.to_thread(lambda: list(audit.rows(tmp_path)))
+    assert {row.state for row in rows if row.group_id in halves} == {"cancelled"}
+    first = part.actor.granted[: len(halves)]
+    assert [grant.task for grant in first] == list(halves.values())
+    assert all(grant.members == [0, 1, 2, 3] for grant in first)
+    assert not {grant.group_id for grant in first} & set(halves)
+
+
+async def test_tasks_and_groups_go_on_where_the_checkpoint_was(tmp_path: Path) -> None:
+    await killed_at(tmp_path, 8)
+    config, resumed = await go_on(tmp_path)
+    state = resumed.snapshot
+    part = await play(tmp_path, config, resumed=resumed)
+    made = [int(grant.group_id[1:]) for grant in part.actor.granted]
+    assert made == [*range(state.next_id, state.next_id + len(made))]
+    expected = await asyncio.to_thread(undisturbed_tasks, config, state.cursor + 3)
+    new = [grant.task for grant in part.actor.granted[len(state.running) :]]
+    assert new[:3] == expected[state.cursor : state.cursor + 3]
+
+
+def undisturbed_tasks(config: RunConfig, number: int) -> list[object]:
+    from rollout.curriculum import Curriculum, Share
+
+    shares = {
+        source.key: Share(source=source, weight=1.0, envs=source.train)
+        for source in sources(config).values()
+    }
+    # Every group here has signal, so that the shares by signal never change.
+    curriculum = Curriculum(shares, seed=config.run.seed, draw=config.rollout.draw)
+    return [curriculum.next().task for _ in range(number)]
+
+
+async def test_a_run_may_be_killed_and_resumed_again_and_again(tmp_path: Path) -> None:
+    await killed_at(tmp_path, 5)
+    for step in (6, 8, 11):
+
+        def on_train(batch: TrainBatch, at: int = step) -> None:
+            if batch.step == at:
+                raise Killed
+
+        config, resumed = await go_on(tmp_path)
+        part = await play(tmp_path, config, resumed=resumed, on_train=on_train)
+        versions = [batch.publish_version or 0 for batch in part.learner.batches]
+        used = max([resumed.version, *versions]) + 1
+        await asyncio.to_thread(note_version, version_log(tmp_path), used)
+    config, resumed = await go_on(tmp_path)
+    part = await play(tmp_path, config, resumed=resumed)
+    steps = await steps_of(tmp_path)
+    assert [step for step, _, _ in steps] == [*range(1, 13)]
+    gradients = [version for _, version, _ in steps]
+    assert gradients == sorted(set(gradients))
+    assert max(Counter(g for _, _, groups in steps for g in groups).values()) == 1
+    assert await asyncio.to_thread(audit.recompute, tmp_path) == part.coordinator.ledger.counts()
+
+
+async def test_what_came_after_the_checkpoint_is_kept_out_of_the_history(tmp_path: Path) -> None:
+    await killed_at(tmp_path, 6)
+    before = await asyncio.to_thread(lambda: (tmp_path / "events.jsonl").read_bytes())
+    _, resumed = await go_on(tmp_path)
+
+    def look() -> tuple[bytes, bytes, dict[str, int]]:
+        kept = (tmp_path / "events.jsonl").read_bytes()
+        aside = (tmp_path / "abandoned" / "000" / "events.jsonl").read_bytes()
+        return kept, aside, line_files(tmp_path)
+
+    kept, aside, sizes = await asyncio.to_thread(look)
+    assert kept + aside == before and aside
+    assert sizes == resumed.snapshot.sizes
+    assert await asyncio.to_thread(resume.set_aside, tmp_path, sizes) is None
+
+
+async def test_a_damaged_history_is_refused(tmp_path: Path) -> None:
+    await killed_at(tmp_path, 6)
+    await asyncio.to_thread((tmp_path / "events.jsonl").write_bytes, b"")
+    with pytest.raises(ConfigError, match=r"events\.jsonl has 0 bytes and had"):
+        await go_on(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("model.path=elsewhere", "model cannot change"),
+        ("pools.basics.weight=2", "pools cannot change"),
+        ("weights.every=2", "weights.every cannot change"),
+        ("learner.steps=3", "add learner.steps=6"),
+        ("learner.stepps=3", "stepps"),
+    ],
+)
+async def test_overrides_that_cannot_be_are_refused_with_the_reason(
+    tmp_path: Path, override: str, words: str
+) -> None:
+    await killed_at(tmp_path, 5)
+    with pytest.raises(ConfigError, match=words):
+        await go_on(tmp_path, override)
+
+
+async def test_overrides_apply_on_top_and_the_old_config_is_kept(tmp_path: Path) -> None:
+    await killed_at(tmp_path, 5)
+    config, _ = await go_on(tmp_path, "learner.lr=1e-5", "learner.steps=20")
+    assert (config.learner.lr, config.learner.steps) == (1e-5, 20)
+    assert config.rollout.group_size == 4
+    names = await asyncio.to_thread(lambda: sorted(p.name for p in tmp_path.glob("config*.json")))
+    assert names == ["config.000.json", "config.json"]
+
+
+async def test_a_run_that_is_still_running_is_left_alone(tmp_path: Path) -> None:
+    await killed_at(tmp_path, 5)
+    await asyncio.to_thread(lambda: write_pids(tmp_path, [describe("launch")]))
+    with pytest.raises(ConfigError, match="still running"):
+        await go_on(tmp_path)
+
+
+async def test_survivors_are_ended(tmp_path: Path) -> None:
+    await killed_at(tmp_path, 5)
+    survivor = await asyncio.create_subprocess_exec("sleep", "600")
+    await asyncio.to_thread(
+        lambda: write_pids(tmp_path, [describe("actor-0", survivor.pid)]),
+    )
+    await go_on(tmp_path)
+    assert await survivor.wait() == -9
+
+
+@pytest.mark.parametrize("name", ["", "no/such/run"])
+async def test_a_directory_that_is_no_run_is_named(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match=r"no config\.json"):
+        await go_on(tmp_path / name)
+
+
+async def test_a_run_without_a_checkpoint_says_so(tmp_path: Path) -> None:
+    await killed_at(tmp_path, 2)
+    with pytest.raises(ConfigError, match="no complete checkpoint"):
+        await go_on(tmp_path)
+
+
+async def test_an_unfinished_checkpoint_does_not_count(tmp_path: Path) -> None:
+    await killed_at(tmp_path, 8)
+    await asyncio.to_thread((tmp_path / "checkpoints" / "step_6" / "DONE").unlink)
+    _, resumed = await go_on(tmp_path)
+    assert resumed.snapshot.step == 3
+
+
+async def test_changed_code_of_a_pool_is_refused(tmp_path: Path) -> None:
+    config = await killed_at(tmp_path, 5)
+    _, resumed = await asyncio.to_thread(resume.check, tmp_path, [])
+    (source,) = (await asyncio.to_thread(sources, config)).values()
+    other = PoolSource(
+        name=source.name,
+        version="0" * 16,
+        envs=source.envs,
+        train=source.train,
+        trusted=True,
+    )
+    with pytest.raises(ConfigError, match="restore its code"):
+        resume.check_pools(resumed, {source.name: other})
+
+
+async def test_the_version_is_used_up_before_anything_samples_with_it(tmp_path: Path) -> None:
+    await killed_at(tmp_path, 5)
+    _, first = await go_on(tmp_path)
+    assert await asyncio.to_thread(newest_version, version_log(tmp_path)) == first.version
+    _, second = await go_on(tmp_path)
+    assert second.version == first.version + 1
+    latest = await asyncio.to_thread(checkpoints.latest, tmp_path)
+    assert latest is not None and (await asyncio.to_thread(snapshot.read, latest)).step == 3
