@@ -16,7 +16,7 @@ from rollout import audit, checkpoints, resume, rundir, snapshot
 from rollout.coordinator import Coordinator
 from rollout.files import RunFiles, line_files
 from rollout.metrics import MetricsWriter
-from rollout.processes import describe, write_pids
+from rollout.processes import describe, is_alive, write_pids
 from rollout.resume import Resumed
 from rollout.types import Grant, TrainBatch
 from rollout.weights import newest_version, note_version, version_log
@@ -272,11 +272,11 @@ async def test_a_run_that_is_still_running_is_left_alone(tmp_path: Path) -> None
 async def test_survivors_are_ended(tmp_path: Path) -> None:
     await killed_at(tmp_path, 5)
     survivor = await asyncio.create_subprocess_exec("sleep", "600")
-    await asyncio.to_thread(
-        lambda: write_pids(tmp_path, [describe("actor-0", survivor.pid)]),
-    )
+    recorded = await asyncio.to_thread(describe, "actor-0", survivor.pid)
+    await asyncio.to_thread(write_pids, tmp_path, [recorded])
     await go_on(tmp_path)
-    assert await survivor.wait() == -9
+    assert not await asyncio.to_thread(is_alive, recorded)
+    await survivor.wait()
 
 
 @pytest.mark.parametrize("name", ["", "no/such/run"])
