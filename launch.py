@@ -1,4 +1,4 @@
-"""Millrace's command line: `python launch.py [train | eval | sft | bench NAME] [files.toml] [a.b=value]`.
+"""Millrace's command line: `python launch.py [command] [files.toml] [a.b=value]`.
 
 `train` (the default) places actors and a learner on a Ray cluster and runs the coordinator here:
 
@@ -28,6 +28,7 @@ commands
   eval    play evaluation sets with fixed weights (model.path=DIR)
   sft     warm-start a policy from oracle traces (recipe: configs/tiny_policy/recipe.toml)
   bench   measure: bench engine | bench envpool   [--json]
+  show    read the rollouts of a run, or list runs: show [DIR] [filter ...]   (show --help)
 
 options
   --help      this text        --help config   every setting, its default and its meaning
@@ -37,9 +38,10 @@ Recipes and overrides merge in the order given; later wins. Examples:
   python launch.py
   python launch.py learner.steps=40 run.dir=runs/short logging.wandb=off
   python launch.py configs/local.toml my_cluster.toml cluster.address=auto
+  python launch.py show runs/short reward=0 order=longest
 """
 
-COMMANDS = ("train", "eval", "sft", "bench")
+COMMANDS = ("train", "eval", "sft", "bench", "show")
 
 # Imported where the learner runs: the driver never loads torch.
 TRAINER = "learner.trainer:make_trainer"
@@ -53,21 +55,31 @@ def main(argv: Sequence[str]) -> int:
     """Run a command; returns the exit code."""
     arguments = list(argv)
     if any(word in ("--help", "-h", "help") for word in arguments):
-        from configs.describe import describe_settings
-
-        sys.stdout.write(describe_settings() if "config" in arguments else HELP)
+        sys.stdout.write(help_text(arguments))
         return EXIT_DONE
     command = arguments.pop(0) if arguments and arguments[0] in COMMANDS else "train"
     from configs.load import ConfigError
 
+    commands = {"train": train, "eval": evaluate, "sft": sft, "bench": bench, "show": show}
     try:
-        return {"train": train, "eval": evaluate, "sft": sft, "bench": bench}[command](arguments)
+        return commands[command](arguments)
     except ConfigError as error:
         sys.stderr.write(f"error: {error}\n")
         return EXIT_USAGE
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         return EXIT_INTERRUPTED
+
+
+def help_text(arguments: list[str]) -> str:
+    """What `--help` says beside the other arguments."""
+    if arguments[0] == "show":
+        from rollout import show
+
+        return show.HELP
+    from configs.describe import describe_settings
+
+    return describe_settings() if "config" in arguments else HELP
 
 
 def train(arguments: list[str]) -> int:
@@ -100,6 +112,13 @@ def bench(arguments: list[str]) -> int:
     else:
         raise ConfigError(f"bench {name!r} is not known: use bench engine or bench envpool")
     return command(rest)
+
+
+def show(arguments: list[str]) -> int:
+    """Print rollouts of a run, or list runs."""
+    from rollout.show import main as command
+
+    return command(arguments)
 
 
 def run(arguments: list[str], *, learns: bool) -> int:
