@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rollout.run import Checked
+    from rollout.summary import Summary
+    from rollout.terminal import Screen
 
 HELP = """\
 usage: python launch.py [command] [recipe.toml ...] [section.field=value ...]
@@ -84,12 +86,12 @@ def help_text(arguments: list[str]) -> str:
 
 def train(arguments: list[str]) -> int:
     """Train as the recipe says."""
-    return run(arguments, learns=True)
+    return run(arguments, fixed=[], learns=True)
 
 
 def evaluate(arguments: list[str]) -> int:
     """Play the evaluation sets with the weights of `model.path`."""
-    return run([*arguments, "learner.steps=0", "eval.before=true"], learns=False)
+    return run(arguments, fixed=["learner.steps=0", "eval.before=true"], learns=False)
 
 
 def sft(arguments: list[str]) -> int:
@@ -121,14 +123,15 @@ def show(arguments: list[str]) -> int:
     return command(arguments)
 
 
-def run(arguments: list[str], *, learns: bool) -> int:
-    """Check everything, then play a run in its own processes."""
+def run(arguments: list[str], *, fixed: list[str], learns: bool) -> int:
+    """Check everything, then play a run in its own processes; `fixed` overrides what was given."""
     from configs.load import load
     from rollout import rundir
     from rollout.run import check
 
     is_dry = "--dry-run" in arguments
-    settings = [argument for argument in arguments if argument != "--dry-run"]
+    given = [argument for argument in arguments if argument != "--dry-run"]
+    settings = [*given, *fixed]
     if not any(argument.endswith(".toml") and "=" not in argument for argument in settings):
         settings.insert(0, "local.toml")
     checked = check(load(settings))
@@ -139,12 +142,18 @@ def run(arguments: list[str], *, learns: bool) -> int:
     # Ray reports usage, and warns about a future default, unless told otherwise.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    from rollout.announce import closing
     from rollout.logs import driver_logging
     from rollout.supervise import root_cause
+    from rollout.terminal import open_screen
 
-    with driver_logging(run_dir, checked.config.logging.level):
+    config = checked.config
+    with (
+        open_screen() as screen,
+        driver_logging(run_dir, config.logging.level, terminal=screen.handler),
+    ):
         try:
-            is_sound = asyncio.run(play(checked, run_dir, learns=learns))
+            summary = asyncio.run(play(checked, run_dir, screen, learns=learns))
         except (asyncio.CancelledError, KeyboardInterrupt):
             logger.warning("interrupted; what was played is in %s", run_dir)
             return EXIT_INTERRUPTED
@@ -153,12 +162,13 @@ def run(arguments: list[str], *, learns: bool) -> int:
             logger.exception("failed: %s: %s", type(cause).__name__, cause)
             logger.info("logs of every process: %s", run_dir / "logs")
             return EXIT_FAILED
-    return EXIT_DONE if is_sound else EXIT_FAILED
+        closing(summary, config, run_dir, given)
+    return EXIT_DONE if summary.ledger_balanced else EXIT_FAILED
 
 
-async def play(checked: "Checked", run_dir: Path, *, learns: bool) -> bool:
-    """Start processes, play, and leave none behind, however it ends; whether the ledger balanced."""
-    from rollout import cluster, processes, run, weights
+async def play(checked: "Checked", run_dir: Path, screen: "Screen", *, learns: bool) -> "Summary":
+    """Start processes, play, and leave none behind, however it ends."""
+    from rollout import announce, cluster, processes, run, weights
 
     config = checked.config
     started = [processes.describe("launch")]
@@ -172,9 +182,9 @@ async def play(checked: "Checked", run_dir: Path, *, learns: bool) -> bool:
         started += [process for info in placed.infos for process in info.processes]
         started += processes.descendants("ray")
         processes.write_pids(run_dir, started)
-        run.announce(checked, run_dir, placed.infos)
+        announce.opening(checked, run_dir, placed.infos)
         try:
-            summary = await run.play(checked, run_dir, placed)
+            summary = await run.play(checked, run_dir, placed, screen)
         finally:
             await cluster.close(placed)
     finally:
@@ -183,8 +193,7 @@ async def play(checked: "Checked", run_dir: Path, *, learns: bool) -> bool:
         await asyncio.to_thread(processes.end, started[1:], within_s=5.0)
         # A learner that was killed leaves its files in shared memory.
         weights.sweep([Path(config.weights.dir)], weights.run_id(run_dir))
-    run.conclude(summary, run_dir)
-    return summary.ledger_balanced
+    return summary
 
 
 def run_script() -> None:

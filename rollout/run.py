@@ -6,7 +6,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,17 +16,18 @@ import msgspec
 
 from configs.load import ConfigError, find
 from configs.schema import RunConfig
-from envpool.pool import SANDBOX, refuse_untrusted
+from envpool.pool import refuse_untrusted
 from envpool.source import PoolSource
 from envpool.task import Task
-from rollout import audit, processes, rundir
+from rollout import audit, rundir
 from rollout.control import serve
 from rollout.coordinator import Coordinator
 from rollout.evaluate import draw_sets
 from rollout.files import RunFiles
 from rollout.metrics import MetricsWriter, WandbSink
 from rollout.ports import ActorPort, LearnerPort
-from rollout.summary import Summary, pair, table
+from rollout.summary import Summary, differences, pair
+from rollout.terminal import Screen
 
 logger = logging.getLogger(__name__)
 
@@ -47,19 +48,6 @@ class Running(Protocol):
     def actors(self) -> Mapping[str, ActorPort]: ...
     @property
     def learner(self) -> LearnerPort | None: ...
-
-
-class Ready(Protocol):
-    """What a process said when it was ready."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def node(self) -> str: ...
-    @property
-    def processes(self) -> list[processes.Process]: ...
-    @property
-    def num_parameters(self) -> int: ...
 
 
 def check(config: RunConfig) -> Checked:
@@ -87,38 +75,8 @@ def check(config: RunConfig) -> Checked:
     )
 
 
-def announce(checked: Checked, run_dir: Path, infos: Sequence[Ready]) -> None:
-    """Say what runs where, before it does."""
-    config = checked.config
-    logger.info("run directory %s", run_dir)
-    for info in infos:
-        logger.info("%s on %s: pid %d", info.name, info.node, info.processes[0].pid)
-    logger.info("model %s: %.2f M parameters", config.model.path, infos[0].num_parameters / 1e6)
-    for source in checked.sources.values():
-        logger.info("pool %s version %s: %d envs", source.name, source.version, len(source.envs))
-    logger.info("sandbox: %s", SANDBOX)
-    logger.info("W&B: %s", config.logging.wandb)
-
-
-def conclude(summary: Summary, run_dir: Path) -> None:
-    """Say what the run came to."""
-    for line in table(summary.eval):
-        logger.info("%s", line)
-    ended = ", ".join(f"{number} {state}" for state, number in summary.ledger.groups.items())
-    logger.info("groups: %s", ended)
-    if not summary.ledger_balanced:
-        logger.error("the ledger does NOT balance: %s", summary.ledger_error)
-    logger.info(
-        "%d steps in %.0f s, largest lag %d; %s",
-        summary.steps,
-        summary.wall_s,
-        summary.lag_max,
-        run_dir / "summary.json",
-    )
-
-
-async def play(checked: Checked, run_dir: Path, running: Running) -> Summary:
-    """Run the coordinator over ready processes; closes files, not the processes.
+async def play(checked: Checked, run_dir: Path, running: Running, screen: Screen) -> Summary:
+    """Run the coordinator over ready processes, seen on `screen`; closes files, not the processes.
 
     Raises whatever ended the run early, after everything so far is on disk.
     """
@@ -126,6 +84,7 @@ async def play(checked: Checked, run_dir: Path, running: Running) -> Summary:
     begun = time.monotonic()
     files = RunFiles(run_dir)
     wandb = _wandb(config, run_dir)
+    metrics = MetricsWriter(files, wandb=wandb)
     coordinator = Coordinator(
         config=config,
         run_dir=run_dir,
@@ -134,7 +93,7 @@ async def play(checked: Checked, run_dir: Path, running: Running) -> Summary:
         actors=running.actors,
         learner=running.learner,
         files=files,
-        metrics=MetricsWriter(files, wandb=wandb),
+        metrics=metrics,
         clock=time.monotonic,
     )
     async with AsyncExitStack() as stack:
@@ -144,12 +103,17 @@ async def play(checked: Checked, run_dir: Path, running: Running) -> Summary:
         url = await stack.enter_async_context(
             serve(run_dir, port=config.control.port, status=coordinator.status)
         )
-        logger.info("control plane %s/status", url)
-        before, after = await coordinator.run()
+        logger.info("control    %s/status", url)
+        following = screen.following(
+            coordinator.status, metrics.recent, max_lag=config.rollout.max_lag
+        )
+        async with following:
+            before, after = await coordinator.run()
     live = coordinator.ledger.counts()
     error = await asyncio.to_thread(_audit, run_dir, live)
+    changes = await asyncio.to_thread(differences, run_dir)
     summary = Summary(
-        eval=pair(before, after),
+        eval=pair(before, after, changes),
         steps=coordinator.steps_done,
         wall_s=round(time.monotonic() - begun, 3),
         lag_max=coordinator.lag_max,
