@@ -1,4 +1,4 @@
-"""Millrace's command line: `python launch.py [train | eval | sft | bench NAME] [files.toml] [a.b=value]`.
+"""Millrace's command line: `python launch.py [command] [files.toml] [a.b=value]`.
 
 `train` (the default) places actors and a learner on a Ray cluster and runs the coordinator here:
 
@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rollout.run import Checked
+    from rollout.summary import Summary
+    from rollout.terminal import Screen
 
 HELP = """\
 usage: python launch.py [command] [recipe.toml ...] [section.field=value ...]
@@ -28,6 +30,7 @@ commands
   eval    play evaluation sets with fixed weights (model.path=DIR)
   sft     warm-start a policy from oracle traces (recipe: configs/tiny_policy/recipe.toml)
   bench   measure: bench engine | bench envpool   [--json]
+  show    read the rollouts of a run, or list runs: show [DIR] [filter ...]   (show --help)
 
 options
   --help      this text        --help config   every setting, its default and its meaning
@@ -38,9 +41,10 @@ Recipes and overrides merge in the order given; later wins. Examples:
   python launch.py
   python launch.py learner.steps=40 run.dir=runs/short logging.wandb=off
   python launch.py configs/local.toml my_cluster.toml cluster.address=auto
+  python launch.py show runs/short reward=0 order=longest
 """
 
-COMMANDS = ("train", "eval", "sft", "bench")
+COMMANDS = ("train", "eval", "sft", "bench", "show")
 
 # Imported where the learner runs: the driver never loads torch.
 TRAINER = "learner.trainer:make_trainer"
@@ -54,15 +58,14 @@ def main(argv: Sequence[str]) -> int:
     """Run a command; returns the exit code."""
     arguments = list(argv)
     if any(word in ("--help", "-h", "help") for word in arguments):
-        from configs.describe import describe_settings
-
-        sys.stdout.write(describe_settings() if "config" in arguments else HELP)
+        sys.stdout.write(help_text(arguments))
         return EXIT_DONE
     command = arguments.pop(0) if arguments and arguments[0] in COMMANDS else "train"
     from configs.load import ConfigError
 
+    commands = {"train": train, "eval": evaluate, "sft": sft, "bench": bench, "show": show}
     try:
-        return {"train": train, "eval": evaluate, "sft": sft, "bench": bench}[command](arguments)
+        return commands[command](arguments)
     except ConfigError as error:
         sys.stderr.write(f"error: {error}\n")
         return EXIT_USAGE
@@ -71,14 +74,25 @@ def main(argv: Sequence[str]) -> int:
         return EXIT_INTERRUPTED
 
 
+def help_text(arguments: list[str]) -> str:
+    """What `--help` says beside the other arguments."""
+    if arguments[0] == "show":
+        from rollout import show
+
+        return show.HELP
+    from configs.describe import describe_settings
+
+    return describe_settings() if "config" in arguments else HELP
+
+
 def train(arguments: list[str]) -> int:
     """Train as the recipe says."""
-    return run(arguments, learns=True)
+    return run(arguments, fixed=[], learns=True)
 
 
 def evaluate(arguments: list[str]) -> int:
     """Play the evaluation sets with the weights of `model.path`."""
-    return run([*arguments, "learner.steps=0", "eval.before=true"], learns=False)
+    return run(arguments, fixed=["learner.steps=0", "eval.before=true"], learns=False)
 
 
 def sft(arguments: list[str]) -> int:
@@ -103,16 +117,25 @@ def bench(arguments: list[str]) -> int:
     return command(rest)
 
 
-def run(arguments: list[str], *, learns: bool) -> int:
-    """Check everything, then play a run in its own processes."""
+def show(arguments: list[str]) -> int:
+    """Print rollouts of a run, or list runs."""
+    from rollout.show import main as command
+
+    return command(arguments)
+
+
+def run(arguments: list[str], *, fixed: list[str], learns: bool) -> int:
+    """Check everything, then play a run in its own processes; `fixed` overrides what was given."""
     from configs.load import load
     from rollout import rundir
     from rollout.run import check
 
     is_dry = "--dry-run" in arguments
-    settings = [argument for argument in arguments if argument != "--dry-run"]
-    if "--resume" in settings:
-        checked, run_dir = resumed(settings, is_dry=is_dry)
+    given = [argument for argument in arguments if argument != "--dry-run"]
+    settings = [*given, *fixed]
+    if "--resume" in given:
+        given, run_dir = resume_directory(given)
+        checked = resumed(run_dir, [*given, *fixed], is_dry=is_dry)
     else:
         if not any(argument.endswith(".toml") and "=" not in argument for argument in settings):
             settings.insert(0, "local.toml")
@@ -124,12 +147,18 @@ def run(arguments: list[str], *, learns: bool) -> int:
     # Ray reports usage, and warns about a future default, unless told otherwise.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    from rollout.announce import closing
     from rollout.logs import driver_logging
     from rollout.supervise import root_cause
+    from rollout.terminal import open_screen
 
-    with driver_logging(run_dir, checked.config.logging.level):
+    config = checked.config
+    with (
+        open_screen() as screen,
+        driver_logging(run_dir, config.logging.level, terminal=screen.handler),
+    ):
         try:
-            is_sound = asyncio.run(play(checked, run_dir, learns=learns))
+            summary = asyncio.run(play(checked, run_dir, screen, learns=learns))
         except (asyncio.CancelledError, KeyboardInterrupt):
             logger.warning("interrupted; what was played is in %s", run_dir)
             return EXIT_INTERRUPTED
@@ -138,29 +167,35 @@ def run(arguments: list[str], *, learns: bool) -> int:
             logger.exception("failed: %s: %s", type(cause).__name__, cause)
             logger.info("logs of every process: %s", run_dir / "logs")
             return EXIT_FAILED
-    return EXIT_DONE if is_sound else EXIT_FAILED
+        closing(summary, config, run_dir, given)
+    return EXIT_DONE if summary.ledger_balanced else EXIT_FAILED
 
 
-def resumed(settings: list[str], *, is_dry: bool) -> "tuple[Checked, Path]":
-    """Where `--resume DIR` goes on, made ready unless `is_dry`; raises ConfigError."""
+def resume_directory(arguments: list[str]) -> tuple[list[str], Path]:
+    """The other arguments, and the directory after `--resume`; raises ConfigError."""
     from configs.load import ConfigError
+
+    at = arguments.index("--resume")
+    if at + 1 == len(arguments):
+        raise ConfigError("--resume needs the directory of a run: --resume runs/<run>")
+    return arguments[:at] + arguments[at + 2 :], Path(arguments[at + 1]).expanduser().absolute()
+
+
+def resumed(run_dir: Path, overrides: list[str], *, is_dry: bool) -> "Checked":
+    """Where a run goes on, made ready unless `is_dry`; raises ConfigError."""
     from rollout import resume
     from rollout.run import check
 
-    at = settings.index("--resume")
-    if at + 1 == len(settings):
-        raise ConfigError("--resume needs the directory of a run: --resume runs/<run>")
-    run_dir = Path(settings[at + 1]).expanduser().absolute()
-    config, point = resume.check(run_dir, settings[:at] + settings[at + 2 :])
+    config, point = resume.check(run_dir, overrides)
     checked = check(config, point)
     if not is_dry:
         resume.begin(run_dir, checked.config, point)
-    return checked, run_dir
+    return checked
 
 
-async def play(checked: "Checked", run_dir: Path, *, learns: bool) -> bool:
-    """Start processes, play, and leave none behind, however it ends; whether the ledger balanced."""
-    from rollout import cluster, processes, run, weights
+async def play(checked: "Checked", run_dir: Path, screen: "Screen", *, learns: bool) -> "Summary":
+    """Start processes, play, and leave none behind, however it ends."""
+    from rollout import announce, cluster, processes, run, weights
 
     config = checked.config
     started = [processes.describe("launch")]
@@ -176,9 +211,9 @@ async def play(checked: "Checked", run_dir: Path, *, learns: bool) -> bool:
         started += [process for info in placed.infos for process in info.processes]
         started += processes.descendants("ray")
         processes.write_pids(run_dir, started)
-        run.announce(checked, run_dir, placed.infos)
+        announce.opening(checked, run_dir, placed.infos)
         try:
-            summary = await run.play(checked, run_dir, placed)
+            summary = await run.play(checked, run_dir, placed, screen)
         finally:
             await cluster.close(placed)
     finally:
@@ -187,8 +222,7 @@ async def play(checked: "Checked", run_dir: Path, *, learns: bool) -> bool:
         await asyncio.to_thread(processes.end, started[1:], within_s=5.0)
         # A learner that was killed leaves its files in shared memory.
         weights.sweep([Path(config.weights.dir)], weights.run_id(run_dir))
-    run.conclude(summary, run_dir)
-    return summary.ledger_balanced
+    return summary
 
 
 def run_script() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 from aiohttp import web
 
+from rollout.evaluate import Progress
 from rollout.types import FORMAT
 
 
@@ -26,6 +27,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     format: int = FORMAT
     run_dir: str
     phase: str
+    evaluation: Progress | None = None
+    """How far the evaluation that is played now is."""
     step: int
     steps: int
     version: int

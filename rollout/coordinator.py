@@ -188,6 +188,7 @@ class Coordinator:
         return Status(
             run_dir=str(self._run_dir),
             phase=self._phase,
+            evaluation=self._evaluation.progress if self._evaluation else None,
             step=self._step,
             steps=self._config.learner.steps,
             version=self._newest_version,
@@ -317,8 +318,7 @@ class Coordinator:
         if not self._evaluation_sets:
             return {}
         self._phase = f"evaluating ({label})"
-        evaluation = Evaluation(self._evaluation_sets, label)
-        self._evaluation = evaluation
+        self._evaluation = evaluation = Evaluation(self._evaluation_sets, label)
         logger.info("evaluating %s training: %d episodes", label, evaluation.total)
         self._feed_wake.set()
         while not evaluation.is_done:

@@ -65,6 +65,7 @@ class Episode:
     on_turn: Callable[[Turn, Reply], None]
     actor: str = ""
     turns: list[Turn] = field(default_factory=list)
+    prompt: str = ""
     reward: float = 0.0
     conversation: Conversation | None = None
     started_s: float = field(default_factory=time.monotonic)
@@ -76,6 +77,7 @@ class Episode:
             async with asyncio.timeout(self.limits.timeout_s):
                 with boundary(StopReason.ENV_ERROR):
                     session = await self.sessions.open(self.grant.task)
+                    self.prompt = session.prompt
                 rollout = self.ended(await self._converse(session))
         except RolloutFault as fault:
             rollout = self.ended(fault.stop, error=fault.text)
@@ -113,6 +115,7 @@ class Episode:
             reward=self.reward if has_verdict else None,
             rows=rows,
             turns=self.turns,
+            prompt=self.prompt,
             error=error,
             actor=self.actor,
             wall_s=time.monotonic() - self.started_s,

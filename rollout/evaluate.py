@@ -8,6 +8,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
+from typing import NamedTuple
 
 import msgspec
 
@@ -100,6 +101,33 @@ def _locate(name: str, env: str, sources: Mapping[str, PoolSource]) -> tuple[Poo
     raise ConfigError(f"eval.sets.{name}.envs names {env!r}, which is none of {known}")
 
 
+class Place(NamedTuple):
+    """Where an episode belongs; the same before and after training."""
+
+    set: str
+    mode: str
+    """`sampled` or `greedy`; empty when the group is not one of an evaluation."""
+    number: int
+
+
+def place(group_id: str) -> Place:
+    """The place in a group id `eval/<label>/<set>.<mode>/<index>`."""
+    if not group_id.startswith("eval/"):
+        return Place("", "", 0)
+    key, _, index = group_id.split("/", 2)[2].rpartition("/")
+    name, _, mode = key.rpartition(".")
+    return Place(name, mode, int(index))
+
+
+class Progress(msgspec.Struct, frozen=True, kw_only=True):
+    """How far an evaluation is, in episodes."""
+
+    label: str
+    """`before` or `after` training."""
+    done: int
+    total: int
+
+
 @dataclass(slots=True)
 class Evaluation:
     """The grants of some sets under one set of weights, and what came back."""
@@ -153,8 +181,13 @@ class Evaluation:
         return len(self._key_of)
 
     @property
+    def progress(self) -> Progress:
+        done = sum(len(results) for results in self.results.values())
+        return Progress(label=self.label, done=done, total=self.total)
+
+    @property
     def is_done(self) -> bool:
-        return sum(len(done) for done in self.results.values()) == self.total
+        return self.progress.done == self.total
 
     def scores(self) -> dict[str, dict[str, Score]]:
         """`{set: {mode: score}}`."""

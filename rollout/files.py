@@ -41,6 +41,8 @@ class RolloutRow(msgspec.Struct, frozen=True, kw_only=True):
     env: str
     config: Config
     seed: int
+    prompt: str = ""
+    """The task in words."""
     stop: StopReason
     reward: float | None
     versions: list[int]
@@ -79,6 +81,7 @@ class RolloutRow(msgspec.Struct, frozen=True, kw_only=True):
             env=rollout.env,
             config=config,
             seed=rollout.seed,
+            prompt=rollout.prompt,
             stop=rollout.stop,
             reward=rollout.reward,
             versions=list(dict.fromkeys(span.version for span in spans)),

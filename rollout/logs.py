@@ -6,7 +6,6 @@ Records of the driver pass through a queue to a thread, so that a slow terminal 
 import logging
 import logging.handlers
 import queue
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,13 +23,6 @@ def log_to_file(run_dir: Path, name: str, level: str) -> None:
     root.setLevel(level)
 
 
-class _Terse(logging.Formatter):
-    """The message alone: tracebacks are in the file."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        return record.getMessage()
-
-
 class _RecordQueue(logging.handlers.QueueHandler):
     """Passes records as they are: the listener is in this process."""
 
@@ -39,10 +31,8 @@ class _RecordQueue(logging.handlers.QueueHandler):
 
 
 @contextmanager
-def driver_logging(run_dir: Path, level: str) -> Iterator[None]:
-    """Send this process's records to `run_dir/logs/launch.log` and ours to the terminal."""
-    terminal = logging.StreamHandler(sys.stdout)
-    terminal.setFormatter(_Terse())
+def driver_logging(run_dir: Path, level: str, *, terminal: logging.Handler) -> Iterator[None]:
+    """Send this process's records to `run_dir/logs/launch.log` and ours to `terminal`."""
     terminal.addFilter(lambda record: record.name.partition(".")[0] in OURS)
     file = _file_handler(run_dir, "launch")
     records: queue.SimpleQueue[logging.LogRecord] = queue.SimpleQueue()

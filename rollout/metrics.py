@@ -8,7 +8,7 @@ import logging
 import queue
 import statistics
 import threading
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -23,6 +23,9 @@ from rollout.weights import run_id
 logger = logging.getLogger(__name__)
 
 Values = dict[str, float | int]
+
+# Steps over which a person wants a mean: fewer are noise, more hide what changes.
+RECENT_STEPS = 10
 
 TRUNCATED = frozenset({StopReason.MAX_TURNS, StopReason.MAX_TOKENS, StopReason.CONTEXT_FULL})
 
@@ -199,11 +202,14 @@ class MetricsWriter:
     def __init__(self, files: RunFiles, *, wandb: WandbSink | None) -> None:
         self._files = files
         self._wandb = wandb
+        self.recent: deque[Values] = deque(maxlen=RECENT_STEPS)
+        """What was written last, oldest first."""
 
     def write(self, values: Values) -> None:
         """Write one flat record with its `step`; non-finite values are left out."""
         values = {"format": FORMAT, **values}
         finite = {key: value for key, value in values.items() if np.isfinite(value)}
+        self.recent.append(finite)
         self._files.metrics(finite)
         if self._wandb is not None:
             self._wandb.log(finite)

@@ -6,7 +6,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +16,10 @@ import msgspec
 
 from configs.load import ConfigError, find
 from configs.schema import RunConfig
-from envpool.pool import SANDBOX, refuse_untrusted
+from envpool.pool import refuse_untrusted
 from envpool.source import PoolSource
 from envpool.task import Task
-from rollout import audit, processes, rundir
+from rollout import audit, rundir
 from rollout.control import serve
 from rollout.coordinator import Coordinator
 from rollout.evaluate import draw_sets
@@ -27,7 +27,8 @@ from rollout.files import RunFiles
 from rollout.metrics import MetricsWriter, WandbSink
 from rollout.ports import ActorPort, LearnerPort
 from rollout.resume import Resumed, check_pools
-from rollout.summary import Summary, pair, table
+from rollout.summary import Summary, differences, pair
+from rollout.terminal import Screen
 
 logger = logging.getLogger(__name__)
 
@@ -49,19 +50,6 @@ class Running(Protocol):
     def actors(self) -> Mapping[str, ActorPort]: ...
     @property
     def learner(self) -> LearnerPort | None: ...
-
-
-class Ready(Protocol):
-    """What a process said when it was ready."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def node(self) -> str: ...
-    @property
-    def processes(self) -> list[processes.Process]: ...
-    @property
-    def num_parameters(self) -> int: ...
 
 
 def check(config: RunConfig, resumed: Resumed | None = None) -> Checked:
@@ -94,46 +82,8 @@ def check(config: RunConfig, resumed: Resumed | None = None) -> Checked:
     )
 
 
-def announce(checked: Checked, run_dir: Path, infos: Sequence[Ready]) -> None:
-    """Say what runs where, before it does."""
-    config = checked.config
-    logger.info("run directory %s", run_dir)
-    if checked.resumed is not None:
-        state = checked.resumed.snapshot
-        logger.info(
-            "resuming after step %d with %d queued groups; %d half-played ones start again",
-            state.step,
-            len(state.queued),
-            len(state.running),
-        )
-    for info in infos:
-        logger.info("%s on %s: pid %d", info.name, info.node, info.processes[0].pid)
-    logger.info("model %s: %.2f M parameters", config.model.path, infos[0].num_parameters / 1e6)
-    for source in checked.sources.values():
-        logger.info("pool %s version %s: %d envs", source.name, source.version, len(source.envs))
-    logger.info("sandbox: %s", SANDBOX)
-    logger.info("W&B: %s", config.logging.wandb)
-
-
-def conclude(summary: Summary, run_dir: Path) -> None:
-    """Say what the run came to."""
-    for line in table(summary.eval):
-        logger.info("%s", line)
-    ended = ", ".join(f"{number} {state}" for state, number in summary.ledger.groups.items())
-    logger.info("groups: %s", ended)
-    if not summary.ledger_balanced:
-        logger.error("the ledger does NOT balance: %s", summary.ledger_error)
-    logger.info(
-        "%d steps in %.0f s, largest lag %d; %s",
-        summary.steps,
-        summary.wall_s,
-        summary.lag_max,
-        run_dir / "summary.json",
-    )
-
-
-async def play(checked: Checked, run_dir: Path, running: Running) -> Summary:
-    """Run the coordinator over ready processes; closes files, not the processes.
+async def play(checked: Checked, run_dir: Path, running: Running, screen: Screen) -> Summary:
+    """Run the coordinator over ready processes, seen on `screen`; closes files, not the processes.
 
     Raises whatever ended the run early, after everything so far is on disk.
     """
@@ -142,6 +92,7 @@ async def play(checked: Checked, run_dir: Path, running: Running) -> Summary:
     earlier_s = checked.resumed.snapshot.wall_s if checked.resumed else 0.0
     files = RunFiles(run_dir)
     wandb = _wandb(config, run_dir)
+    metrics = MetricsWriter(files, wandb=wandb)
     coordinator = Coordinator(
         config=config,
         run_dir=run_dir,
@@ -150,7 +101,7 @@ async def play(checked: Checked, run_dir: Path, running: Running) -> Summary:
         actors=running.actors,
         learner=running.learner,
         files=files,
-        metrics=MetricsWriter(files, wandb=wandb),
+        metrics=metrics,
         clock=time.monotonic,
         resumed=checked.resumed,
     )
@@ -161,12 +112,17 @@ async def play(checked: Checked, run_dir: Path, running: Running) -> Summary:
         url = await stack.enter_async_context(
             serve(run_dir, port=config.control.port, status=coordinator.status)
         )
-        logger.info("control plane %s/status", url)
-        before, after = await coordinator.run()
+        logger.info("control: %s/status", url)
+        following = screen.following(
+            coordinator.status, metrics.recent, max_lag=config.rollout.max_lag
+        )
+        async with following:
+            before, after = await coordinator.run()
     live = coordinator.ledger.counts()
     error = await asyncio.to_thread(_audit, run_dir, live)
+    changes = await asyncio.to_thread(differences, run_dir)
     summary = Summary(
-        eval=pair(before, after),
+        eval=pair(before, after, changes),
         steps=coordinator.steps_done,
         wall_s=round(time.monotonic() - begun + earlier_s, 3),
         lag_max=coordinator.lag_max,

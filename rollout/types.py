@@ -183,6 +183,8 @@ class Rollout(msgspec.Struct, frozen=True, kw_only=True):
     """The environment's verdict; None exactly when the rollout faulted or was cancelled."""
     rows: list[Row]
     turns: list[Turn]
+    prompt: str = ""
+    """The task in words, as the policy got it; empty when no session opened."""
     error: str = ""
     """Type and message of the fault, and a traceback where there is one."""
     actor: str = ""

@@ -12,6 +12,7 @@ from configs.schema import RunConfig
 from envpool.source import PoolSource
 from rollout import audit, snapshot
 from rollout.coordinator import Coordinator
+from rollout.evaluate import Progress
 from rollout.files import RolloutRow, RunFiles
 from rollout.ledger import GroupState
 from rollout.metrics import MetricsWriter
@@ -34,7 +35,7 @@ class Bench:
             config=self.config,
             run_dir=tmp_path,
             sources={n: PoolSource.load(n, s) for n, s in self.config.pools.items()},
-            evaluation_sets={},
+            evaluation_sets=ends.get("evaluation_sets") or {},  # type: ignore[arg-type]
             actors={actor.name: actor for actor in self.actors},
             learner=self.learner,
             files=self.files,
@@ -278,3 +279,23 @@ async def test_a_retry_of_a_group_that_ended_meanwhile_is_not_played(tmp_path: P
     await bench.run()
     assert gone not in actor.granted
     assert coordinator._fleet.is_idle
+
+
+async def test_status_says_how_far_an_evaluation_is(tmp_path: Path) -> None:
+    seen: list[Progress | None] = []
+
+    def verdict(grant: Grant, member: int) -> float:
+        seen.append(bench.coordinator.status().evaluation)
+        return alternating(grant, member)
+
+    bench = await make_bench(
+        tmp_path,
+        "learner.steps=1",
+        "engine.max_running=4",
+        actors=[FakeActor(verdict=verdict)],
+        evaluation_sets={"fresh": [make_task(number=number) for number in range(4)]},
+    )
+    await bench.run()
+    assert seen[0] == Progress(label="before", done=0, total=8)
+    assert max(progress.done for progress in seen if progress is not None) >= 4
+    assert bench.coordinator.status().evaluation is None

@@ -173,6 +173,7 @@ async def test_an_answer_ends_the_rollout_with_its_verdict(tokens: ChatTokens) -
     journal: list[tuple[Turn, Reply]] = []
     rollout = await play(tokens, session, journal=journal)
     turns = [turn for turn, _ in journal]
+    assert rollout.prompt == "Sum all numbers."
     assert (rollout.stop, rollout.reward) == (StopReason.ANSWERED, 1.0)
     assert session.actions == ['{"name": "get", "arguments": {"index": 0}}'] * 2
     assert [turn.index for turn in turns] == [0, 1] and turns == rollout.turns

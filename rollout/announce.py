@@ -1,0 +1,144 @@
+"""What a run says of itself: before it starts what runs where, at its end what came of it.
+
+All of it goes through the log, so that the file has it too.
+"""
+
+import logging
+import shlex
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from rich.table import Table
+
+from configs.schema import RunConfig
+from envpool.pool import SANDBOX
+from rollout import checkpoints
+from rollout.processes import Process
+from rollout.run import Checked
+from rollout.summary import HEAD, Summary, rows, table
+
+logger = logging.getLogger(__name__)
+
+
+class Ready(Protocol):
+    """What a process said when it was ready."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def node(self) -> str: ...
+    @property
+    def processes(self) -> list[Process]: ...
+    @property
+    def num_parameters(self) -> int: ...
+
+
+def opening(checked: Checked, run_dir: Path, infos: Sequence[Ready]) -> None:
+    """Say what runs where, before it does."""
+    config = checked.config
+    logger.info("run: %s", _short(run_dir))
+    if checked.resumed is not None:
+        state = checked.resumed.snapshot
+        logger.info(
+            "resuming after step %d with %d queued groups; %d half-played ones start again",
+            state.step,
+            len(state.queued),
+            len(state.running),
+        )
+    for info in infos:
+        logger.info("%s: on %s, pid %d", info.name, info.node, info.processes[0].pid)
+    size = infos[0].num_parameters / 1e6
+    logger.info("model: %s, %.2f M parameters", _short(Path(config.model.path)), size)
+    for source in checked.sources.values():
+        envs = len(source.envs)
+        logger.info("pool %s: version %s, %d envs", source.name, source.version, envs)
+    logger.info("sandbox: %s", SANDBOX)
+    logger.info("W&B: %s", config.logging.wandb)
+
+
+def closing(summary: Summary, config: RunConfig, run_dir: Path, arguments: Sequence[str]) -> None:
+    """Say what the run that `arguments` asked for came to, where it is, and what to try next."""
+    if summary.eval:
+        lines = table(summary.eval)
+        logger.info("%s", "\n".join(lines), extra={"renderable": _score_table(summary)})
+    _ledger(summary)
+    logger.info(
+        "%d steps in %.0f s, largest lag %d", summary.steps, summary.wall_s, summary.lag_max
+    )
+    newest = checkpoints.latest(run_dir)
+    logger.info("summary: %s", _short(run_dir / "summary.json"))
+    logger.info("rollouts: %s", _short(run_dir / "rollouts"))
+    if newest is not None:
+        logger.info("policy: %s", _short(newest / "hf"))
+    logger.info("logs: %s", _short(run_dir / "logs"))
+    logger.info("next:")
+    for command in next_commands(config, run_dir, newest, arguments):
+        logger.info("  %s", command)
+
+
+def next_commands(
+    config: RunConfig, run_dir: Path, newest: Path | None, arguments: Sequence[str]
+) -> list[str]:
+    """Three commands that make sense after this run, to be pasted into a shell.
+
+    `newest` is the run's newest checkpoint, `arguments` what the run was started with.
+    """
+    here = _short(run_dir)
+    kept = [word for word in arguments if not word.startswith("run.dir=")]
+    if newest is None:
+        return [
+            _command("show", here, "eval=before", "reward=0"),
+            _command("show", here, "eval=before", "order=longest"),
+            _command(*kept),
+        ]
+    settings = [word for word in kept if not word.startswith(("learner.steps=", "model.path="))]
+    other_lag = 2 if config.rollout.max_lag == 0 else 0
+    if config.weights.every > other_lag + 1:
+        third = _command(*settings, f"learner.steps={2 * config.learner.steps}")
+    else:
+        third = _command(*kept, f"rollout.max_lag={other_lag}")
+    return [
+        _command("show", here, "reward=0"),
+        _command("eval", *settings, f"model.path={_short(newest / 'hf')}"),
+        third,
+    ]
+
+
+def _command(*words: str) -> str:
+    """The way this program was started, with other words."""
+    return " ".join([*_program(), shlex.join(words)])
+
+
+def _program() -> list[str]:
+    program = sys.argv[0]
+    if not program.endswith(".py"):
+        return [shlex.quote(program)]
+    found = shutil.which("python")
+    is_ours = found is not None and Path(found).parent == Path(sys.executable).parent
+    return ["python" if is_ours else shlex.quote(sys.executable), shlex.quote(program)]
+
+
+def _short(path: Path) -> str:
+    """The path from here, where it is below."""
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+
+def _ledger(summary: Summary) -> None:
+    ended = ", ".join(f"{number} {state}" for state, number in summary.ledger.groups.items())
+    rollouts = sum(summary.ledger.rollouts.values())
+    if summary.ledger_balanced:
+        logger.info("ledger balances: %s groups, %d rollouts", ended, rollouts)
+    else:
+        logger.error("the ledger does NOT balance: %s groups: %s", ended, summary.ledger_error)
+
+
+def _score_table(summary: Summary) -> Table:
+    shown = Table(box=None, pad_edge=False, padding=(0, 1), collapse_padding=True)
+    for name in HEAD:
+        shown.add_column(name)
+    for row in rows(summary.eval):
+        shown.add_row(*row)
+    return shown
