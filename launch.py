@@ -147,7 +147,7 @@ def run(arguments: list[str], *, fixed: list[str], learns: bool) -> int:
     # Ray reports usage, and warns about a future default, unless told otherwise.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    from rollout.announce import closing
+    from rollout import announce
     from rollout.logs import driver_logging
     from rollout.supervise import root_cause
     from rollout.terminal import open_screen
@@ -161,13 +161,15 @@ def run(arguments: list[str], *, fixed: list[str], learns: bool) -> int:
             summary = asyncio.run(play(checked, run_dir, screen, learns=learns))
         except (asyncio.CancelledError, KeyboardInterrupt):
             logger.warning("interrupted; what was played is in %s", run_dir)
+            announce.how_to_go_on(run_dir)
             return EXIT_INTERRUPTED
         except Exception as error:
             cause = root_cause(error)
             logger.exception("failed: %s: %s", type(cause).__name__, cause)
             logger.info("logs of every process: %s", run_dir / "logs")
+            announce.how_to_go_on(run_dir)
             return EXIT_FAILED
-        closing(summary, config, run_dir, given)
+        announce.closing(summary, config, run_dir, given)
     return EXIT_DONE if summary.ledger_balanced else EXIT_FAILED
 
 

@@ -79,6 +79,14 @@ def closing(summary: Summary, config: RunConfig, run_dir: Path, arguments: Seque
         logger.info("  %s", command)
 
 
+def how_to_go_on(run_dir: Path) -> None:
+    """Say how a run that broke off is resumed, if it can be."""
+    newest = checkpoints.latest(run_dir)
+    if newest is not None:
+        command = _command("--resume", _short(run_dir))
+        logger.info("to go on from step %d: %s", checkpoints.step_of(newest), command)
+
+
 def next_commands(
     config: RunConfig, run_dir: Path, newest: Path | None, arguments: Sequence[str]
 ) -> list[str]:

@@ -76,6 +76,7 @@ def version_log(run_dir: Path) -> Path:
 
 def note_version(log: Path, version: int) -> None:
     """Write down that `version` is used up."""
+    log.parent.mkdir(parents=True, exist_ok=True)
     partial = log.with_suffix(".tmp")
     partial.write_bytes(msgspec.json.encode({"format": 1, "version": version}))
     partial.replace(log)
