@@ -29,7 +29,7 @@ commands
   train   train a policy (the default; recipe: configs/local.toml)
   eval    play evaluation sets with fixed weights (model.path=DIR)
   sft     warm-start a policy from oracle traces (recipe: configs/tiny_policy/recipe.toml)
-  bench   measure: bench engine | bench envpool   [--json]
+  bench   measure: bench engine | bench envpool | bench overlap   [--json]
   show    read the rollouts of a run, or list runs: show [DIR] [filter ...]   (show --help)
 
 options
@@ -112,8 +112,10 @@ def bench(arguments: list[str]) -> int:
         from rollout.bench import main as command
     elif name == "envpool":
         from envpool.bench import main as command
+    elif name == "overlap":
+        from rollout.bench_overlap import main as command
     else:
-        raise ConfigError(f"bench {name!r} is not known: use bench engine or bench envpool")
+        raise ConfigError(f"bench {name!r} is not known: use bench engine, envpool or overlap")
     return command(rest)
 
 
