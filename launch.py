@@ -15,6 +15,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -128,7 +129,7 @@ def show(arguments: list[str]) -> int:
 
 def run(arguments: list[str], *, fixed: list[str], learns: bool) -> int:
     """Check everything, then play a run in its own processes; `fixed` overrides what was given."""
-    from configs.load import load
+    from configs.load import DEFAULT_RECIPE, load
     from rollout import rundir
     from rollout.run import check
 
@@ -140,7 +141,7 @@ def run(arguments: list[str], *, fixed: list[str], learns: bool) -> int:
         checked = resumed(run_dir, [*given, *fixed], is_dry=is_dry)
     else:
         if not any(argument.endswith(".toml") and "=" not in argument for argument in settings):
-            settings.insert(0, "local.toml")
+            settings.insert(0, DEFAULT_RECIPE)
         checked = check(load(settings))
         run_dir = rundir.prepare(checked.config)
     if is_dry:
@@ -162,7 +163,8 @@ def run(arguments: list[str], *, fixed: list[str], learns: bool) -> int:
         try:
             summary = asyncio.run(play(checked, run_dir, screen, learns=learns))
         except (asyncio.CancelledError, KeyboardInterrupt):
-            logger.warning("interrupted; what was played is in %s", run_dir)
+            was_played = "what was played is" if (run_dir / "rollouts").exists() else "logs are"
+            logger.warning("interrupted; %s in %s", was_played, run_dir)
             announce.how_to_go_on(run_dir)
             return EXIT_INTERRUPTED
         except Exception as error:
@@ -203,10 +205,12 @@ async def play(checked: "Checked", run_dir: Path, screen: "Screen", *, learns: b
 
     config = checked.config
     started = [processes.describe("launch")]
+    announce.starting(run_dir)
+    this_task = asyncio.current_task()
+    assert this_task is not None
+    acknowledge_interrupts()
     try:
         cluster.join(config)
-        this_task = asyncio.current_task()
-        assert this_task is not None
         # After ray, which sets a handler of its own.
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, this_task.cancel)
         placed = await cluster.place(
@@ -227,6 +231,18 @@ async def play(checked: "Checked", run_dir: Path, screen: "Screen", *, learns: b
         # A learner that was killed leaves its files in shared memory.
         weights.sweep([Path(config.weights.dir)], weights.run_id(run_dir))
     return summary
+
+
+def acknowledge_interrupts() -> None:
+    """Say at once that a Ctrl-C was heard: closing everything takes seconds."""
+    cancel = signal.getsignal(signal.SIGINT)
+    assert callable(cancel)
+
+    def on_interrupt(number: int, frame: FrameType | None) -> None:
+        logger.warning("interrupted: closing every process")
+        cancel(number, frame)
+
+    signal.signal(signal.SIGINT, on_interrupt)
 
 
 def run_script() -> None:

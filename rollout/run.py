@@ -19,7 +19,7 @@ from configs.schema import RunConfig
 from envpool.pool import refuse_untrusted
 from envpool.source import PoolSource
 from envpool.task import Task
-from rollout import audit, rundir
+from rollout import audit, checkpoints, rundir
 from rollout.control import serve
 from rollout.coordinator import Coordinator
 from rollout.evaluate import draw_sets
@@ -60,8 +60,15 @@ def check(config: RunConfig, resumed: Resumed | None = None) -> Checked:
             f"model.path={config.model.path!r} has no config.json: name a directory "
             "in Hugging Face format"
         )
+    if (model_path / "rollouts").is_dir():
+        newest = checkpoints.latest(model_path)
+        hint = f"name {newest / 'hf'}" if newest else "it has no checkpoint yet"
+        raise ConfigError(f"model.path={config.model.path!r} is the directory of a run: {hint}")
     if not config.pools:
-        raise ConfigError("pools is empty: add a table [pools.<name>] with a source")
+        raise ConfigError(
+            "pools is empty: add a table [pools.<name>] with a source, or name a recipe before yours "
+            "(launch.py configs/local.toml mine.toml): local.toml is used where none is named"
+        )
     members = config.rollout.group_size
     if config.engine.max_running < members:
         raise ConfigError(
