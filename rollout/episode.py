@@ -67,6 +67,7 @@ class Episode:
     turns: list[Turn] = field(default_factory=list)
     reward: float = 0.0
     conversation: Conversation | None = None
+    prompt: str = ""
     started_s: float = field(default_factory=time.monotonic)
 
     async def play(self) -> Rollout:
@@ -76,6 +77,7 @@ class Episode:
             async with asyncio.timeout(self.limits.timeout_s):
                 with boundary(StopReason.ENV_ERROR):
                     session = await self.sessions.open(self.grant.task)
+                self.prompt = session.prompt
                 rollout = self.ended(await self._converse(session))
         except RolloutFault as fault:
             rollout = self.ended(fault.stop, error=fault.text)
@@ -116,6 +118,7 @@ class Episode:
             error=error,
             actor=self.actor,
             wall_s=time.monotonic() - self.started_s,
+            prompt=self.prompt,
         )
 
     async def _converse(self, session: Session) -> StopReason:

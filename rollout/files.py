@@ -51,6 +51,8 @@ class RolloutRow(msgspec.Struct, frozen=True, kw_only=True):
     actor: str
     wall_s: float
     error: str
+    prompt: str = ""
+    """The task in words; empty where the environment never stated it."""
 
     @classmethod
     def of(
@@ -88,6 +90,7 @@ class RolloutRow(msgspec.Struct, frozen=True, kw_only=True):
             actor=rollout.actor,
             wall_s=rollout.wall_s,
             error=rollout.error,
+            prompt=rollout.prompt,
         )
 
 

@@ -186,6 +186,8 @@ class Rollout(msgspec.Struct, frozen=True, kw_only=True):
     """Type and message of the fault, and a traceback where there is one."""
     actor: str = ""
     wall_s: float = 0.0
+    prompt: str = ""
+    """The task in words, as the environment stated it; empty when no session was opened for it."""
 
     def __post_init__(self) -> None:
         has_verdict = not self.stop.is_fault and self.stop is not StopReason.CANCELLED
