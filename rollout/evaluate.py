@@ -8,6 +8,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
+from typing import Protocol
 
 import msgspec
 
@@ -34,7 +35,16 @@ class Score(msgspec.Struct, frozen=True, kw_only=True):
     by_env: dict[str, float]
 
 
-def score(rollouts: Sequence[Rollout]) -> Score:
+class Judged(Protocol):
+    """A rollout as far as scores go; its row in the log is one, too."""
+
+    @property
+    def env(self) -> str: ...
+    @property
+    def reward(self) -> float | None: ...
+
+
+def score(rollouts: Sequence[Judged]) -> Score:
     """Wilson's interval (1927) of the mean; faulted rollouts are counted apart, not as zeros."""
     graded = [(r.env, r.reward) for r in rollouts if r.reward is not None]
     faults = len(rollouts) - len(graded)
@@ -98,6 +108,23 @@ def _locate(name: str, env: str, sources: Mapping[str, PoolSource]) -> tuple[Poo
             return source, wanted
     known = sorted(f"{s.name}/{e}" for s in sources.values() for e in s.envs)
     raise ConfigError(f"eval.sets.{name}.envs names {env!r}, which is none of {known}")
+
+
+@dataclass(slots=True, kw_only=True, frozen=True, order=True)
+class Place:
+    """Which configuration of which set, decoded how: the same before and after."""
+
+    set: str
+    mode: str
+    index: int
+
+    @classmethod
+    def of(cls, group_id: str) -> "Place":
+        """The place of a grant of an evaluation; raises ValueError for another group's id."""
+        name, index = group_id.rsplit("/", 1)
+        _, _, key = name.split("/", 2)
+        set_name, mode = key.rsplit(".", 1)
+        return cls(set=set_name, mode=mode, index=int(index))
 
 
 @dataclass(slots=True)

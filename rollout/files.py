@@ -6,6 +6,7 @@ they were given. A failing write is raised by the next call, never swallowed.
 
 import queue
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
@@ -122,6 +123,21 @@ class Mark(msgspec.Struct, frozen=True, kw_only=True, tag="mark", tag_field="kin
 
     name: str
     at_s: float
+
+
+def whole_lines(path: Path) -> Iterator[bytes]:
+    """The lines of a file that may still be written, or whose writer was killed; none if it is missing.
+
+    A last line without its newline is left out: it is half of what it should say.
+    """
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        return
+    with file:
+        for line in file:
+            if line.endswith(b"\n"):
+                yield line
 
 
 class RunFiles:

@@ -50,12 +50,13 @@ def table(evaluation: dict[str, dict[str, BeforeAfter]]) -> list[str]:
     for name, modes in evaluation.items():
         for mode, scores in modes.items():
             count = max(s.count for s in (scores.before, scores.after) if s is not None)
-            cells = f"{_cell(scores.before):<22} {_cell(scores.after):<22}"
+            cells = f"{cell(scores.before):<22} {cell(scores.after):<22}"
             lines.append(f"{name:<12} {mode:<9} {cells} {count}")
     return lines
 
 
-def _cell(score: Score | None) -> str:
+def cell(score: Score | None) -> str:
+    """A score in words: mean and interval."""
     if score is None or score.mean is None or score.low is None or score.high is None:
         return "-"
     return f"{score.mean:.3f} [{score.low:.3f}, {score.high:.3f}]"
