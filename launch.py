@@ -1,8 +1,8 @@
-"""Millrace's command line: `python launch.py [train | eval | sft | bench NAME] [files.toml] [a.b=value]`.
+"""Millrace's command line: `python launch.py [command] [recipe.toml ...] [section.field=value ...]`.
 
 `train` (the default) places actors and a learner on a Ray cluster and runs the coordinator here:
 
-    config -> checked config -> run directory -> processes -> coordinator -> summary -> exit code
+    config -> checked config -> run directory -> processes -> coordinator -> summary -> report -> exit code
 
 Exit codes: 0 done, 1 the run failed, 2 the configuration is wrong, 130 interrupted. No algorithm
 lives here, and no type: what is defined in `__main__` does not cross Ray.
@@ -28,6 +28,7 @@ commands
   eval    play evaluation sets with fixed weights (model.path=DIR)
   sft     warm-start a policy from oracle traces (recipe: configs/tiny_policy/recipe.toml)
   bench   measure: bench engine | bench envpool   [--json]
+  report  make DIR/report.html of a run: report DIR   (a run makes its own when it ends)
 
 options
   --help      this text        --help config   every setting, its default and its meaning
@@ -39,7 +40,7 @@ Recipes and overrides merge in the order given; later wins. Examples:
   python launch.py configs/local.toml my_cluster.toml cluster.address=auto
 """
 
-COMMANDS = ("train", "eval", "sft", "bench")
+COMMANDS = ("train", "eval", "sft", "bench", "report")
 
 # Imported where the learner runs: the driver never loads torch.
 TRAINER = "learner.trainer:make_trainer"
@@ -61,7 +62,14 @@ def main(argv: Sequence[str]) -> int:
     from configs.load import ConfigError
 
     try:
-        return {"train": train, "eval": evaluate, "sft": sft, "bench": bench}[command](arguments)
+        commands = {
+            "train": train,
+            "eval": evaluate,
+            "sft": sft,
+            "bench": bench,
+            "report": report,
+        }
+        return commands[command](arguments)
     except ConfigError as error:
         sys.stderr.write(f"error: {error}\n")
         return EXIT_USAGE
@@ -102,11 +110,28 @@ def bench(arguments: list[str]) -> int:
     return command(rest)
 
 
+def report(arguments: list[str]) -> int:
+    """Make the report of a run, whether it ended well, ended early or still plays."""
+    from configs.load import ConfigError
+
+    if len(arguments) != 1:
+        raise ConfigError(f"report takes one run directory, not {arguments}: launch.py report DIR")
+    from rollout.report import page
+
+    try:
+        path = page.write(Path(arguments[0]))
+    except OSError as error:
+        sys.stderr.write(f"error: the report cannot be written: {error}\n")
+        return EXIT_FAILED
+    sys.stdout.write(f"{path}\n")
+    return EXIT_DONE
+
+
 def run(arguments: list[str], *, learns: bool) -> int:
     """Check everything, then play a run in its own processes."""
     from configs.load import load
     from rollout import rundir
-    from rollout.run import check
+    from rollout.run import check, make_report
 
     is_dry = "--dry-run" in arguments
     settings = [argument for argument in arguments if argument != "--dry-run"]
@@ -128,12 +153,15 @@ def run(arguments: list[str], *, learns: bool) -> int:
             is_sound = asyncio.run(play(checked, run_dir, learns=learns))
         except (asyncio.CancelledError, KeyboardInterrupt):
             logger.warning("interrupted; what was played is in %s", run_dir)
+            logger.info("to read it: python launch.py report %s", run_dir)
             return EXIT_INTERRUPTED
         except Exception as error:
             cause = root_cause(error)
             logger.exception("failed: %s: %s", type(cause).__name__, cause)
             logger.info("logs of every process: %s", run_dir / "logs")
+            make_report(run_dir)
             return EXIT_FAILED
+        make_report(run_dir)
     return EXIT_DONE if is_sound else EXIT_FAILED
 
 
