@@ -32,7 +32,7 @@ class Lane:
 def busy_section(digest: Digest) -> Section:
     section = Section(id="busy", title="Who worked when?")
     shares = digest.timeline.shares()
-    if shares is None:
+    if shares is None or not digest.timeline.busy:
         section.missing = "The run has no training phase with busy intervals in events.jsonl."
         return section
     journal = digest.journal

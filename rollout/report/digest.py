@@ -1,11 +1,12 @@
-"""What the files of a run say, in numbers: one pass over each file, in memory that does not grow with it.
+"""What the files of a run say, in numbers: one pass over each file.
 
 Takes what a run leaves that still plays or was killed: files that are missing, a half last line, lines
-that cannot be read (counted in `unreadable`, and left out). Only busy intervals and one small record
-per optimizer step and per evaluation episode are kept; rollouts are counted and forgotten.
+that cannot be read. Rollouts are counted and forgotten; what is kept is a small record for each
+optimizer step, each evaluation episode and each busy interval.
 """
 
 import math
+import os
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -152,8 +153,9 @@ def _summary(run_dir: Path) -> Summary | None:
 def _is_alive(run_dir: Path) -> bool:
     if not (run_dir / "pids.json").exists():
         return False
-    recorded = processes.read_pids(run_dir)
-    return any(one.name == "launch" and processes.is_alive(one) for one in recorded)
+    drivers = [one for one in processes.read_pids(run_dir) if one.name == "launch"]
+    # A driver that makes this report itself has nothing left to play.
+    return any(one.pid != os.getpid() and processes.is_alive(one) for one in drivers)
 
 
 def _journal(reader: Reader, last_step: int) -> Journal:

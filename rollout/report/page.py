@@ -133,8 +133,8 @@ def outcome(found: Digest) -> str:
         if change is None:
             return text
         return (
-            f"{text} Of the same tasks {change.gained} got better and {change.lost} worse: "
-            f"p = {change.p_value:.2g} if the weights made no difference."
+            f"{text} Of the same tasks {change.gained} got better and {change.lost} worse "
+            f"(p = {change.p_value:.2g} if training made no difference)."
         )
     return ""
 

@@ -1,6 +1,7 @@
 """The report of a run: its numbers are those of the files, its text is safe, its gaps are named."""
 
 import logging
+import os
 import re
 import shutil
 import subprocess
@@ -227,7 +228,7 @@ def test_scores_are_those_of_the_episodes(run_dir: Path, html: str) -> None:
     row = table_rows(html)["fresh, sampled"]
     assert row[:2] == cells and cells[0].startswith("0.333 ")
     assert row[2:] == ["+0.333", "3 / 1", "0.62", "6", "0"]
-    assert "Of the same tasks 3 got better and 1 worse: p = 0.62" in text_of(html)
+    assert "Of the same tasks 3 got better and 1 worse (p = 0.62 if" in text_of(html)
 
 
 def test_environments_share_is_the_sum_of_their_turns(run_dir: Path, html: str) -> None:
@@ -302,11 +303,14 @@ def test_a_run_that_still_plays_says_so(tmp_path: Path) -> None:
     played.train(steps=1)
     played.queue.start(played.queue.create(make_task()), actor="actor-0", version=1)
     played.files.close()
-    processes.write_pids(played.run_dir, [processes.describe("launch")])
+    processes.write_pids(played.run_dir, [processes.describe("launch", os.getppid())])
     found = digest(played.run_dir)
     assert page.status(found) == "running"
     assert page.balance(played.run_dir, found).is_sound is None
     assert found.timeline.num_drawn - sum(found.timeline.ends.values()) == 1
+    # A driver whose run failed makes the report itself, and is about to end.
+    processes.write_pids(played.run_dir, [processes.describe("launch")])
+    assert page.status(digest(played.run_dir)) == "ended early"
 
 
 def test_half_a_line_and_a_broken_one_do_no_harm(tmp_path: Path, run_dir: Path) -> None:
