@@ -37,7 +37,6 @@ class Journal:
     """Trained rollouts by the lag of their oldest trained token."""
     num_mixed: int = 0
     """Trained rollouts sampled by more than one version."""
-    num_tokens: int = 0
     num_turns: int = 0
     generate_s: float = 0.0
     env_s: float = 0.0
@@ -167,7 +166,6 @@ def _journal(reader: Reader, last_step: int) -> Journal:
         if row.state is not None:
             journal.by_end[row.state] += 1
         journal.stops[row.stop] += 1
-        journal.num_tokens += row.num_tokens
         journal.num_turns += len(row.turns)
         journal.generate_s += sum(turn.generate_s for turn in row.turns)
         journal.env_s += sum(turn.env_s for turn in row.turns)

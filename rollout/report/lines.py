@@ -67,12 +67,10 @@ class StepLine(msgspec.Struct, frozen=True):
 
     step: int
     reward_all: float = msgspec.field(name="reward/all_mean", default=math.nan)
-    reward_trained: float = msgspec.field(name="reward/mean", default=math.nan)
     step_s: float = msgspec.field(name="time/step_s", default=math.nan)
     wait_rollout_s: float = msgspec.field(name="time/wait_rollout_s", default=math.nan)
     wait_learner_s: float = msgspec.field(name="time/wait_learner_s", default=math.nan)
     train_s: float = msgspec.field(name="time/train_s", default=math.nan)
-    wall_s: float = msgspec.field(name="progress/wall_s", default=math.nan)
 
 
 class TurnLine(msgspec.Struct, frozen=True):
@@ -98,7 +96,6 @@ class RowLine(msgspec.Struct, frozen=True, kw_only=True):
     stop: StopReason
     reward: float | None
     versions: list[int]
-    num_tokens: int
     turns: list[TurnLine]
     error: str = ""
     prompt: str = ""

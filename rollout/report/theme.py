@@ -108,7 +108,8 @@ def from_zero(axes: Axes, values: Sequence[float]) -> None:
 
 @contextmanager
 def _style(theme: Theme) -> Iterator[None]:
-    settings: Any = {  # the keys are a literal type that a dict display does not have
+    # Typed loosely: matplotlib's own type of a key is a long list of literals.
+    settings: Any = {
         "text.parse_math": False,
         "font.family": "DejaVu Sans",
         "font.size": 9,
