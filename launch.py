@@ -2,7 +2,7 @@
 
 `train` (the default) places actors and a learner on a Ray cluster and runs the coordinator here:
 
-    config -> checked config -> run directory -> processes -> coordinator -> summary -> exit code
+    config -> checked config -> run directory -> processes -> coordinator -> summary -> report -> exit code
 
 Exit codes: 0 done, 1 the run failed, 2 the configuration is wrong, 130 interrupted. No algorithm
 lives here, and no type: what is defined in `__main__` does not cross Ray.
@@ -32,6 +32,7 @@ commands
   sft     warm-start a policy from oracle traces (recipe: configs/tiny_policy/recipe.toml)
   bench   measure: bench engine | bench envpool | bench overlap   [--json]
   show    read the rollouts of a run, or list runs: show [DIR] [filter ...]   (show --help)
+  report  make DIR/report.html of a run: report DIR   (a run makes its own when it ends)
 
 options
   --help      this text        --help config   every setting, its default and its meaning
@@ -45,7 +46,7 @@ Recipes and overrides merge in the order given; later wins. Examples:
   python launch.py show runs/short reward=0 order=longest
 """
 
-COMMANDS = ("train", "eval", "sft", "bench", "show")
+COMMANDS = ("train", "eval", "sft", "bench", "show", "report")
 
 # Imported where the learner runs: the driver never loads torch.
 TRAINER = "learner.trainer:make_trainer"
@@ -64,7 +65,14 @@ def main(argv: Sequence[str]) -> int:
     command = arguments.pop(0) if arguments and arguments[0] in COMMANDS else "train"
     from configs.load import ConfigError
 
-    commands = {"train": train, "eval": evaluate, "sft": sft, "bench": bench, "show": show}
+    commands = {
+        "train": train,
+        "eval": evaluate,
+        "sft": sft,
+        "bench": bench,
+        "show": show,
+        "report": report,
+    }
     try:
         return commands[command](arguments)
     except ConfigError as error:
@@ -127,11 +135,28 @@ def show(arguments: list[str]) -> int:
     return command(arguments)
 
 
+def report(arguments: list[str]) -> int:
+    """Make the report of a run, whether it ended well, ended early or still plays."""
+    from configs.load import ConfigError
+
+    if len(arguments) != 1:
+        raise ConfigError(f"report takes one run directory, not {arguments}: launch.py report DIR")
+    from rollout.report import page
+
+    try:
+        path = page.write(Path(arguments[0]))
+    except OSError as error:
+        sys.stderr.write(f"error: the report cannot be written: {error}\n")
+        return EXIT_FAILED
+    sys.stdout.write(f"{path}\n")
+    return EXIT_DONE
+
+
 def run(arguments: list[str], *, fixed: list[str], learns: bool) -> int:
     """Check everything, then play a run in its own processes; `fixed` overrides what was given."""
     from configs.load import DEFAULT_RECIPE, load
     from rollout import rundir
-    from rollout.run import check
+    from rollout.run import check, make_report
 
     is_dry = "--dry-run" in arguments
     given = [argument for argument in arguments if argument != "--dry-run"]
@@ -172,7 +197,9 @@ def run(arguments: list[str], *, fixed: list[str], learns: bool) -> int:
             logger.exception("failed: %s: %s", type(cause).__name__, cause)
             logger.info("logs of every process: %s", run_dir / "logs")
             announce.how_to_go_on(run_dir)
+            make_report(run_dir)
             return EXIT_FAILED
+        make_report(run_dir)
         announce.closing(summary, config, run_dir, given)
     return EXIT_DONE if summary.ledger_balanced else EXIT_FAILED
 

@@ -8,7 +8,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import msgspec
 
@@ -35,7 +35,16 @@ class Score(msgspec.Struct, frozen=True, kw_only=True):
     by_env: dict[str, float]
 
 
-def score(rollouts: Sequence[Rollout]) -> Score:
+class Judged(Protocol):
+    """A rollout as far as scores go; its row in the log is one, too."""
+
+    @property
+    def env(self) -> str: ...
+    @property
+    def reward(self) -> float | None: ...
+
+
+def score(rollouts: Sequence[Judged]) -> Score:
     """Wilson's interval (1927) of the mean; faulted rollouts are counted apart, not as zeros."""
     graded = [(r.env, r.reward) for r in rollouts if r.reward is not None]
     faults = len(rollouts) - len(graded)

@@ -89,6 +89,23 @@ def check(config: RunConfig, resumed: Resumed | None = None) -> Checked:
     )
 
 
+def make_report(run_dir: Path) -> None:
+    """Write `report.html`. A failure is said and changes nothing: the run is over by now."""
+    try:
+        from rollout.report import page  # matplotlib takes a second to load
+
+        path = page.write(run_dir)
+    except Exception as error:  # noqa: BLE001 - whatever is wrong with a report, the run stands
+        logger.warning(
+            "no report, %s: %s; to try again: python launch.py report %s",
+            type(error).__name__,
+            error,
+            run_dir,
+        )
+    else:
+        logger.info("report: %s", path)
+
+
 async def play(checked: Checked, run_dir: Path, running: Running, screen: Screen) -> Summary:
     """Run the coordinator over ready processes, seen on `screen`; closes files, not the processes.
 

@@ -108,7 +108,7 @@ def rows(evaluation: Mapping[str, Mapping[str, BeforeAfter]]) -> list[tuple[str,
                 has_spread = gain.low < gain.high
                 interval = f" {_interval(gain.low, gain.high, sign='+')}" if has_spread else ""
                 change = f"{gain.mean:+.3f}{interval}"
-            before, after = _cell(scores.before), _cell(scores.after)
+            before, after = cell(scores.before), cell(scores.after)
             cells.append((name, mode, before, after, change, str(count)))
     return cells
 
@@ -125,7 +125,8 @@ def table(evaluation: Mapping[str, Mapping[str, BeforeAfter]]) -> list[str]:
     ]
 
 
-def _cell(score: Score | None) -> str:
+def cell(score: Score | None) -> str:
+    """A score in words: mean and interval."""
     if score is None or score.mean is None or score.low is None or score.high is None:
         return "-"
     return f"{score.mean:.3f} {_interval(score.low, score.high)}"
