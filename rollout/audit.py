@@ -96,7 +96,9 @@ def busy_share(run_dir: Path, *, after_step: int = 0) -> BusyShare:
         raise AuditError(f"{run_dir} has no complete training phase")
     begin, end = marks["train_begin"], marks["train_end"]
     if after_step:
-        begin = next(e["at_s"] for e in events(run_dir, "trained") if e["step"] == after_step)
+        trained = events(run_dir, "trained")
+        # The step may lie before the last resume, and the time until then was nobody's.
+        begin = max(begin, next(e["at_s"] for e in trained if e["step"] == after_step))
     spans: dict[bool, list[Interval]] = {True: [], False: []}
     for event in events(run_dir, "busy"):
         spans[event["who"] == LEARNER].append((event["start_s"], event["end_s"]))
