@@ -29,7 +29,7 @@ class Split(StrEnum):
 
 
 class PoolKey(NamedTuple):
-    """Which pool: two versions of one name are two pools, and may run side by side."""
+    """Which pool: two versions of one name are two pools, whose groups and slots are told apart."""
 
     name: str
     version: str

@@ -116,7 +116,7 @@ class ReplayQueue:
         weights_every: int,
         group_size: int,
         min_members: int,
-        on_scored: Callable[[Group], None],
+        on_scored: Callable[[Group, bool | None], None],
         on_end: Callable[[Ended], None],
         lineage: Lineage | None = None,
     ) -> None:
@@ -155,13 +155,9 @@ class ReplayQueue:
     def free_slots(self) -> int:
         return self.slots - self.slots_held
 
-    def live(self, state: GroupState, pool: PoolKey | None = None) -> list[Group]:
-        """The groups in one live state, of all pools or of one version of one."""
-        return [
-            group
-            for group in self._groups.values()
-            if group.state is state and pool in (None, group.task.pool_key)
-        ]
+    def live(self, state: GroupState) -> list[Group]:
+        """The groups in one live state."""
+        return [group for group in self._groups.values() if group.state is state]
 
     def group(self, group_id: str) -> Group | None:
         """A live group by its id."""
@@ -269,14 +265,16 @@ class ReplayQueue:
 
     def _score(self, group: Group) -> None:
         trainable = group.trainable
-        self._on_scored(group)
-        if len(trainable) < self._min_members:
+        is_enough = len(trainable) >= self._min_members
+        has_signal = len({rollout.reward for rollout in trainable}) > 1
+        self._on_scored(group, has_signal if is_enough else None)
+        if not is_enough:
             self._end(group, GroupState.FAILED)
             return
         self._move(group, GroupState.SCORED)
         versions = [v for r in trainable if (v := r.oldest_version) is not None]
         group.version = min(versions, default=group.version)
-        if len({rollout.reward for rollout in trainable}) == 1:
+        if not has_signal:
             self._end(group, GroupState.FILTERED)
             return
         self._queued_order += 1

@@ -401,11 +401,12 @@ class Coordinator:
             )
             self._retries.append((actor, grant))
 
-    def _on_scored(self, group: Group) -> None:
+    def _on_scored(self, group: Group, has_signal: bool | None) -> None:
+        """Every member ended; `has_signal` is None when too few of them have a verdict."""
         self._books.scored(group)
-        rewards = {rollout.reward for rollout in group.trainable}
-        self._curriculum.note(group.task, has_signal=len(rewards) > 1)
-        if len(rewards) > 1:
+        if has_signal is not None:
+            self._curriculum.note(group.task, has_signal=has_signal)
+        if has_signal:
             self._watchdog.signal_seen()
 
     def _on_end(self, ended: Ended) -> None:

@@ -243,4 +243,7 @@ class RunFiles:
             self._error = error
         finally:
             for file in files.values():
-                file.close()
+                try:
+                    file.close()
+                except OSError as error:  # what it still had to write is lost
+                    self._error = self._error or error

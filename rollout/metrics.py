@@ -174,7 +174,7 @@ class WandbSink:
         """Queue one step's values."""
         self._items.put(values)
 
-    def close(self, *, timeout_s: float = 10.0) -> None:
+    def close(self, *, timeout_s: float = 5.0) -> None:
         """Let it finish; blocks at most `timeout_s`, then leaves it behind."""
         self._items.put(None)
         self._thread.join(timeout_s)
@@ -185,13 +185,15 @@ class WandbSink:
         try:
             import wandb  # takes seconds: only a run that uses it pays
 
-            settings = wandb.Settings(silent=True, console="off")
-            run = wandb.init(**self._settings, settings=settings)
-            run.define_metric("*", step_metric="step")
-            while (values := self._items.get()) is not None:
-                run.log(values)
-            run.finish()
-            wandb.teardown()  # its process must not outlive the run
+            try:
+                settings = wandb.Settings(silent=True, console="off")
+                run = wandb.init(**self._settings, settings=settings)
+                run.define_metric("*", step_metric="step")
+                while (values := self._items.get()) is not None:
+                    run.log(values)
+                run.finish()
+            finally:
+                wandb.teardown()  # its process must not outlive the run
         except Exception as error:  # noqa: BLE001 - a metric sink: its failure never stops the run
             logger.warning("W&B is off for the rest of this run: %s", error)
 

@@ -32,7 +32,7 @@ class Harness:
             weights_every=every,
             group_size=size,
             min_members=max(1, size - 1),
-            on_scored=self.scored.append,
+            on_scored=lambda group, has_signal: self.scored.append(group),
             on_end=self.ended.append,
         )
 
@@ -333,3 +333,31 @@ def test_any_order_of_events_keeps_the_bound_and_never_stalls(
         pass
     load()
     assert train() or admit(), "the run is stuck"
+
+
+def test_a_group_is_as_old_as_its_oldest_token() -> None:
+    h = Harness(size=2)
+    group = h.start(version=0)
+    h.queue.finish(make_rollout(group.id, 0, reward=0.0, versions=(3, 4)))
+    h.queue.finish(make_rollout(group.id, 1, reward=1.0, versions=(1, 4)))
+    assert group.version == 1
+
+
+def test_with_every_2_the_slot_of_an_unpublished_step_is_not_released_early() -> None:
+    h = Harness(per_step=1, max_lag=2, every=2)
+    for _ in range(3):
+        h.queued()
+    h.train(1)
+    h.queue.engines_hold(0)
+    assert h.queue.free_slots == 0
+
+
+def test_a_cancelled_member_that_was_retried_has_the_turns_of_its_last_attempt() -> None:
+    h = Harness(size=2)
+    group = h.start()
+    h.queue.note_turn(make_turn_done(group.id, 0))
+    h.queue.finish(make_rollout(group.id, 0, stop=StopReason.TIMEOUT))
+    h.queue.note_turn(make_turn_done(group.id, 0, attempt=1))
+    h.queue.cancel_all()
+    (row,) = [row for row in group.cancelled_members() if row.member == 0]
+    assert (row.attempt, len(row.turns)) == (1, 1)

@@ -212,6 +212,67 @@ async def test_a_run_whose_groups_never_have_signal_explains_itself_and_stops(
     assert ("100 failed" in text) is isinstance(verdict, StopReason)
 
 
+async def test_groups_that_fail_with_unequal_verdicts_do_not_keep_a_run_alive(
+    tmp_path: Path,
+) -> None:
+    """Two of four members never have a verdict; those of the others differ."""
+
+    def verdict(grant: Grant, member: int) -> float | StopReason:
+        return StopReason.TIMEOUT if member < 2 else float(member % 2)
+
+    bench = await make_bench(tmp_path, actors=[FakeActor(verdict=verdict)])
+    with pytest.raises(ExceptionGroup) as raised:
+        await bench.run()
+    assert "100 groups in a row" in str(root_cause(raised.value))
+
+
+async def test_grants_have_the_recipes_temperature_retries_too(tmp_path: Path) -> None:
+    def verdict(grant: Grant, member: int) -> float | StopReason:
+        is_first = member == 0 and grant.attempt == 0
+        return StopReason.TIMEOUT if is_first else float(member % 2)
+
+    bench = await make_bench(
+        tmp_path, "rollout.temperature=0.5", actors=[FakeActor(verdict=verdict)]
+    )
+    await bench.run()
+    granted = bench.actors[0].granted
+    assert {grant.temperature for grant in granted} == {0.5}
+    assert {grant.attempt for grant in granted} == {0, 1}
+
+
+async def test_the_learner_is_told_the_bound_it_must_assert(tmp_path: Path) -> None:
+    bench = await make_bench(tmp_path, "rollout.max_lag=3")
+    await bench.run()
+    assert {batch.max_lag for batch in bench.learner.batches} == {3}
+
+
+async def test_a_group_named_in_two_steps_makes_the_check_fail(tmp_path: Path) -> None:
+    bench = await make_bench(tmp_path)
+    await bench.run()
+
+    def damage() -> None:
+        path = tmp_path / "events.jsonl"
+        lines = path.read_text().splitlines(keepends=True)
+        path.write_text(
+            "".join([*lines, next(x for x in lines if '"trained"' in x and "step" in x)])
+        )
+
+    await asyncio.to_thread(damage)
+    with pytest.raises(audit.AuditError, match="disagree"):
+        await asyncio.to_thread(audit.recompute, tmp_path)
+
+
+async def test_a_checkpoint_holds_queue_cursor_and_ledger(tmp_path: Path) -> None:
+    bench = await make_bench(tmp_path, "checkpoint.every=3", "checkpoint.keep=9")
+    await bench.run()
+    path = tmp_path / "checkpoints" / "step_3"
+    saved = await asyncio.to_thread(snapshot.read, path)
+    assert saved.queued and saved.cursor >= 6 + len(saved.queued)
+    assert saved.next_id == saved.cursor  # nothing was requeued
+    assert saved.ledger.groups["trained"] == 6
+    assert all(len(record.done) == record.size for record in saved.queued)
+
+
 async def test_an_engine_that_does_not_load_in_time_is_named(tmp_path: Path) -> None:
     actor = FakeActor("actor-0")
     actor.gate.clear()

@@ -60,7 +60,7 @@ class Played:
             weights_every=1,
             group_size=MEMBERS,
             min_members=MEMBERS,
-            on_scored=self.books.scored,
+            on_scored=lambda group, _: self.books.scored(group),
             on_end=self._on_end,
         )
 
