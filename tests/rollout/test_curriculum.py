@@ -58,3 +58,24 @@ def test_requeued_tasks_come_first() -> None:
     first = curriculum.next()
     curriculum.requeue(first)
     assert curriculum.next() is first
+
+
+def test_requeued_tasks_keep_their_order() -> None:
+    curriculum = make()
+    first, second = curriculum.next(), curriculum.next()
+    curriculum.requeue(first)
+    curriculum.requeue(second)
+    assert [curriculum.next(), curriculum.next()] == [first, second]
+
+
+def test_pools_are_drawn_by_weight() -> None:
+    other = PoolSource.load(
+        "other", PoolSection(source="envpool.envs:basics", train=["sum_list"], trusted=True)
+    )
+    shares = {
+        SOURCE.key: Share(source=SOURCE, weight=3.0, envs=ENVS),
+        other.key: Share(source=other, weight=1.0, envs=other.train),
+    }
+    curriculum = Curriculum(shares, seed=0)
+    drawn = Counter(curriculum.next().task.pool for _ in range(400))
+    assert 250 < drawn["basics"] < 350 and drawn.total() == 400

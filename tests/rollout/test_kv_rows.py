@@ -144,3 +144,12 @@ def test_computed_tokens_always_have_their_keys(
         assert np.count_nonzero(table.kv_version == 0) == len(running) + table.num_cached
         assert (table.kv_version[running] == 0).all()
         assert table.num_cached <= 2
+
+
+def test_what_older_weights_computed_is_never_found_again() -> None:
+    table, store = make_table()
+    table.end(opened(table, store, 1, 2, 3), is_kept=True)
+    table.drop_cached()
+    table.end(opened(table, store, 7, 8, 9, version=1), is_kept=True)
+    assert table.find(prompt(1, 2, 3, 4), 1).num_tokens == 0
+    assert table.find(prompt(7, 8, 9, 4), 1).num_tokens == 3
