@@ -166,6 +166,8 @@ class EvalSet(_Section, frozen=True, kw_only=True):
 class EvalSection(_Section, frozen=True, kw_only=True):
     sets: dict[str, EvalSet] = {}
     """Named sets of evaluation configurations, played before and after training."""
+    samples: Count = 1
+    """k of avg@k and pass@k: episodes of each configuration when sampled; greedy always has one."""
     before: bool = True
     """Play them with the initial weights."""
     after: bool = True

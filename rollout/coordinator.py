@@ -25,7 +25,7 @@ from rollout.books import Books
 from rollout.buffer import MEMBER_RETRIES, Ended, Group, ReplayQueue
 from rollout.control import PoolStatus, Status
 from rollout.curriculum import Curriculum, Draw, Share
-from rollout.evaluate import Evaluation, Score
+from rollout.evaluate import Evaluation
 from rollout.files import RunFiles
 from rollout.fleet import Fleet, Stopwatch
 from rollout.ledger import GroupState, Ledger
@@ -33,6 +33,7 @@ from rollout.metrics import MetricsWriter, Values, terminal_line
 from rollout.ports import ActorPort, LearnerPort
 from rollout.resume import Resumed
 from rollout.saving import Saver
+from rollout.scores import Score
 from rollout.supervise import supervise
 from rollout.types import (
     ActorEvent,
@@ -318,7 +319,9 @@ class Coordinator:
         if not self._evaluation_sets:
             return {}
         self._phase = f"evaluating ({label})"
-        self._evaluation = evaluation = Evaluation(self._evaluation_sets, label)
+        self._evaluation = evaluation = Evaluation(
+            self._evaluation_sets, label, samples=self._config.eval.samples
+        )
         logger.info("evaluating %s training: %d episodes", label, evaluation.total)
         self._feed_wake.set()
         while not evaluation.is_done:

@@ -22,7 +22,7 @@ from envpool.task import Task
 from rollout import audit, rundir
 from rollout.control import serve
 from rollout.coordinator import Coordinator
-from rollout.evaluate import draw_sets
+from rollout.evaluate import default_sets, draw_sets
 from rollout.files import RunFiles
 from rollout.metrics import MetricsWriter, WandbSink
 from rollout.ports import ActorPort, LearnerPort
@@ -40,6 +40,8 @@ class Checked:
     config: RunConfig
     sources: dict[str, PoolSource]
     evaluation_sets: dict[str, list[Task]]
+    default_sets: tuple[str, ...] = ()
+    """Those of them that the config does not name."""
     resumed: Resumed | None = None
 
 
@@ -52,8 +54,13 @@ class Running(Protocol):
     def learner(self) -> LearnerPort | None: ...
 
 
-def check(config: RunConfig, resumed: Resumed | None = None) -> Checked:
-    """Find model and pools and draw the evaluation sets; raises ConfigError."""
+def check(
+    config: RunConfig, resumed: Resumed | None = None, *, evaluates_every_pool: bool = False
+) -> Checked:
+    """Find model and pools and draw the evaluation sets; raises ConfigError.
+
+    With `evaluates_every_pool` a pool that no set is about gets one of its own.
+    """
     model_path = find(config.model.path).absolute()
     if not (model_path / "config.json").is_file():
         raise ConfigError(
@@ -71,13 +78,15 @@ def check(config: RunConfig, resumed: Resumed | None = None) -> Checked:
     refuse_untrusted(config.pools, config.envpool)  # before its code is imported here
     sources = {name: PoolSource.load(name, section) for name, section in config.pools.items()}
     sets = draw_sets(config.eval.sets, sources, seed=config.run.seed)
+    missing = default_sets(sources, sets, seed=config.run.seed) if evaluates_every_pool else {}
     model = msgspec.structs.replace(config.model, path=str(model_path))
     if resumed is not None:
         check_pools(resumed, sources)
     return Checked(
         config=msgspec.structs.replace(config, model=model),
         sources=sources,
-        evaluation_sets=sets,
+        evaluation_sets=sets | missing,
+        default_sets=tuple(missing),
         resumed=resumed,
     )
 

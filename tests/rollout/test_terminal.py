@@ -19,11 +19,12 @@ from rich.text import Text
 from configs.load import load
 from rollout import announce, select
 from rollout.control import Status
-from rollout.evaluate import Progress, score
+from rollout.evaluate import Progress
 from rollout.files import RolloutRow, RunFiles
 from rollout.metrics import Values
 from rollout.panel import Moment, draw
-from rollout.summary import HEAD, Difference, differences, pair, rows, table
+from rollout.scores import score
+from rollout.summary import Difference, differences, head, pair, rows, table
 from rollout.terminal import ConsoleLines, Screen, open_screen
 from tests.fakes import make_rollout
 from tests.screen import screen as screen_of
@@ -260,12 +261,12 @@ def test_differences_are_paired_task_by_task(tmp_path: Path) -> None:
 
 
 def test_the_table_has_both_scores_and_their_difference() -> None:
-    before = {"fresh": {"sampled": score([make_rollout(reward=r) for r in (0.0, 1.0)])}}
-    after = {"fresh": {"sampled": score([make_rollout(reward=1.0)] * 2)}}
+    before = {"fresh": {"sampled": score([make_rollout(f"{r}", reward=r) for r in (0.0, 1.0)])}}
+    after = {"fresh": {"sampled": score([make_rollout(task, reward=1.0) for task in "ab"])}}
     gain = Difference(mean=0.5, low=-0.48, high=1.48, count=2)
     paired = pair(before, after, {("fresh", "sampled"): gain})
-    head, line = table(paired)
-    assert head.split()[:2] == ["set", "mode"]
+    first, line = table(paired)
+    assert first.split()[:2] == ["set", "mode"]
     cells = (
         "fresh",
         "sampled",
@@ -276,7 +277,7 @@ def test_the_table_has_both_scores_and_their_difference() -> None:
     )
     assert rows(paired) == [cells]
     assert all(cell in line for cell in cells)
-    assert len(HEAD) == len(cells)
+    assert len(head(paired)) == len(cells)
     assert rows(pair(before, {}, {}))[0][3:5] == ("-", "-")
     assert table({}) == []
 
