@@ -121,7 +121,7 @@ def train(arguments: list[str]) -> int:
 
 def evaluate(arguments: list[str]) -> int:
     """Play the evaluation sets with the weights of `model.path`."""
-    fixed = ["learner.steps=0", "eval.before=true"]
+    fixed = ["learner.steps=0", "eval.before=true", "eval.every=0"]
     return run(arguments, fixed=fixed, learns=False)
 
 

@@ -23,12 +23,14 @@ from rollout import audit, rundir
 from rollout.control import serve
 from rollout.coordinator import Coordinator
 from rollout.evaluate import default_sets, draw_sets
+from rollout.evaluator import Evaluator
 from rollout.files import RunFiles
 from rollout.metrics import MetricsWriter, WandbSink
 from rollout.ports import ActorPort, LearnerPort
 from rollout.resume import Resumed, check_pools
 from rollout.summary import Summary, differences, pair
 from rollout.terminal import Screen
+from rollout.weights import run_id
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +54,8 @@ class Running(Protocol):
     def actors(self) -> Mapping[str, ActorPort]: ...
     @property
     def learner(self) -> LearnerPort | None: ...
+    @property
+    def evaluator(self) -> ActorPort | None: ...
 
 
 def check(
@@ -102,6 +106,17 @@ async def play(checked: Checked, run_dir: Path, running: Running, screen: Screen
     files = RunFiles(run_dir)
     wandb = _wandb(config, run_dir)
     metrics = MetricsWriter(files, wandb=wandb)
+    evaluator = None
+    if running.evaluator is not None:
+        evaluator = Evaluator(
+            running.evaluator,
+            config=config,
+            sets=checked.evaluation_sets,
+            run_id=run_id(run_dir),
+            files=files,
+            clock=time.monotonic,
+            step=checked.resumed.snapshot.step if checked.resumed else 0,
+        )
     coordinator = Coordinator(
         config=config,
         run_dir=run_dir,
@@ -113,6 +128,7 @@ async def play(checked: Checked, run_dir: Path, running: Running, screen: Screen
         metrics=metrics,
         clock=time.monotonic,
         resumed=checked.resumed,
+        evaluator=evaluator,
     )
     async with AsyncExitStack() as stack:
         if wandb is not None:

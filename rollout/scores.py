@@ -50,6 +50,10 @@ class Score(msgspec.Struct, frozen=True, kw_only=True):
     """pass^j: all of j samples pass."""
 
 
+Scores = dict[str, dict[str, Score]]
+"""`{set: {mode: score}}`."""
+
+
 def score(rollouts: Sequence[Rollout], *, samples: int = 1) -> Score:
     """Score the episodes of a set; those of one task share their group id."""
     by_task: dict[str, list[float]] = {}

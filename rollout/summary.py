@@ -9,10 +9,8 @@ import msgspec
 
 from rollout.evaluate import Place, place
 from rollout.ledger import LedgerCounts
-from rollout.scores import Z95, Estimate, Score
+from rollout.scores import Z95, Estimate, Score, Scores
 from rollout.types import FORMAT
-
-Scores = dict[str, dict[str, Score]]
 
 
 class Difference(msgspec.Struct, frozen=True, kw_only=True):
