@@ -40,8 +40,6 @@ Handle = Any
 CONTROL_CALLS = 16
 # How far a learner on the CPU stands back from generation, of 19.
 LEARNER_NICENESS = 10
-# An evaluation while training goes on takes what these leave.
-EVALUATOR_NICENESS = 19
 # A close that takes longer is cut short by killing the process.
 CLOSE_S = 5.0
 
@@ -76,8 +74,6 @@ class ActorProcess:
             section = msgspec.structs.replace(
                 section, max_running=MAX_IN_FLIGHT, max_cached=MAX_IN_FLIGHT
             )
-            if _shares_cpu(config):
-                os.nice(EVALUATOR_NICENESS)  # before its environments, which inherit it
         limits = Limits(
             max_turns=config.rollout.max_turns,
             max_reply_tokens=config.rollout.max_reply_tokens,
@@ -85,6 +81,10 @@ class ActorProcess:
             timeout_s=config.rollout.timeout_s,
         )
         self._pool = await EnvPool.start(config.pools, limits=config.envpool)
+        if name == NAME and _shares_cpu(config):
+            # The engine's threads inherit it: they get what actors and learner leave, however nice
+            # those are. Environments, which have deadlines, do not.
+            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
         engine = await LocalEngine.start(
             weights,
             dtype=config.model.dtype,

@@ -3,9 +3,10 @@
     train -- manifest of a due step --> pin -> load -> play -> values, rows --> metrics, files
 
 Training's engines change weights under their episodes, so that none of them can show one version. The
-evaluator's actor is a process of its own, below everything else in priority, with few episodes in
-flight; it loads one version and keeps it until every episode ended. Its episodes are in no ledger and
-no queue, nothing waits for it, and when it fails, training goes on without it.
+evaluator's actor is a process of its own, with few episodes in flight, that on a machine shared with
+training computes only when nobody else wants to; it loads one version and keeps it until every
+episode ended. Its episodes are in no ledger and no queue, nothing waits for it, and when it fails,
+training goes on without it.
 """
 
 import asyncio
