@@ -134,3 +134,9 @@ def test_partial_credit_counts_in_the_mean_only_and_other_scales_have_an_interva
 def test_pass_at_is_given_for_powers_of_two_and_k(samples: int, sizes: list[int]) -> None:
     found = score(episodes([0.0] * samples), samples=samples)
     assert list(found.pass_at) == list(found.pass_all) == sizes
+
+
+def test_a_score_survives_summary_and_checkpoint() -> None:
+    found = score(episodes([0.0, 1.0], [1.0, 1.0]), samples=2)
+    assert msgspec.json.decode(msgspec.json.encode(found), type=Score) == found
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(found), type=Score) == found
