@@ -2,7 +2,7 @@
 
 `train` (the default) places actors and a learner on a Ray cluster and runs the coordinator here:
 
-    config -> checked config -> run directory -> processes -> coordinator -> summary -> exit code
+    config -> checked config -> run directory -> processes -> coordinator -> summary -> report -> exit code
 
 Exit codes: 0 done, 1 the run failed, 2 the configuration is wrong, 130 interrupted. No algorithm
 lives here, and no type: what is defined in `__main__` does not cross Ray.
@@ -15,6 +15,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -29,8 +30,9 @@ commands
   train   train a policy (the default; recipe: configs/local.toml)
   eval    play evaluation sets with fixed weights: model.path=DIR   (eval --help)
   sft     warm-start a policy from oracle traces (recipe: configs/tiny_policy/recipe.toml)
-  bench   measure: bench engine | bench envpool   [--json]
+  bench   measure: bench engine | bench envpool | bench overlap   [--json]
   show    read the rollouts of a run, or list runs: show [DIR] [filter ...]   (show --help)
+  report  make DIR/report.html of a run: report DIR   (a run makes its own when it ends)
 
 options
   --help      this text        --help config   every setting, its default and its meaning
@@ -71,7 +73,7 @@ Examples:
   python launch.py eval model.path=my_policy my_pools.toml eval.samples=4
 """
 
-COMMANDS = ("train", "eval", "sft", "bench", "show")
+COMMANDS = ("train", "eval", "sft", "bench", "show", "report")
 
 # Imported where the learner runs: the driver never loads torch.
 TRAINER = "learner.trainer:make_trainer"
@@ -90,7 +92,14 @@ def main(argv: Sequence[str]) -> int:
     command = arguments.pop(0) if arguments and arguments[0] in COMMANDS else "train"
     from configs.load import ConfigError
 
-    commands = {"train": train, "eval": evaluate, "sft": sft, "bench": bench, "show": show}
+    commands = {
+        "train": train,
+        "eval": evaluate,
+        "sft": sft,
+        "bench": bench,
+        "show": show,
+        "report": report,
+    }
     try:
         return commands[command](arguments)
     except ConfigError as error:
@@ -142,8 +151,10 @@ def bench(arguments: list[str]) -> int:
         from rollout.bench import main as command
     elif name == "envpool":
         from envpool.bench import main as command
+    elif name == "overlap":
+        from rollout.bench_overlap import main as command
     else:
-        raise ConfigError(f"bench {name!r} is not known: use bench engine or bench envpool")
+        raise ConfigError(f"bench {name!r} is not known: use bench engine, envpool or overlap")
     return command(rest)
 
 
@@ -154,11 +165,28 @@ def show(arguments: list[str]) -> int:
     return command(arguments)
 
 
+def report(arguments: list[str]) -> int:
+    """Make the report of a run, whether it ended well, ended early or still plays."""
+    from configs.load import ConfigError
+
+    if len(arguments) != 1:
+        raise ConfigError(f"report takes one run directory, not {arguments}: launch.py report DIR")
+    from rollout.report import page
+
+    try:
+        path = page.write(Path(arguments[0]))
+    except OSError as error:
+        sys.stderr.write(f"error: the report cannot be written: {error}\n")
+        return EXIT_FAILED
+    sys.stdout.write(f"{path}\n")
+    return EXIT_DONE
+
+
 def run(arguments: list[str], *, fixed: list[str], learns: bool) -> int:
     """Check everything, then play a run in its own processes; `fixed` overrides what was given."""
-    from configs.load import load
+    from configs.load import DEFAULT_RECIPE, load
     from rollout import rundir
-    from rollout.run import check
+    from rollout.run import check, make_report
 
     is_dry = "--dry-run" in arguments
     given = [argument for argument in arguments if argument != "--dry-run"]
@@ -168,7 +196,7 @@ def run(arguments: list[str], *, fixed: list[str], learns: bool) -> int:
         checked = resumed(run_dir, [*given, *fixed], is_dry=is_dry)
     else:
         if not any(argument.endswith(".toml") and "=" not in argument for argument in settings):
-            settings.insert(0, "local.toml")
+            settings.insert(0, DEFAULT_RECIPE)
         checked = check(load(settings), evaluates_every_pool=not learns)
         run_dir = rundir.prepare(checked.config)
     if is_dry:
@@ -190,7 +218,8 @@ def run(arguments: list[str], *, fixed: list[str], learns: bool) -> int:
         try:
             summary = asyncio.run(play(checked, run_dir, screen, learns=learns))
         except (asyncio.CancelledError, KeyboardInterrupt):
-            logger.warning("interrupted; what was played is in %s", run_dir)
+            was_played = "what was played is" if (run_dir / "rollouts").exists() else "logs are"
+            logger.warning("interrupted; %s in %s", was_played, run_dir)
             announce.how_to_go_on(run_dir)
             return EXIT_INTERRUPTED
         except Exception as error:
@@ -198,7 +227,9 @@ def run(arguments: list[str], *, fixed: list[str], learns: bool) -> int:
             logger.exception("failed: %s: %s", type(cause).__name__, cause)
             logger.info("logs of every process: %s", run_dir / "logs")
             announce.how_to_go_on(run_dir)
+            make_report(run_dir)
             return EXIT_FAILED
+        make_report(run_dir)
         announce.closing(summary, config, run_dir, given)
     return EXIT_DONE if summary.ledger_balanced else EXIT_FAILED
 
@@ -231,10 +262,12 @@ async def play(checked: "Checked", run_dir: Path, screen: "Screen", *, learns: b
 
     config = checked.config
     started = [processes.describe("launch")]
+    announce.starting(run_dir)
+    this_task = asyncio.current_task()
+    assert this_task is not None
+    acknowledge_interrupts()
     try:
         cluster.join(config)
-        this_task = asyncio.current_task()
-        assert this_task is not None
         # After ray, which sets a handler of its own.
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, this_task.cancel)
         placed = await cluster.place(
@@ -255,6 +288,18 @@ async def play(checked: "Checked", run_dir: Path, screen: "Screen", *, learns: b
         # A learner that was killed leaves its files in shared memory.
         weights.sweep([Path(config.weights.dir)], weights.run_id(run_dir))
     return summary
+
+
+def acknowledge_interrupts() -> None:
+    """Say at once that a Ctrl-C was heard: closing everything takes seconds."""
+    cancel = signal.getsignal(signal.SIGINT)
+    assert callable(cancel)
+
+    def on_interrupt(number: int, frame: FrameType | None) -> None:
+        logger.warning("interrupted: closing every process")
+        cancel(number, frame)
+
+    signal.signal(signal.SIGINT, on_interrupt)
 
 
 def run_script() -> None:

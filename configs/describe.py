@@ -2,24 +2,39 @@
 
 import ast
 import inspect
-from typing import Any, get_args, get_origin, get_type_hints
+from collections.abc import Iterator
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
 
 from configs import schema
+from configs.load import DEFAULT_RECIPE, read
+from configs.schema import Tree
 
 _WIDTH = 34
 
 
 def describe_settings() -> str:
     """Every setting of `RunConfig`, one per line, grouped by section."""
-    lines: list[str] = []
+    lines: list[str] = [
+        "Each setting with its default. Without a recipe configs/local.toml is used, which sets its own:",
+        *(f"  {line}" for line in _leaves(read([DEFAULT_RECIPE]))),
+        "",
+    ]
     for section in msgspec.structs.fields(schema.RunConfig):
         kind, name = section.type, section.name
         if get_origin(kind) is dict:
             kind, name = get_args(kind)[1], f"{name}.<name>"
         lines += ["", f"[{name}]", *_describe(name, kind)]
-    return "\n".join(lines[1:]) + "\n"
+    return "\n".join(lines) + "\n"
+
+
+def _leaves(tree: Tree, path: str = "") -> Iterator[str]:
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{path}{key}.")
+        else:
+            yield f"{path}{key}={value}"
 
 
 def _describe(path: str, kind: type) -> list[str]:
@@ -32,7 +47,9 @@ def _describe(path: str, kind: type) -> list[str]:
             lines += _describe(f"{path}.{field.name}.<name>", inner[1])
             continue
         setting = f"{path}.{field.name}={_default(field)}"
-        lines.append(f"  {setting:<{_WIDTH}} {docs.get(field.name, '')}")
+        is_choice = get_origin(hints[field.name]) is Literal
+        choices = f" ({' | '.join(map(str, inner))})" if is_choice else ""
+        lines.append(f"  {setting:<{_WIDTH}} {docs.get(field.name, '')}{choices}")
     return lines
 
 

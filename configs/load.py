@@ -4,16 +4,21 @@ Files and overrides merge in the order given, later wins. Relative recipe and mo
 looked up beside this file, so that a run does not depend on the working directory.
 """
 
+import difflib
+import re
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import msgspec
 
 from configs.schema import RunConfig, Tree
 
 RECIPES = Path(__file__).parent
+
+# What a run uses where no recipe is named.
+DEFAULT_RECIPE = "local.toml"
 
 T = TypeVar("T")
 
@@ -46,7 +51,34 @@ def convert(tree: Tree, kind: type[T]) -> T:
     try:
         return msgspec.convert(tree, kind)
     except msgspec.ValidationError as error:
-        raise ConfigError(str(error)) from error
+        raise ConfigError(f"{error}{_cure(str(error), kind)}") from error
+
+
+def _cure(message: str, kind: type) -> str:
+    """What would be right, for what msgspec calls an unknown field or an invalid choice."""
+    match = re.search(r"`([^`]*)`(?: - at `\$\.?(.*)`)?$", message)
+    if match is None or not message.startswith(("Object contains unknown", "Invalid enum")):
+        return ""
+    word, path = match.groups()
+    is_field = message.startswith("Object contains unknown")
+    if not is_field:
+        word, path = re.findall(r"'([^']*)'", message)[0], word.removeprefix("$.")
+    keys = (path or "").replace("[...]", "[]").split(".")
+    choices = _choices(kind, [key for key in keys if key], is_field=is_field)
+    near = difflib.get_close_matches(word, choices, n=2)
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    return f"; {hint}there are {', '.join(choices)}" if choices else ""
+
+
+def _choices(kind: Any, path: list[str], *, is_field: bool) -> list[str]:
+    """The fields, or the allowed values, at `path` of a type."""
+    for key in path:
+        kind = get_type_hints(kind)[key.removesuffix("[]")]
+        if key.endswith("[]"):
+            kind = get_args(kind)[-1]
+    if is_field:
+        return [field.name for field in msgspec.structs.fields(kind)]
+    return [str(value) for value in get_args(kind)]
 
 
 def find(path: str) -> Path:

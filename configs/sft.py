@@ -34,6 +34,10 @@ class TraceRecipe(_Section, frozen=True, kw_only=True):
     """Share of episodes, the first ones, without mistakes: what to do is learned sooner from them."""
     spoiled: Fraction = 0.2
     """Share of calls spoiled in the other episodes: the success that is left for RL to gain."""
+    hasty: Fraction = 0.0
+    """Share of the other episodes whose demonstrator gives up after `patience` calls."""
+    patience: Count = 4
+    """Calls after which a hasty demonstrator answers with the last number it saw."""
     wrong_number: NonNegative = 0.5
     """Weight of a wrong number among the mistakes."""
     early_done: NonNegative = 0.3

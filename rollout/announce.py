@@ -36,10 +36,15 @@ class Ready(Protocol):
     def num_parameters(self) -> int: ...
 
 
+def starting(run_dir: Path) -> None:
+    """Say where the run is written; what follows takes a while."""
+    logger.info("run: %s", _short(run_dir))
+    logger.info("starting Ray, actors and learner: about ten seconds")
+
+
 def opening(checked: Checked, run_dir: Path, infos: Sequence[Ready]) -> None:
     """Say what runs where, before it does."""
     config = checked.config
-    logger.info("run: %s", _short(run_dir))
     if checked.resumed is not None:
         state = checked.resumed.snapshot
         logger.info(

@@ -1,14 +1,20 @@
 """Recompute the ledger of a run from its files, to compare with what the coordinator counted."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from rollout.files import RolloutRow
+from rollout.files import RolloutRow, whole_lines
 from rollout.ledger import ENDS, GroupState, LedgerCounts
+
+# Start and end of something, seconds on one clock.
+Interval = tuple[float, float]
+
+# What the learner is called in busy intervals; everybody else is an engine.
+LEARNER = "learner"
 
 _decode_row = msgspec.json.Decoder(RolloutRow).decode
 
@@ -20,21 +26,16 @@ class AuditError(Exception):
 def rows(run_dir: Path) -> Iterator[RolloutRow]:
     """Every line of the rollout log, in order."""
     for part in sorted((run_dir / "rollouts").glob("part_*.jsonl")):
-        with part.open("rb") as lines:
-            for line in lines:
-                yield _decode_row(line)
+        for line in whole_lines(part):
+            yield _decode_row(line)
 
 
 def events(run_dir: Path, kind: str) -> Iterator[dict[str, Any]]:
     """The lines of the event log of one kind: `group`, `trained`, `busy` or `mark`."""
-    path = run_dir / "events.jsonl"
-    if not path.exists():
-        return  # nothing happened: a run that only evaluates
-    with path.open("rb") as lines:
-        for line in lines:
-            event = msgspec.json.decode(line)
-            if event["kind"] == kind:
-                yield event
+    for line in whole_lines(run_dir / "events.jsonl"):
+        event = msgspec.json.decode(line)
+        if event["kind"] == kind:
+            yield event
 
 
 def recompute(run_dir: Path) -> LedgerCounts:
@@ -95,13 +96,23 @@ def busy_share(run_dir: Path, *, after_step: int = 0) -> BusyShare:
         raise AuditError(f"{run_dir} has no complete training phase")
     begin, end = marks["train_begin"], marks["train_end"]
     if after_step:
-        begin = next(e["at_s"] for e in events(run_dir, "trained") if e["step"] == after_step)
-    spans: dict[bool, list[tuple[float, float]]] = {True: [], False: []}
+        trained = events(run_dir, "trained")
+        # The step may lie before the last resume, and the time until then was nobody's.
+        begin = max(begin, next(e["at_s"] for e in trained if e["step"] == after_step))
+    spans: dict[bool, list[Interval]] = {True: [], False: []}
     for event in events(run_dir, "busy"):
-        start_s, end_s = max(begin, event["start_s"]), min(end, event["end_s"])
-        if start_s < end_s:
-            spans[event["who"] == "learner"].append((start_s, end_s))
-    learner, engine = _union(spans[True]), _union(spans[False])
+        spans[event["who"] == LEARNER].append((event["start_s"], event["end_s"]))
+    return shares(engine=spans[False], learner=spans[True], begin=begin, end=end)
+
+
+def shares(
+    *, engine: Iterable[Interval], learner: Iterable[Interval], begin: float, end: float
+) -> BusyShare:
+    """The shares of `begin..end` that busy intervals, in any order, cover."""
+    engine, learner = (
+        _union((max(begin, s), min(end, e)) for s, e in spans if s < end and e > begin)
+        for spans in (engine, learner)
+    )
     wall_s = end - begin
     return BusyShare(
         wall_s=wall_s,
@@ -111,8 +122,8 @@ def busy_share(run_dir: Path, *, after_step: int = 0) -> BusyShare:
     )
 
 
-def _union(spans: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    merged: list[tuple[float, float]] = []
+def _union(spans: Iterable[Interval]) -> list[Interval]:
+    merged: list[Interval] = []
     for start, end in sorted(spans):
         if merged and start <= merged[-1][1]:
             merged[-1] = merged[-1][0], max(end, merged[-1][1])
@@ -121,5 +132,5 @@ def _union(spans: list[tuple[float, float]]) -> list[tuple[float, float]]:
     return merged
 
 
-def _length(spans: list[tuple[float, float]]) -> float:
+def _length(spans: list[Interval]) -> float:
     return sum(end - start for start, end in spans)

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
+from transformers.utils.logging import disable_progress_bar
 
 from configs.schema import EngineSection
 from rollout.engine_local import LocalEngine
@@ -51,6 +52,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print a JSON object on the last line")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
+    disable_progress_bar()
     with tempfile.TemporaryDirectory() as folder:
         _make_model().save_pretrained(folder)
         results = {count: _measure(Path(folder), count) for count in _CONCURRENCY}

@@ -99,15 +99,17 @@ class Place(NamedTuple):
     mode: str
     """`sampled` or `greedy`; empty when the group is not one of an evaluation."""
     number: int
+    sample: int = 0
+    """Of its task."""
 
 
-def place(group_id: str) -> Place:
-    """The place in a group id `eval/<label>/<set>.<mode>/<index>`."""
+def place(group_id: str, member: int = 0) -> Place:
+    """The place of a member in a group id `eval/<label>/<set>.<mode>/<index>`."""
     if not group_id.startswith("eval/"):
         return Place("", "", 0)
     key, _, index = group_id.split("/", 2)[2].rpartition("/")
     name, _, mode = key.rpartition(".")
-    return Place(name, mode, int(index))
+    return Place(name, mode, int(index), member)
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True):

@@ -6,6 +6,7 @@ they were given. A failing write is raised by the next call, never swallowed.
 
 import queue
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
@@ -152,6 +153,21 @@ def line_files(run_dir: Path) -> dict[str, int]:
     """Bytes of each line file of a run, by its path in the run directory."""
     paths = [*run_dir.glob("*.jsonl"), *(run_dir / "rollouts").glob("*.jsonl")]
     return {path.relative_to(run_dir).as_posix(): path.stat().st_size for path in sorted(paths)}
+
+
+def whole_lines(path: Path) -> Iterator[bytes]:
+    """The lines of a file that may still be written, or whose writer was killed; none if it is missing.
+
+    A last line without its newline is left out: it is half of what it should say.
+    """
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        return
+    with file:
+        for line in file:
+            if line.endswith(b"\n"):
+                yield line
 
 
 class RunFiles:

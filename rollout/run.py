@@ -19,7 +19,7 @@ from configs.schema import RunConfig
 from envpool.pool import refuse_untrusted
 from envpool.source import PoolSource
 from envpool.task import Task
-from rollout import audit, rundir
+from rollout import audit, checkpoints, rundir
 from rollout.control import serve
 from rollout.coordinator import Coordinator
 from rollout.evaluate import default_sets, draw_sets
@@ -71,8 +71,15 @@ def check(
             f"model.path={config.model.path!r} has no config.json: name a directory "
             "in Hugging Face format"
         )
+    if (model_path / "rollouts").is_dir():
+        newest = checkpoints.latest(model_path)
+        hint = f"name {newest / 'hf'}" if newest else "it has no checkpoint yet"
+        raise ConfigError(f"model.path={config.model.path!r} is the directory of a run: {hint}")
     if not config.pools:
-        raise ConfigError("pools is empty: add a table [pools.<name>] with a source")
+        raise ConfigError(
+            "pools is empty: add a table [pools.<name>] with a source, or name a recipe before yours "
+            "(launch.py configs/local.toml mine.toml): local.toml is used where none is named"
+        )
     members = config.rollout.group_size
     if config.engine.max_running < members:
         raise ConfigError(
@@ -93,6 +100,23 @@ def check(
         default_sets=tuple(missing),
         resumed=resumed,
     )
+
+
+def make_report(run_dir: Path) -> None:
+    """Write `report.html`. A failure is said and changes nothing: the run is over by now."""
+    try:
+        from rollout.report import page  # matplotlib takes a second to load
+
+        path = page.write(run_dir)
+    except Exception as error:  # noqa: BLE001 - whatever is wrong with a report, the run stands
+        logger.warning(
+            "no report, %s: %s; to try again: python launch.py report %s",
+            type(error).__name__,
+            error,
+            run_dir,
+        )
+    else:
+        logger.info("report: %s", path)
 
 
 async def play(checked: Checked, run_dir: Path, running: Running, screen: Screen) -> Summary:

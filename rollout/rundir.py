@@ -33,7 +33,8 @@ def prepare(config: RunConfig) -> Path:
         run_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"run.dir={name!r} cannot be made: {error}") from error
-    write_config(run_dir, config)
+    run = msgspec.structs.replace(config.run, dir=str(run_dir))
+    write_config(run_dir, msgspec.structs.replace(config, run=run))
     (run_dir / "environment.txt").write_text(_environment())
     revision, diff = _code()
     (run_dir / "code.diff").write_text(f"# revision {revision}\n{diff}")

@@ -8,10 +8,9 @@ apart, never as zeros.
 import math
 import statistics
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import msgspec
-
-from rollout.types import Rollout
 
 # Two-sided 95 % of a normal distribution.
 Z95 = 1.96
@@ -50,11 +49,22 @@ class Score(msgspec.Struct, frozen=True, kw_only=True):
     """pass^j: all of j samples pass."""
 
 
+class Judged(Protocol):
+    """A rollout as far as scores go; its row in the log is one, too."""
+
+    @property
+    def group_id(self) -> str: ...
+    @property
+    def env(self) -> str: ...
+    @property
+    def reward(self) -> float | None: ...
+
+
 Scores = dict[str, dict[str, Score]]
 """`{set: {mode: score}}`."""
 
 
-def score(rollouts: Sequence[Rollout], *, samples: int = 1) -> Score:
+def score(rollouts: Sequence[Judged], *, samples: int = 1) -> Score:
     """Score the episodes of a set; those of one task share their group id."""
     by_task: dict[str, list[float]] = {}
     env_of: dict[str, str] = {}

@@ -114,9 +114,9 @@ def rows(evaluation: Mapping[str, Mapping[str, BeforeAfter]]) -> list[tuple[str,
     for name, modes in evaluation.items():
         for mode, scores in modes.items():
             known = [s for s in (scores.before, scores.after) if s is not None]
-            row = [name, mode, _cell(scores.before)]
+            row = [name, mode, cell(scores.before)]
             if is_trained or most == 1:
-                row += [_cell(scores.after), _change(scores.difference)]
+                row += [cell(scores.after), _change(scores.difference)]
             if most > 1:
                 row.append(_pass_cell([s.pass_at.get(most) for s in known]))
                 row.append(_pass_cell([s.pass_all.get(most) for s in known]))
@@ -175,7 +175,8 @@ def _count(score: Score) -> str:
     return f"{score.tasks} x {score.samples}" if is_whole else str(score.count)
 
 
-def _cell(score: Score | None) -> str:
+def cell(score: Score | None) -> str:
+    """A score in words: mean and interval."""
     if score is None or score.mean is None or score.low is None or score.high is None:
         return "-"
     return f"{score.mean:.3f} {_interval(score.low, score.high)}"

@@ -1,8 +1,9 @@
 """Demonstrations: oracles of environments, played by a sloppy hand, as chat messages to imitate.
 
 The first episodes are played well. In the others some calls are spoiled, and what followed is part of
-the demonstration: so the imitator knows how to win and how to blunder, and which of the two it does is
-left to reinforcement. Only configurations of the training split are played.
+the demonstration; a share of them is played in haste and ends in a guess. So the imitator knows how to
+win and how to blunder, and which of the two it does is left to reinforcement. Where most hands were
+hasty, even its likeliest reply is the bad habit. Only configurations of the training split are played.
 """
 
 import json
@@ -53,30 +54,42 @@ def generate(recipe: TraceRecipe) -> list[MessagesRow]:
         rng = Random(f"{recipe.seed}/{index}")
         config = source.draw(env_id, rng, Split.TRAIN, recipe.level)
         hand = careful if index < num_clean else recipe
-        messages, reward = play(envs[env_id], config, rng, hand)
+        is_hasty = index >= num_clean and rng.random() < recipe.hasty
+        messages, reward = play(envs[env_id], config, rng, hand, is_hasty=is_hasty)
         tools = type(envs[env_id]).tools()
         rows.append(MessagesRow(env=env_id, messages=messages, tools=tools, reward=reward))
     return rows
 
 
 def play(
-    env: ToolEnv, config: Config, rng: Random, recipe: TraceRecipe
+    env: ToolEnv, config: Config, rng: Random, recipe: TraceRecipe, *, is_hasty: bool = False
 ) -> tuple[list[Message], float]:
     """One episode: its messages, which end with the last reply, and its reward."""
     statement, _ = env.reset(seed=rng.getrandbits(32), options=config)
     messages = [Message(role="user", content=statement)]
     oracle = env.oracle()
     name, arguments = next(oracle)
-    for _ in range(recipe.max_turns):
+    last_seen = rng.randint(0, MAX_GUESS)
+    for turn in range(recipe.max_turns):
         action = spoil(name, arguments, rng, recipe)
+        if is_hasty and turn == recipe.patience and name != "done":
+            action = call_text("done", {"answer": last_seen})
         messages.append(Message(role="assistant", content=toolcall.render(action)))
         observation, reward, is_over, is_cut, info = env.step(action)
         if is_over or is_cut:
             return messages, reward
         messages.append(Message(role="tool", content=observation))
+        last_seen = _number_in(observation, arguments, last_seen)
         if not info["is_bad_call"]:
             name, arguments = oracle.send(observation)
     return messages[:-1], 0.0
+
+
+def _number_in(observation: str, arguments: dict[str, Any], otherwise: int) -> int:
+    """What a hasty hand would answer: the number just read, else the one just tried."""
+    if observation.lstrip("-").isdigit():
+        return int(observation)
+    return next((value for value in arguments.values() if type(value) is int), otherwise)
 
 
 def call_text(name: str, arguments: dict[str, Any]) -> str:

@@ -40,7 +40,10 @@ def test_table_whose_type_changes_is_replaced_whole() -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["learner.lrr=1"], ["lrr", "$.learner"]),
+        (["learner.lrr=1"], ["lrr", "$.learner", "did you mean lr", "grad_clip"]),
+        (["lerner.lr=1"], ["lerner", "did you mean learner"]),
+        (["pools.basics.trusty=1"], ["trusty", "did you mean trusted"]),
+        (["rollout.draw=evn"], ["evn", "$.rollout.draw", "did you mean even", "signal"]),
         (["learner.lr=fast"], ["float", "$.learner.lr"]),
         (["learner.lr=-1"], ["$.learner.lr"]),
         (["rollout.group_size=1"], [">= 2", "$.rollout.group_size"]),
@@ -71,10 +74,12 @@ def test_every_setting_is_described() -> None:
         assert f"[{section.name}" in text
     undocumented = [
         line
-        for line in text.splitlines()
+        for line in text.partition("\n[run]")[2].splitlines()
         if line.startswith("  ") and "  " not in line.strip() and len(line.split()) == 1
     ]
     assert not undocumented
+    assert "group_size=16" in text  # what the default recipe sets
+    assert "(recompute | keep | drain)" in text
 
 
 @pytest.mark.parametrize(
@@ -101,6 +106,24 @@ def test_wrong_configuration_exits_2_and_makes_nothing(
     assert launch.main(arguments) == 2
     assert (words or "bench") in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_a_recipe_without_pools_says_how_to_add_to_the_default_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = tmp_path / "mine.toml"
+    mine.write_text("[learner]\nsteps = 7\n")
+    assert launch.main([str(mine), f"run.dir={tmp_path / 'run'}"]) == 2
+    assert "launch.py configs/local.toml mine.toml" in capsys.readouterr().err
+
+
+def test_the_directory_of_a_run_is_not_taken_for_a_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "old" / "rollouts").mkdir(parents=True)
+    (tmp_path / "old" / "config.json").write_text("{}")
+    assert launch.main(["eval", f"model.path={tmp_path / 'old'}"]) == 2
+    assert "is the directory of a run: it has no checkpoint" in capsys.readouterr().err
 
 
 def test_non_empty_run_directory_is_refused(

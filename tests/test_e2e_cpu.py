@@ -110,6 +110,7 @@ def test_the_run_directory_is_complete(run_dir: Path) -> None:
     for name in ("launch", "actor-0", "learner"):
         assert (run_dir / "logs" / f"{name}.log").exists()
     assert sorted(p.name for p in (run_dir / "checkpoints").iterdir()) == ["step_20", "step_40"]
+    assert (run_dir / "report.html").exists() and (run_dir / "report" / "success.png").exists()
 
 
 @pytest.mark.ray

@@ -73,7 +73,9 @@ def test_conversations_are_short(path: Path) -> None:
         assert len(tokens.delta_ids(str(number), has_end=True)) == 3
 
 
-@pytest.mark.parametrize(("temperature", "lowest", "highest"), [(1.0, 0.25, 0.55), (0.0, 0.8, 1.0)])
+@pytest.mark.parametrize(
+    ("temperature", "lowest", "highest"), [(1.0, 0.3, 0.55), (0.0, 0.45, 0.75)]
+)
 def test_success_on_unseen_configurations(
     path: Path, temperature: float, lowest: float, highest: float
 ) -> None:

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -13,6 +14,7 @@ from envpool.task import Task
 from rollout.actor import Actor
 from rollout.engine import EngineError, EngineStop, Generation, UpdateMode, UpdateReport
 from rollout.episode import Episode, Limits
+from rollout.files import RolloutRow
 from rollout.tokens import ChatTokens
 from rollout.types import (
     EngineStats,
@@ -182,6 +184,16 @@ async def test_an_answer_ends_the_rollout_with_its_verdict(tokens: ChatTokens) -
     assert row.mask.sum() == sum(turn.num_reply_tokens for turn in turns)
     assert np.all(row.logprobs[row.mask == 1] == -0.5) and not row.logprobs[row.mask == 0].any()
     assert rollout.oldest_version == 4
+
+
+async def test_a_rollout_carries_what_its_policy_was_asked(tokens: ChatTokens) -> None:
+    session = ScriptedSession([result("done", 1.0, end=True)])
+    rollout = await play(tokens, session)
+    assert rollout.prompt == session.prompt == "Sum all numbers."
+    row = RolloutRow.of(rollout, config={}, group_size=1)
+    assert msgspec.json.decode(msgspec.json.encode(row))["prompt"] == session.prompt
+    never_opened = await play(tokens, EnvFault(Outcome.CRASHED, "no process"))
+    assert never_opened.prompt == ""
 
 
 @pytest.mark.parametrize(

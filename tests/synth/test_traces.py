@@ -81,6 +81,42 @@ def test_first_episodes_are_clean() -> None:
     assert not all(row.reward == 1.0 for row in rows[150:])
 
 
+def test_a_hasty_hand_answers_with_the_last_number_it_saw() -> None:
+    recipe = TraceRecipe(
+        envs=["find_max"], count=200, clean=0.0, spoiled=0.0, hasty=1.0, patience=3
+    )
+    for row in generate(recipe):
+        calls = [json.loads(action) for action in actions(row)]
+        seen = [message.content for message in row.messages if message.role == "tool"]
+        length = int(seen[0])
+        assert len(calls) == min(length + 2, 4) and calls[-1]["name"] == "done"
+        if length > 2:
+            assert calls[-1]["arguments"]["answer"] == int(seen[-1])
+        else:
+            assert row.reward == 1.0
+
+
+def test_a_hasty_hand_that_reads_no_number_answers_with_its_last_guess() -> None:
+    recipe = TraceRecipe(
+        envs=["guess_number"], count=50, clean=0.0, spoiled=0.0, hasty=1.0, patience=1
+    )
+    hasty = [row for row in generate(recipe) if len(actions(row)) == 2]
+    assert hasty
+    for row in hasty:
+        guess, answer = (json.loads(action)["arguments"] for action in actions(row))
+        assert answer["answer"] == guess["number"]
+
+
+def test_the_share_of_hasty_episodes_is_the_recipes() -> None:
+    recipe = TraceRecipe(
+        envs=["walk_list"], count=400, clean=0.5, spoiled=0.0, hasty=0.6, patience=2
+    )
+    rows = generate(recipe)
+    assert all(row.reward == 1.0 for row in rows[:200])
+    hasty = sum(row.reward == 0.0 for row in rows[200:])
+    assert 90 <= hasty <= 150  # 120 expected; each of them stops before the end of its list
+
+
 def test_recipe_is_refused_when_it_cannot_be_played() -> None:
     with pytest.raises(ConfigError, match="sum_lst"):
         generate(TraceRecipe(envs=["sum_lst"]))

@@ -1,0 +1,137 @@
+"""`python launch.py bench overlap`: the recipe as it is, and again generating and training in turn.
+
+Both are whole runs with real processes, one after the other, on the same tasks. The bound of a step is
+what its busiest half needs: with perfect overlap a step takes as long as the engines compute, or as the
+learner does, whichever is more.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from configs.load import ConfigError
+from rollout import audit
+from rollout.metrics import RECENT_STEPS, Values
+
+# The pipeline fills up in the first steps.
+WARMUP_STEPS = 5
+STEPS = 60
+
+
+@dataclass(slots=True, kw_only=True, frozen=True)
+class Pace:
+    """What one run came to, over the steps after the first `WARMUP_STEPS`."""
+
+    step_s: float
+    """Median."""
+    mean_step_s: float
+    bound_s: float
+    """Seconds a step that engines or learner computed, the greater of the two."""
+    both: float
+    """Share of the time in which engines and learner computed at once."""
+    tokens_per_s: float
+    lag_mean: float
+    lag_max: int
+    reward: float
+    """Mean of the last `RECENT_STEPS` steps."""
+
+
+def main(arguments: list[str]) -> int:
+    """Print a table; with --json also one JSON object on the last line."""
+    parser = argparse.ArgumentParser(prog="launch.py bench overlap", description=__doc__)
+    parser.add_argument("--json", action="store_true", help="print a JSON object on the last line")
+    parser.add_argument("--steps", type=int, default=STEPS, help=f"of each run ({STEPS})")
+    parser.add_argument("--keep", metavar="DIR", help="keep both runs in this new directory")
+    parser.add_argument("settings", nargs="*", help="recipes and overrides, as of a run")
+    options = parser.parse_args(arguments)
+    if options.steps < 2 * WARMUP_STEPS:
+        raise ConfigError(f"--steps {options.steps}: {2 * WARMUP_STEPS} or more say something")
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(options.keep or scratch).absolute()
+        paces = {
+            name: _run(folder / name, [*options.settings, *extra], options.steps)
+            for name, extra in {"async": [], "sync": ["rollout.max_lag=0"]}.items()
+        }
+    _print(paces)
+    if options.json:
+        sys.stdout.write(json.dumps(_summary(paces)) + "\n")
+    return 0
+
+
+def measure(run_dir: Path) -> Pace:
+    """The pace of a finished run. Raises audit.AuditError for one that did not train to the end."""
+    lines = (run_dir / "metrics.jsonl").read_bytes().splitlines()
+    steps = [msgspec.json.decode(line, type=Values) for line in lines]
+    share = audit.busy_share(run_dir, after_step=WARMUP_STEPS)
+    counted = steps[WARMUP_STEPS:]
+
+    def mean(key: str) -> float:
+        return statistics.fmean(values[key] for values in counted)
+
+    return Pace(
+        step_s=statistics.median(values["time/step_s"] for values in counted),
+        mean_step_s=mean("time/step_s"),
+        bound_s=max(share.engine, share.learner) * share.wall_s / len(counted),
+        both=share.both,
+        tokens_per_s=mean("perf/tokens_per_s"),
+        lag_mean=mean("lag/mean"),
+        lag_max=max(int(values["lag/max"]) for values in steps),
+        reward=statistics.fmean(values["reward/all_mean"] for values in steps[-RECENT_STEPS:]),
+    )
+
+
+def _run(run_dir: Path, settings: list[str], steps: int) -> Pace:
+    fixed = [
+        f"run.dir={run_dir}",
+        f"learner.steps={steps}",
+        "checkpoint.every=0",
+        "eval.before=false",
+        "eval.after=false",
+        "logging.wandb=off",
+    ]
+    sys.stderr.write(f"{run_dir.name}: {steps} steps\n")
+    command = [sys.executable, "-m", "launch", *settings, *fixed]
+    root = Path(__file__).parent.parent
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ConfigError(f"the {run_dir.name} run failed:\n{done.stdout[-2000:]}{done.stderr}")
+    return measure(run_dir)
+
+
+def _print(paces: dict[str, Pace]) -> None:
+    lines = [
+        f"{'':<6} {'step':>7} {'bound':>7} {'both busy':>9} {'tok/s':>7} {'lag':>9} {'reward':>7}"
+    ]
+    for name, pace in paces.items():
+        lines.append(
+            f"{name:<6} {pace.step_s:>6.2f}s {pace.bound_s:>6.2f}s {pace.both:>9.2f}"
+            f" {pace.tokens_per_s:>7.0f} {pace.lag_mean:>4.1f}/{pace.lag_max:<4d} {pace.reward:>7.3f}"
+        )
+    summary = _summary(paces)
+    lines.append(
+        f"asynchronous is {summary['speedup']:.2f} x synchronous; its median step takes "
+        f"{summary['step_over_bound']:.2f} x its bound"
+    )
+    sys.stdout.write("\n".join(lines) + "\n")
+
+
+def _summary(paces: dict[str, Pace]) -> dict[str, Any]:
+    ours, turns = paces["async"], paces["sync"]
+    return {
+        "benchmark": "overlap",
+        "speedup": turns.mean_step_s / ours.mean_step_s,
+        "step_over_bound": ours.step_s / ours.bound_s,
+        "both_busy": ours.both,
+        "tokens_per_s": ours.tokens_per_s,
+        "lag_mean": ours.lag_mean,
+        "lag_max": ours.lag_max,
+        "reward": {"async": ours.reward, "sync": turns.reward},
+    }
