@@ -28,7 +28,7 @@ usage: python launch.py [command] [recipe.toml ...] [section.field=value ...]
 
 commands
   train   train a policy (the default; recipe: configs/local.toml)
-  eval    play evaluation sets with fixed weights (model.path=DIR)
+  eval    play evaluation sets with fixed weights: model.path=DIR   (eval --help)
   sft     warm-start a policy from oracle traces (recipe: configs/tiny_policy/recipe.toml)
   bench   measure: bench engine | bench envpool | bench overlap   [--json]
   show    read the rollouts of a run, or list runs: show [DIR] [filter ...]   (show --help)
@@ -44,6 +44,33 @@ Recipes and overrides merge in the order given; later wins. Examples:
   python launch.py learner.steps=40 run.dir=runs/short logging.wandb=off
   python launch.py configs/local.toml my_cluster.toml cluster.address=auto
   python launch.py show runs/short reward=0 order=longest
+"""
+
+EVAL_HELP = """\
+usage: python launch.py eval model.path=DIR [recipe.toml ...] [section.field=value ...]
+
+Plays evaluation sets with the weights in DIR (Hugging Face format) and trains nothing. Pools and sets
+are the recipe's (configs/local.toml where none is named). A pool that is in no [eval.sets] is
+evaluated on all of its environments. Configurations come from the evaluation split, which training
+never sees, and are the same for every policy: run.seed chooses others.
+
+  eval.samples=K                 episodes of each configuration when sampled (1); greedy has one
+  eval.sets.NAME.count=N         configurations of a set of the recipe
+  eval.sets.NAME.envs='["a"]'    a set of your own: environment ids, pool/env or env
+  eval.sets.NAME.level=L         difficulty handed to the environments; 0 is that of training
+  pools.NAME.source=MODULE:ATTR  environments of your own (pools.NAME.trusted=true to run them)
+  rollout.max_turns=N and more   --help config has every setting
+
+What it prints, and writes to summary.json, for each set, sampled and greedy, with 95 % intervals over
+configurations; episodes that faulted are counted apart:
+  avg@k    mean reward
+  pass@k   chance that at least one of k samples gets the full reward; unbiased, for k = 1, 2, 4, .. K
+  pass^k   chance that all of them do
+
+Examples:
+  python launch.py eval model.path=runs/short/checkpoints/step_40/hf
+  python launch.py eval model.path=my_policy eval.samples=8 run.dir=runs/my_eval
+  python launch.py eval model.path=my_policy my_pools.toml eval.samples=4
 """
 
 COMMANDS = ("train", "eval", "sft", "bench", "show", "report")
@@ -89,6 +116,8 @@ def help_text(arguments: list[str]) -> str:
         from rollout import show
 
         return show.HELP
+    if arguments[0] == "eval":
+        return EVAL_HELP
     from configs.describe import describe_settings
 
     return describe_settings() if "config" in arguments else HELP
@@ -101,7 +130,8 @@ def train(arguments: list[str]) -> int:
 
 def evaluate(arguments: list[str]) -> int:
     """Play the evaluation sets with the weights of `model.path`."""
-    return run(arguments, fixed=["learner.steps=0", "eval.before=true"], learns=False)
+    fixed = ["learner.steps=0", "eval.before=true", "eval.every=0"]
+    return run(arguments, fixed=fixed, learns=False)
 
 
 def sft(arguments: list[str]) -> int:
@@ -167,7 +197,7 @@ def run(arguments: list[str], *, fixed: list[str], learns: bool) -> int:
     else:
         if not any(argument.endswith(".toml") and "=" not in argument for argument in settings):
             settings.insert(0, DEFAULT_RECIPE)
-        checked = check(load(settings))
+        checked = check(load(settings), evaluates_every_pool=not learns)
         run_dir = rundir.prepare(checked.config)
     if is_dry:
         sys.stdout.write(f"resolved configuration: {run_dir / 'config.json'}\n")

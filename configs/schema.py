@@ -166,10 +166,16 @@ class EvalSet(_Section, frozen=True, kw_only=True):
 class EvalSection(_Section, frozen=True, kw_only=True):
     sets: dict[str, EvalSet] = {}
     """Named sets of evaluation configurations, played before and after training."""
+    samples: Count = 1
+    """k of avg@k and pass@k: episodes of each configuration when sampled; greedy always has one."""
     before: bool = True
     """Play them with the initial weights."""
     after: bool = True
     """Play them with the final weights."""
+    every: Whole = 0
+    """Steps between evaluations while training goes on, by a process of its own; 0: none."""
+    during: Count = 8
+    """Configurations of each set that these play, once sampled and once greedy: its first ones."""
 
 
 class CheckpointSection(_Section, frozen=True, kw_only=True):
@@ -239,6 +245,11 @@ class RunConfig(_Section, frozen=True, kw_only=True):
             raise ValueError(
                 f"rollout.max_reply_tokens={rollout.max_reply_tokens} leaves no room in "
                 f"rollout.max_context_tokens={rollout.max_context_tokens}: raise the latter"
+            )
+        if self.eval.every and not self.eval.sets:
+            raise ValueError(
+                f"eval.every={self.eval.every} has nothing to play: add a table [eval.sets.<name>] "
+                "with envs, or set eval.every=0"
             )
 
 

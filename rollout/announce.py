@@ -18,7 +18,7 @@ from envpool.pool import SANDBOX
 from rollout import checkpoints
 from rollout.processes import Process
 from rollout.run import Checked
-from rollout.summary import HEAD, Summary, rows, table
+from rollout.summary import Summary, head, rows, table
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +60,7 @@ def opening(checked: Checked, run_dir: Path, infos: Sequence[Ready]) -> None:
     for source in checked.sources.values():
         envs = len(source.envs)
         logger.info("pool %s: version %s, %d envs", source.name, source.version, envs)
+    _evaluations(checked)
     logger.info("sandbox: %s", SANDBOX)
     logger.info("W&B: %s", config.logging.wandb)
 
@@ -139,6 +140,20 @@ def _short(path: Path) -> str:
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
+def _evaluations(checked: Checked) -> None:
+    """Say what is evaluated that nobody asked for by name."""
+    for name in checked.default_sets:
+        tasks = checked.evaluation_sets[name]
+        logger.info(
+            "eval set %s: pool %s is in no [eval.sets], so that all of its %d envs are evaluated on "
+            "%d configurations of its evaluation split",
+            name,
+            tasks[0].pool,
+            len({task.env for task in tasks}),
+            len(tasks),
+        )
+
+
 def _ledger(summary: Summary) -> None:
     ended = ", ".join(f"{number} {state}" for state, number in summary.ledger.groups.items())
     rollouts = sum(summary.ledger.rollouts.values())
@@ -150,7 +165,7 @@ def _ledger(summary: Summary) -> None:
 
 def _score_table(summary: Summary) -> Table:
     shown = Table(box=None, pad_edge=False, padding=(0, 1), collapse_padding=True)
-    for name in HEAD:
+    for name in head(summary.eval):
         shown.add_column(name)
     for row in rows(summary.eval):
         shown.add_row(*row)

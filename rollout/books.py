@@ -69,9 +69,7 @@ class Books:
 
     def evaluated(self, evaluation: Evaluation, rollout: Rollout) -> None:
         """An evaluation's rollout came back."""
-        config = evaluation.config(rollout.group_id)
-        row = RolloutRow.of(rollout, config=config, group_size=1)
-        self._files.evaluation(evaluation.label, row)
+        self._files.evaluation(evaluation.label, evaluation.row(rollout))
 
     def scored(self, group: Group) -> None:
         """Every member of a group ended."""

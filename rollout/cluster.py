@@ -25,6 +25,7 @@ from rollout import types
 from rollout.actor import Actor
 from rollout.engine import UpdateMode, UpdateReport
 from rollout.episode import Limits
+from rollout.evaluator import MAX_IN_FLIGHT, NAME, is_wanted
 from rollout.logs import log_to_file
 from rollout.processes import Process, describe
 from rollout.resume import Resumed
@@ -71,6 +72,11 @@ class ActorProcess:
         sys.setswitchinterval(5e-4)
         config = msgspec.json.decode(config_json, type=RunConfig)
         log_to_file(Path(run_dir), name, config.logging.level)
+        section = config.engine
+        if name == NAME:
+            section = msgspec.structs.replace(
+                section, max_running=MAX_IN_FLIGHT, max_cached=MAX_IN_FLIGHT
+            )
         limits = Limits(
             max_turns=config.rollout.max_turns,
             max_reply_tokens=config.rollout.max_reply_tokens,
@@ -78,10 +84,14 @@ class ActorProcess:
             timeout_s=config.rollout.timeout_s,
         )
         self._pool = await EnvPool.start(config.pools, limits=config.envpool)
+        if name == NAME and _shares_cpu(config):
+            # The engine's threads inherit it: they get what actors and learner leave, however nice
+            # those are. Environments, which have deadlines, do not.
+            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
         engine = await LocalEngine.start(
             weights,
             dtype=config.model.dtype,
-            section=config.engine,
+            section=section,
             max_context_tokens=config.rollout.max_context_tokens,
             version=version,
         )
@@ -144,7 +154,7 @@ class LearnerProcess:
         """
         config = msgspec.json.decode(config_json, type=RunConfig)
         log_to_file(Path(run_dir), "learner", config.logging.level)
-        if not config.cluster.address and not config.learner.num_gpus:
+        if _shares_cpu(config):
             # On one machine's CPU the learner has time to spare, and every token waits for the engine.
             os.nice(LEARNER_NICENESS)
         module, _, function = trainer.partition(":")
@@ -209,6 +219,11 @@ class RayLearner:
         await _close("learner", self.handle)
 
 
+def _shares_cpu(config: RunConfig) -> bool:
+    """Whether actors and learner compute on the CPU of one machine."""
+    return not config.cluster.address and not config.learner.num_gpus
+
+
 async def _close(name: str, handle: Handle) -> None:
     try:
         async with asyncio.timeout(CLOSE_S):
@@ -225,7 +240,8 @@ def join(config: RunConfig) -> None:
         _check_reachable(section.address)
         ray.init(address=section.address, log_to_driver=False, logging_level=logging.WARNING)
         return
-    needed = config.actors.count * config.actors.num_cpus + config.learner.num_cpus
+    num_actors = config.actors.count + is_wanted(config)
+    needed = num_actors * config.actors.num_cpus + config.learner.num_cpus
     ray.init(
         num_cpus=max(os.cpu_count() or 1, math.ceil(needed)),
         include_dashboard=False,
@@ -260,6 +276,7 @@ class Placed:
 
     actors: dict[str, RayActor]
     learner: RayLearner | None
+    evaluator: RayActor | None
     infos: list[ProcessInfo]
 
 
@@ -276,8 +293,10 @@ async def place(
     if resumed is not None:
         version, checkpoint = resumed.version, str(resumed.checkpoint)
     starting: dict[str, tuple[Handle, Any]] = {}
-    for index in range(config.actors.count):
-        name = f"actor-{index}"
+    names = [f"actor-{index}" for index in range(config.actors.count)]
+    if trainer is not None and is_wanted(config):
+        names.append(NAME)
+    for name in names:
         handle: Handle = (
             ray.remote(ActorProcess)
             .options(
@@ -306,10 +325,11 @@ async def place(
             f"actors and learner were not ready within cluster.start_timeout_s={timeout_s:g}; the "
             f"cluster has {ray.cluster_resources()}, of which {ray.available_resources()} is free"
         ) from error
-    learner = starting.pop("learner", None)
+    learner, evaluator = starting.pop("learner", None), starting.pop(NAME, None)
     return Placed(
         actors={name: RayActor(name, handle) for name, (handle, _) in starting.items()},
         learner=RayLearner(learner[0]) if learner else None,
+        evaluator=RayActor(NAME, evaluator[0]) if evaluator else None,
         infos=infos,
     )
 
@@ -317,7 +337,7 @@ async def place(
 async def close(placed: Placed) -> None:
     """End every process, all at once; one that does not end by itself is killed."""
     async with asyncio.TaskGroup() as group:
-        for actor in placed.actors.values():
+        for actor in filter(None, [*placed.actors.values(), placed.evaluator]):
             group.create_task(actor.close(), name=f"close-{actor.name}")
         if placed.learner is not None:
             group.create_task(placed.learner.close(), name="close-learner")

@@ -25,7 +25,8 @@ from rollout.books import Books
 from rollout.buffer import MEMBER_RETRIES, Ended, Group, ReplayQueue
 from rollout.control import PoolStatus, Status
 from rollout.curriculum import Curriculum, Draw, Share
-from rollout.evaluate import Evaluation, Score
+from rollout.evaluate import Evaluation
+from rollout.evaluator import Evaluator
 from rollout.files import RunFiles
 from rollout.fleet import Fleet, Stopwatch
 from rollout.ledger import GroupState, Ledger
@@ -33,6 +34,7 @@ from rollout.metrics import MetricsWriter, Values, terminal_line
 from rollout.ports import ActorPort, LearnerPort
 from rollout.resume import Resumed
 from rollout.saving import Saver
+from rollout.scores import Scores
 from rollout.supervise import supervise
 from rollout.types import (
     ActorEvent,
@@ -52,8 +54,6 @@ logger = logging.getLogger(__name__)
 # How often the loop's own lateness and the run's progress are looked at.
 WATCH_PERIOD_S = 0.5
 
-Scores = dict[str, dict[str, Score]]
-
 
 class Coordinator:
     """Runs evaluation, training, evaluation; the live counterpart of the files of a run."""
@@ -71,6 +71,7 @@ class Coordinator:
         metrics: MetricsWriter,
         clock: Callable[[], float],
         resumed: Resumed | None = None,
+        evaluator: Evaluator | None = None,
     ) -> None:
         self._config = config
         self._run_dir = run_dir
@@ -88,6 +89,7 @@ class Coordinator:
         self._metrics = metrics
         self._clock = clock
         self._resumed = resumed
+        self._evaluator = evaluator
         self._started_s = clock() - (resumed.snapshot.wall_s if resumed else 0.0)
 
         rollout = config.rollout
@@ -153,6 +155,8 @@ class Coordinator:
             self._saver.restore(self._resumed.snapshot)
         stages = {f"listen-{name}": self._listen(actor) for name, actor in self._actors.items()}
         stages |= {"feed": self._feed(), "sync": self._sync(), "watch": self._watch()}
+        if self._evaluator is not None:
+            stages["evaluate"] = self._evaluator.run()
         try:
             await supervise(stages, self._clockwork(results))
         finally:
@@ -287,12 +291,13 @@ class Coordinator:
             saving_s = self._clock()
             part = await self._begin_checkpoint(learner, step)
             now = self._clock()
+            self._note_blocked()
             values |= {
                 "step": step,
                 "version": report.version,
                 "time/step_s": now - last_s,
                 "time/wait_rollout_s": waited_s,
-                "time/wait_learner_s": self._take_blocked(),
+                "time/wait_learner_s": self._blocked.take(),
                 "time/save_s": now - saving_s,
                 "progress/wall_s": now - self._started_s,
             }
@@ -310,6 +315,8 @@ class Coordinator:
                 )
         self._books.end_training()
         self._is_training = False
+        if self._evaluator is not None:
+            self._evaluator.end()
         self._queue.cancel_all()
         self._feed_wake.set()
 
@@ -318,7 +325,8 @@ class Coordinator:
         if not self._evaluation_sets:
             return {}
         self._phase = f"evaluating ({label})"
-        self._evaluation = evaluation = Evaluation(self._evaluation_sets, label)
+        samples = self._config.eval.samples
+        self._evaluation = evaluation = Evaluation(self._evaluation_sets, label, samples)
         logger.info("evaluating %s training: %d episodes", label, evaluation.total)
         self._feed_wake.set()
         while not evaluation.is_done:
@@ -357,10 +365,6 @@ class Coordinator:
         size = self._config.rollout.group_size
         has_room = self._fleet.room(self._fleet.by_room()[0]) >= size
         self._blocked.note(self._is_training and self._queue.free_slots == 0 and has_room)
-
-    def _take_blocked(self) -> float:
-        self._note_blocked()
-        return self._blocked.take()
 
     # -- events -------------------------------------------------------------------------------
 
@@ -455,8 +459,11 @@ class Coordinator:
         if report.manifest is not None:
             self._newest = report.manifest
             self._sync_wake.set()
+        values = self._books.take_values()
+        if self._evaluator is not None:
+            values |= self._evaluator.stepped(report.manifest)
         states = self.ledger.states()
-        return self._books.take_values() | {
+        return values | {
             "queue/queued": states[GroupState.QUEUED],
             "queue/running": states[GroupState.RUNNING],
             "queue/slots_held": self._queue.slots_held,

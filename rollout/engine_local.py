@@ -83,6 +83,7 @@ class LocalEngine:
         # Intervals computed in: the thread merges at the right end, `take_busy` empties from the left.
         self._busy: deque[tuple[float, float]] = deque(maxlen=100_000)
         self._busy_s = 0.0
+        self._cpu_begun_s = time.process_time()
         self._end_reason = ""
         """Why no call is served any more; empty while they are."""
         self._thread = threading.Thread(
@@ -184,6 +185,7 @@ class LocalEngine:
             sampled_tokens=counters.sampled,
             recomputed_tokens=counters.recomputed,
             busy_s=self._busy_s,
+            cpu_s=time.process_time() - self._cpu_begun_s,
         )
 
     def take_busy(self) -> list[tuple[float, float]]:

@@ -5,67 +5,24 @@ The same tasks are played before and after, sampled and greedy, so that the diff
 
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from itertools import product
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import msgspec
 
 from configs.load import ConfigError
 from configs.schema import EvalSet
 from envpool.source import PoolSource
-from envpool.task import Config, Split, Task
+from envpool.task import Split, Task
+from rollout.files import RolloutRow
+from rollout.scores import Score, score
 from rollout.types import Grant, Rollout
 
-# Two-sided 95 % of a normal distribution.
-Z95 = 1.96
+# Configurations of a pool that no set is about: intervals of about +-.1.
+DEFAULT_COUNT = 100
 
 MODES: Mapping[str, float] = {"sampled": 1.0, "greedy": 0.0}
-
-
-class Score(msgspec.Struct, frozen=True, kw_only=True):
-    """Mean reward over the graded rollouts of a set, with a 95 % interval."""
-
-    mean: float | None
-    low: float | None
-    high: float | None
-    count: int
-    faults: int
-    by_env: dict[str, float]
-
-
-class Judged(Protocol):
-    """A rollout as far as scores go; its row in the log is one, too."""
-
-    @property
-    def env(self) -> str: ...
-    @property
-    def reward(self) -> float | None: ...
-
-
-def score(rollouts: Sequence[Judged]) -> Score:
-    """Wilson's interval (1927) of the mean; faulted rollouts are counted apart, not as zeros."""
-    graded = [(r.env, r.reward) for r in rollouts if r.reward is not None]
-    faults = len(rollouts) - len(graded)
-    if not graded:
-        return Score(mean=None, low=None, high=None, count=0, faults=faults, by_env={})
-    number = len(graded)
-    mean = sum(reward for _, reward in graded) / number
-    centre = (mean + Z95**2 / (2 * number)) / (1 + Z95**2 / number)
-    spread = mean * (1 - mean) / number + Z95**2 / (4 * number**2)
-    half = Z95 * math.sqrt(max(spread, 0.0)) / (1 + Z95**2 / number)
-    by_env: dict[str, list[float]] = {}
-    for env, reward in graded:
-        by_env.setdefault(env, []).append(reward)
-    return Score(
-        mean=mean,
-        low=max(0.0, centre - half),
-        high=min(1.0, centre + half),
-        count=number,
-        faults=faults,
-        by_env={env: sum(values) / len(values) for env, values in sorted(by_env.items())},
-    )
 
 
 def draw_sets(
@@ -85,6 +42,31 @@ def draw_sets(
             tasks.append(_draw_new(source, env, rng, spec.level, seen))
         drawn[name] = tasks
     return drawn
+
+
+def default_sets(
+    sources: Mapping[str, PoolSource], drawn: Mapping[str, list[Task]], *, seed: int
+) -> dict[str, list[Task]]:
+    """A set of all environments, named like the pool, for each pool that `drawn` has no task of.
+
+    About `DEFAULT_COUNT` configurations, as many of each environment. Raises ConfigError where an
+    environment has none for evaluation.
+    """
+    covered = {task.pool for tasks in drawn.values() for task in tasks}
+    specs: dict[str, EvalSet] = {}
+    for name, source in sources.items():
+        if name not in covered:
+            envs = sorted(source.envs)
+            each = math.ceil(DEFAULT_COUNT / len(envs))
+            key = name if name not in drawn else f"all of {name}"
+            spec = EvalSet(envs=[f"{name}/{env}" for env in envs], count=each * len(envs))
+            specs[key] = spec
+    try:
+        return draw_sets(specs, sources, seed=seed)
+    except ConfigError as error:
+        raise ConfigError(
+            f"{error}; or choose what to evaluate: eval.sets.NAME.envs='[\"pool/env\", ...]'"
+        ) from error
 
 
 def _draw_new(source: PoolSource, env: str, rng: random.Random, level: int, seen: set[str]) -> Task:
@@ -117,15 +99,17 @@ class Place(NamedTuple):
     mode: str
     """`sampled` or `greedy`; empty when the group is not one of an evaluation."""
     number: int
+    sample: int = 0
+    """Of its task."""
 
 
-def place(group_id: str) -> Place:
-    """The place in a group id `eval/<label>/<set>.<mode>/<index>`."""
+def place(group_id: str, member: int = 0) -> Place:
+    """The place of a member in a group id `eval/<label>/<set>.<mode>/<index>`."""
     if not group_id.startswith("eval/"):
         return Place("", "", 0)
     key, _, index = group_id.split("/", 2)[2].rpartition("/")
     name, _, mode = key.rpartition(".")
-    return Place(name, mode, int(index))
+    return Place(name, mode, int(index), member)
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True):
@@ -139,55 +123,69 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(slots=True)
 class Evaluation:
-    """The grants of some sets under one set of weights, and what came back."""
+    """The grants of some sets under one set of weights, and what came back.
+
+    A task is played `samples` times when sampled, by as many members of one group, each of which has
+    a random stream of its own; greedy once, since every time would be the same.
+    """
 
     sets: Mapping[str, list[Task]]
     label: str
-    results: dict[str, dict[str, Rollout]] = field(default_factory=dict)
-    _waiting: list[tuple[str, Grant]] = field(default_factory=list)
+    samples: int = 1
+    results: dict[str, dict[tuple[str, int], Rollout]] = field(default_factory=dict)
+    _waiting: list[Grant] = field(default_factory=list)
     _key_of: dict[str, str] = field(default_factory=dict)
-    _grants: dict[str, Grant] = field(default_factory=dict)
+    _grants: dict[tuple[str, int], Grant] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for (name, tasks), (mode, temperature) in product(self.sets.items(), MODES.items()):
-            key = f"{name}.{mode}"
-            self.results[key] = {}
-            for index, task in enumerate(tasks):
-                grant = Grant(
-                    group_id=f"eval/{self.label}/{key}/{index}",
-                    task=task,
-                    members=[0],
-                    temperature=temperature,
-                    is_eval=True,
-                )
-                self._waiting.append((key, grant))
-        self._grants = {grant.group_id: grant for _, grant in self._waiting}
-        self._key_of = {grant.group_id: key for key, grant in self._waiting}
-        self._waiting.reverse()
+        for name, tasks in self.sets.items():
+            for mode, temperature in MODES.items():
+                key = f"{name}.{mode}"
+                self.results[key] = {}
+                for index, task in enumerate(tasks):
+                    group_id = f"eval/{self.label}/{key}/{index}"
+                    self._key_of[group_id] = key
+                    for member in range(self.samples_of(mode)):
+                        self._grants[group_id, member] = Grant(
+                            group_id=group_id,
+                            task=task,
+                            members=[member],
+                            temperature=temperature,
+                            is_eval=True,
+                        )
+        self._waiting = list(reversed(self._grants.values()))
+
+    def samples_of(self, mode: str) -> int:
+        """Episodes of each task in a mode."""
+        return self.samples if MODES[mode] > 0 else 1
 
     def next(self, room: int) -> list[Grant]:
-        """Up to `room` grants that have not been handed out."""
-        return [self._waiting.pop()[1] for _ in range(min(room, len(self._waiting)))]
+        """Up to `room` grants of one member each that have not been handed out."""
+        return [self._waiting.pop() for _ in range(min(room, len(self._waiting)))]
 
     def has(self, rollout: Rollout) -> bool:
         """Whether a rollout belongs to it."""
-        return rollout.group_id in self._key_of
+        return (rollout.group_id, rollout.member) in self._grants
 
     def retry(self, rollout: Rollout) -> Grant:
         """The grant that plays a faulted rollout once more."""
-        return msgspec.structs.replace(self._grants[rollout.group_id], attempt=rollout.attempt + 1)
+        grant = self._grants[rollout.group_id, rollout.member]
+        return msgspec.structs.replace(grant, attempt=rollout.attempt + 1)
 
     def record(self, rollout: Rollout) -> None:
         """Keep a finished rollout."""
-        self.results[self._key_of[rollout.group_id]][rollout.group_id] = rollout
+        key = self._key_of[rollout.group_id]
+        self.results[key][rollout.group_id, rollout.member] = rollout
 
-    def config(self, group_id: str) -> Config:
-        """The configuration behind one of its grants."""
-        return self._grants[group_id].task.config
+    def row(self, rollout: Rollout) -> RolloutRow:
+        """The line that is written for one of its rollouts."""
+        grant = self._grants[rollout.group_id, rollout.member]
+        samples = self.samples_of(place(rollout.group_id).mode)
+        return RolloutRow.of(rollout, config=grant.task.config, group_size=samples)
 
     @property
     def total(self) -> int:
-        return len(self._key_of)
+        return len(self._grants)
 
     @property
     def progress(self) -> Progress:
@@ -203,5 +201,6 @@ class Evaluation:
         scores: dict[str, dict[str, Score]] = {}
         for key, done in self.results.items():
             name, mode = key.rsplit(".", 1)
-            scores.setdefault(name, {})[mode] = score(list(done.values()))
+            found = score(list(done.values()), samples=self.samples_of(mode))
+            scores.setdefault(name, {})[mode] = found
         return scores

@@ -22,13 +22,15 @@ from envpool.task import Task
 from rollout import audit, checkpoints, rundir
 from rollout.control import serve
 from rollout.coordinator import Coordinator
-from rollout.evaluate import draw_sets
+from rollout.evaluate import default_sets, draw_sets
+from rollout.evaluator import Evaluator
 from rollout.files import RunFiles
 from rollout.metrics import MetricsWriter, WandbSink
 from rollout.ports import ActorPort, LearnerPort
 from rollout.resume import Resumed, check_pools
 from rollout.summary import Summary, differences, pair
 from rollout.terminal import Screen
+from rollout.weights import run_id
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +42,8 @@ class Checked:
     config: RunConfig
     sources: dict[str, PoolSource]
     evaluation_sets: dict[str, list[Task]]
+    default_sets: tuple[str, ...] = ()
+    """Those of them that the config does not name."""
     resumed: Resumed | None = None
 
 
@@ -50,10 +54,17 @@ class Running(Protocol):
     def actors(self) -> Mapping[str, ActorPort]: ...
     @property
     def learner(self) -> LearnerPort | None: ...
+    @property
+    def evaluator(self) -> ActorPort | None: ...
 
 
-def check(config: RunConfig, resumed: Resumed | None = None) -> Checked:
-    """Find model and pools and draw the evaluation sets; raises ConfigError."""
+def check(
+    config: RunConfig, resumed: Resumed | None = None, *, evaluates_every_pool: bool = False
+) -> Checked:
+    """Find model and pools and draw the evaluation sets; raises ConfigError.
+
+    With `evaluates_every_pool` a pool that no set is about gets one of its own.
+    """
     model_path = find(config.model.path).absolute()
     if not (model_path / "config.json").is_file():
         raise ConfigError(
@@ -78,13 +89,15 @@ def check(config: RunConfig, resumed: Resumed | None = None) -> Checked:
     refuse_untrusted(config.pools, config.envpool)  # before its code is imported here
     sources = {name: PoolSource.load(name, section) for name, section in config.pools.items()}
     sets = draw_sets(config.eval.sets, sources, seed=config.run.seed)
+    missing = default_sets(sources, sets, seed=config.run.seed) if evaluates_every_pool else {}
     model = msgspec.structs.replace(config.model, path=str(model_path))
     if resumed is not None:
         check_pools(resumed, sources)
     return Checked(
         config=msgspec.structs.replace(config, model=model),
         sources=sources,
-        evaluation_sets=sets,
+        evaluation_sets=sets | missing,
+        default_sets=tuple(missing),
         resumed=resumed,
     )
 
@@ -117,6 +130,17 @@ async def play(checked: Checked, run_dir: Path, running: Running, screen: Screen
     files = RunFiles(run_dir)
     wandb = _wandb(config, run_dir)
     metrics = MetricsWriter(files, wandb=wandb)
+    evaluator = None
+    if running.evaluator is not None:
+        evaluator = Evaluator(
+            running.evaluator,
+            config=config,
+            sets=checked.evaluation_sets,
+            run_id=run_id(run_dir),
+            files=files,
+            clock=time.monotonic,
+            step=checked.resumed.snapshot.step if checked.resumed else 0,
+        )
     coordinator = Coordinator(
         config=config,
         run_dir=run_dir,
@@ -128,6 +152,7 @@ async def play(checked: Checked, run_dir: Path, running: Running, screen: Screen
         metrics=metrics,
         clock=time.monotonic,
         resumed=checked.resumed,
+        evaluator=evaluator,
     )
     async with AsyncExitStack() as stack:
         if wandb is not None:

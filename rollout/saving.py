@@ -10,9 +10,9 @@ from rollout import checkpoints, snapshot
 from rollout.books import Books
 from rollout.buffer import ReplayQueue
 from rollout.curriculum import Curriculum
-from rollout.evaluate import Score
 from rollout.ledger import GroupState, Ledger
 from rollout.ports import LearnerPort
+from rollout.scores import Score
 from rollout.snapshot import Snapshot
 
 

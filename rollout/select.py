@@ -49,7 +49,8 @@ NUMBERS: Mapping[str, Callable[[RolloutRow], float | None]] = {
     "attempt": lambda row: row.attempt,
 }
 
-LABELS = ("before", "after")
+# Evaluations there are: of the training's two ends, and beside it.
+LABELS = ("before", "after", "step_N")
 
 # What a filter may ask for, where that is a closed set.
 CHOICES: Mapping[str, Sequence[str]] = {
@@ -90,7 +91,7 @@ class Query:
 
     tests: tuple[Callable[[RolloutRow], bool], ...] = ()
     label: str = ""
-    """Evaluation to read, `before` or `after`; empty: training."""
+    """Evaluation to read, `before`, `after` or `step_<N>`; empty: training."""
     order: Order = Order.NEWEST
     limit: int = LIMIT
 
@@ -127,7 +128,8 @@ def parse(arguments: Sequence[str]) -> Query:
         if key in ("eval", "order", "limit") and compare != "=":
             raise ConfigError(f"filter {argument!r}: {key} takes = only")
         if key == "eval":
-            label = _choice(key, value, LABELS)
+            is_beside = re.fullmatch(r"step_\d+", value) is not None
+            label = value if is_beside else _choice(key, value, LABELS[:2], said=LABELS)
         elif key == "order":
             order = Order(_choice(key, value, list(Order)))
         elif key == "limit":
@@ -140,7 +142,7 @@ def parse(arguments: Sequence[str]) -> Query:
                 of_evaluation.append(argument)
     if of_evaluation and not label:
         raise ConfigError(
-            f"filter {of_evaluation[0]!r} is about evaluation: add eval=before or eval=after"
+            f"filter {of_evaluation[0]!r} is about evaluation: add eval=before, eval=after or eval=step_N"
         )
     return Query(tests=tuple(tests), label=label, order=order, limit=limit)
 
@@ -173,6 +175,12 @@ def log_paths(run_dir: Path, label: str) -> list[Path]:
         return [path] if path.exists() else []
     parts = (run_dir / "rollouts").glob("part_*.jsonl")
     return sorted(parts, key=lambda path: (len(path.name), path.name))
+
+
+def labels(run_dir: Path) -> list[str]:
+    """The evaluations that a run has written."""
+    paths = (run_dir / "rollouts").glob("eval_*.jsonl")
+    return [path.stem.removeprefix("eval_") for path in sorted(paths)]
 
 
 def _matches(paths: Iterable[Path], query: Query, selection: Selection) -> Iterator[RolloutRow]:
@@ -234,9 +242,9 @@ def _text_test(key: str, compare: str, value: str) -> Callable[[RolloutRow], boo
     return lambda row: (get(row) in wanted) is (compare == "=")
 
 
-def _choice(key: str, value: str, choices: Sequence[str]) -> str:
+def _choice(key: str, value: str, choices: Sequence[str], said: Sequence[str] | None = None) -> str:
     if value not in choices:
-        raise ConfigError(f"filter {key}={value}: {key} is one of {', '.join(choices)}")
+        raise ConfigError(f"filter {key}={value}: {key} is one of {', '.join(said or choices)}")
     return value
 
 

@@ -100,7 +100,7 @@ def _show_rollouts(console: Console, run_dir: Path, query: select.Query, *, is_j
 
 def _count(run_dir: Path, query: select.Query, selection: select.Selection) -> str:
     """What was looked at, and why there may be nothing."""
-    kind = f"evaluation episodes ({query.label} training)" if query.label else "rollouts"
+    kind = f"evaluation episodes ({query.label})" if query.label else "rollouts"
     damaged = f"; {selection.unreadable} lines cannot be read" if selection.unreadable else ""
     looked = f"{selection.looked_at} {kind} looked at{damaged}"
     if selection.rows:
@@ -108,7 +108,7 @@ def _count(run_dir: Path, query: select.Query, selection: select.Selection) -> s
         return f"{len(selection.rows)} shown, {query.order} first, of {looked}{more}"
     if selection.looked_at:
         return f"nothing matches: {looked}, of {printable(', '.join(sorted(selection.envs)))}"
-    others = [f"eval={label}" for label in select.LABELS if select.log_paths(run_dir, label)]
+    others = [f"eval={label}" for label in select.labels(run_dir)]
     hint = f"; there are evaluation episodes: {' or '.join(others)}" if others else ""
     return f"no {kind} in {run_dir} yet{damaged}{hint}"
 

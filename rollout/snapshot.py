@@ -9,9 +9,9 @@ from rollout import checkpoints
 from rollout.books import Books
 from rollout.buffer import GroupRecord, ReplayQueue
 from rollout.curriculum import Curriculum, Draw
-from rollout.evaluate import Score
 from rollout.ledger import GroupState, Ledger, LedgerCounts
 from rollout.lineage import Lineage
+from rollout.scores import Score
 from rollout.types import FORMAT
 
 _FILE = "coordinator.msgpack"

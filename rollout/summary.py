@@ -2,16 +2,15 @@
 
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 
-from rollout.evaluate import Z95, Place, Score, place
+from rollout.evaluate import Place, place
 from rollout.ledger import LedgerCounts
+from rollout.scores import Z95, Estimate, Score, Scores
 from rollout.types import FORMAT
-
-Scores = dict[str, dict[str, Score]]
 
 
 class Difference(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,12 +63,16 @@ def differences(run_dir: Path) -> dict[tuple[str, str], Difference]:
 
 
 def _verdicts(path: Path) -> dict[Place, float]:
-    """Reward by place in the evaluation; a fault has none."""
+    """Mean reward of a task's samples by its place in the evaluation; a fault has none."""
     if not path.exists():
         return {}
+    rewards: dict[Place, list[float]] = {}
     with path.open("rb") as lines:
-        verdicts = [msgspec.json.decode(line, type=_Verdict) for line in lines]
-    return {place(v.group_id): v.reward for v in verdicts if v.reward is not None}
+        for line in lines:
+            verdict = msgspec.json.decode(line, type=_Verdict)
+            if verdict.reward is not None:
+                rewards.setdefault(place(verdict.group_id), []).append(verdict.reward)
+    return {where: statistics.fmean(values) for where, values in rewards.items()}
 
 
 def _difference(gains: list[float]) -> Difference:
@@ -93,23 +96,32 @@ def pair(
     return paired
 
 
-HEAD = ("set", "mode", "before", "after", "change, paired", "n")
+def head(evaluation: Mapping[str, Mapping[str, BeforeAfter]]) -> tuple[str, ...]:
+    """What the cells of `rows` are; with k samples of a task also pass@k and pass^k."""
+    most = _most_samples(evaluation)
+    if most == 1:
+        return ("set", "mode", "before", "after", "change, paired", "n")
+    averages = (
+        ("before", "after", "change, paired") if _is_trained(evaluation) else (f"avg@{most}",)
+    )
+    return ("set", "mode", *averages, f"pass@{most}", f"pass^{most}", "n")
 
 
 def rows(evaluation: Mapping[str, Mapping[str, BeforeAfter]]) -> list[tuple[str, ...]]:
-    """The scores as cells under `HEAD`: means with their 95 % intervals."""
+    """The scores as cells under `head`: means with their 95 % intervals."""
+    most, is_trained = _most_samples(evaluation), _is_trained(evaluation)
     cells = []
     for name, modes in evaluation.items():
         for mode, scores in modes.items():
-            count = max(s.count for s in (scores.before, scores.after) if s is not None)
-            change = "-"
-            if (gain := scores.difference) is not None:
-                # Equal gains say nothing about the spread of others.
-                has_spread = gain.low < gain.high
-                interval = f" {_interval(gain.low, gain.high, sign='+')}" if has_spread else ""
-                change = f"{gain.mean:+.3f}{interval}"
-            before, after = cell(scores.before), cell(scores.after)
-            cells.append((name, mode, before, after, change, str(count)))
+            known = [s for s in (scores.before, scores.after) if s is not None]
+            row = [name, mode, cell(scores.before)]
+            if is_trained or most == 1:
+                row += [cell(scores.after), _change(scores.difference)]
+            if most > 1:
+                row.append(_pass_cell([s.pass_at.get(most) for s in known]))
+                row.append(_pass_cell([s.pass_all.get(most) for s in known]))
+            row.append(_count(max(known, key=lambda score: score.count)))
+            cells.append(tuple(row))
     return cells
 
 
@@ -117,12 +129,50 @@ def table(evaluation: Mapping[str, Mapping[str, BeforeAfter]]) -> list[str]:
     """The same as lines of plain text."""
     if not evaluation:
         return []
-    cells = [HEAD, *rows(evaluation)]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(HEAD))]
+    cells = [head(evaluation), *rows(evaluation)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return [
         "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in cells
     ]
+
+
+def _most_samples(evaluation: Mapping[str, Mapping[str, BeforeAfter]]) -> int:
+    """k: one number for all that is sampled."""
+    every = [one for modes in evaluation.values() for one in modes.values()]
+    return max(
+        (score.samples for one in every for score in (one.before, one.after) if score is not None),
+        default=1,
+    )
+
+
+def _is_trained(evaluation: Mapping[str, Mapping[str, BeforeAfter]]) -> bool:
+    """Whether there is anything after training."""
+    return any(one.after is not None for modes in evaluation.values() for one in modes.values())
+
+
+def _change(gain: Difference | None) -> str:
+    if gain is None:
+        return "-"
+    # Equal gains say nothing about the spread of others.
+    interval = f" {_interval(gain.low, gain.high, sign='+')}" if gain.low < gain.high else ""
+    return f"{gain.mean:+.3f}{interval}"
+
+
+def _pass_cell(estimates: Sequence[Estimate | None]) -> str:
+    """Before and after where there are both; the interval where there is one."""
+    known = [one for one in estimates if one is not None]
+    if not known:
+        return "-"
+    if len(known) == 1:
+        return f"{known[0].mean:.3f} {_interval(known[0].low, known[0].high)}"
+    return " -> ".join(f"{one.mean:.3f}" for one in known)
+
+
+def _count(score: Score) -> str:
+    """Graded episodes; as tasks x samples where every sample was graded."""
+    is_whole = score.samples > 1 and score.count == score.tasks * score.samples
+    return f"{score.tasks} x {score.samples}" if is_whole else str(score.count)
 
 
 def cell(score: Score | None) -> str:

@@ -278,6 +278,8 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True, tag="stats"):
     sampled_tokens: int
     recomputed_tokens: int
     busy_s: float
+    cpu_s: float = 0.0
+    """CPU seconds of its process, all threads."""
 
 
 ActorEvent = TurnDone | RolloutDone | Busy | EngineStats

@@ -93,11 +93,36 @@ def buffer_names(directory: Path, run_id: str) -> list[tuple[Path, Path]]:
     return [(path, path.with_name(path.name + ".partial")) for path in finals]
 
 
+def pin_name(directory: Path, run_id: str) -> Path:
+    """The name under which a version stays readable while its buffer is written anew."""
+    return directory / f"millrace-{run_id}-pinned.safetensors"
+
+
+def pin(manifest: Manifest, run_id: str) -> Manifest:
+    """Keep the file of a version under a second name; blocks for a moment, copies nothing.
+
+    A buffer is replaced by a rename, which leaves this link to the old file alone. A run has one pin
+    at a time. Raises OSError when the file is gone. Whether it was still that version when it was
+    pinned, the checksum tells the reader.
+    """
+    source = Path(manifest.path)
+    path = pin_name(source.parent, run_id)
+    path.unlink(missing_ok=True)
+    path.hardlink_to(source)
+    return msgspec.structs.replace(manifest, path=str(path))
+
+
+def unpin(pinned: Manifest) -> None:
+    """Let go of a pinned version."""
+    Path(pinned.path).unlink(missing_ok=True)
+
+
 def sweep(directories: Iterable[Path], run_id: str) -> None:
     """Remove the weight files of a run, whoever left them."""
     # Exact names: a pattern would also match the files of a run whose id starts with this one.
     for directory in directories:
-        for path in (path for names in buffer_names(directory, run_id) for path in names):
+        buffers = [path for names in buffer_names(directory, run_id) for path in names]
+        for path in [*buffers, pin_name(directory, run_id)]:
             try:
                 path.unlink(missing_ok=True)
             except OSError as error:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from envpool.task import Task
@@ -153,10 +154,23 @@ class FakeActor:
         return None
 
 
-class FakeLearner:
-    """Takes every batch and publishes what it is asked to."""
+def _replace(path: Path, text: str) -> None:
+    """Write a file as a publisher does: whole, or not at all."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(text)
+    partial.rename(path)
 
-    def __init__(self, *, on_train: Callable[[TrainBatch], None] | None = None) -> None:
+
+class FakeLearner:
+    """Takes every batch and publishes what it is asked to, as files in `folder` if there is one."""
+
+    def __init__(
+        self,
+        *,
+        on_train: Callable[[TrainBatch], None] | None = None,
+        folder: Path | None = None,
+    ) -> None:
+        self._folder = folder
         self.batches: list[TrainBatch] = []
         self.saved: list[str] = []
         self._on_train = on_train
@@ -168,8 +182,13 @@ class FakeLearner:
         self.batches.append(batch)
         manifest = None
         if batch.publish_version is not None:
+            path = ""
+            if self._folder is not None:
+                file = self._folder / f"{batch.publish_version % 2}.safetensors"
+                await asyncio.to_thread(_replace, file, str(batch.publish_version))
+                path = str(file)
             manifest = Manifest(
-                version=batch.publish_version, step=batch.step, path="", num_bytes=0, checksum=""
+                version=batch.publish_version, step=batch.step, path=path, num_bytes=0, checksum=""
             )
         return StepReport(
             step=batch.step, version=batch.version, manifest=manifest, metrics={}, busy=[]

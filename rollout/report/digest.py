@@ -94,6 +94,9 @@ class Timeline:
 class Verdict:
     """What is kept of an evaluation episode. `actions` is a hash: equal for the same calls."""
 
+    group_id: str
+    sample: int
+    """Of its task: 0 but where there are several."""
     task_id: str
     env: str
     reward: float | None
@@ -140,7 +143,7 @@ def digest(run_dir: Path) -> Digest:
 def episodes(run_dir: Path, label: str, wanted: set[Place]) -> dict[Place, RowLine]:
     """The episodes of an evaluation at these places."""
     rows = Reader(run_dir).read(f"rollouts/eval_{label}.jsonl", RowLine)
-    placed = ((place(row.group_id), row) for row in rows)
+    placed = ((place(row.group_id, row.member), row) for row in rows)
     return {place: row for place, row in placed if place in wanted}
 
 
@@ -200,7 +203,9 @@ def _timeline(reader: Reader) -> Timeline:
 
 def _verdicts(reader: Reader, label: str) -> Verdicts:
     return {
-        place(row.group_id): Verdict(
+        place(row.group_id, row.member): Verdict(
+            group_id=row.group_id,
+            sample=row.member,
             task_id=row.task_id,
             env=row.env,
             reward=row.reward,

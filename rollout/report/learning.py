@@ -8,12 +8,13 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from rollout.evaluate import MODES, Score, score
+from rollout.evaluate import MODES
 from rollout.report.curves import binned, running_mean
 from rollout.report.digest import Digest
 from rollout.report.section import Picture, Section, Table
 from rollout.report.theme import FULL, Draw, Theme, from_zero, subplots
 from rollout.report.transcripts import changes
+from rollout.scores import Score, score
 from rollout.summary import cell
 
 # Points that a figure as wide as the page shows apart.
@@ -46,7 +47,8 @@ def set_scores(digest: Digest) -> dict[str, list[SetScore]]:
             for place, verdict in digest.verdicts[label].items()
             if (place.set, place.mode) == (name, mode)
         ]
-        return score(found) if found else None
+        samples = 1 + max((verdict.sample for verdict in found), default=0)
+        return score(found, samples=samples) if found else None
 
     return {
         mode: [
@@ -97,9 +99,9 @@ def success_section(digest: Digest) -> Section:
     )
     section.notes.append(
         "Mean reward of the graded episodes of each set (the share solved, where rewards are 0 or 1) "
-        "with Wilson's 95 % interval; faulted episodes are counted apart, never as zeros. No run "
+        "with Wilson's 95 % interval over tasks; faulted episodes are counted apart, never as zeros. No run "
         "trains on these configurations. The same tasks are played before and after: better / worse "
-        "counts those whose reward rose or fell, and p is how likely a split as uneven comes from chance "
+        "counts those whose reward (of their first sample) rose or fell, and p is how likely a split as uneven comes from chance "
         "alone (two-sided sign test). Sampled is how the policy plays while it trains; "
         "greedy takes its likeliest token, so it shows competence without slips."
     )

@@ -87,6 +87,7 @@ class RowLine(msgspec.Struct, frozen=True, kw_only=True):
     """What is kept, for a moment, of a line of the rollout log; see `files.RolloutRow`."""
 
     group_id: str
+    member: int = 0
     state: GroupState | None
     step: int | None
     lag: int | None

@@ -94,11 +94,14 @@ class Shown:
 
 
 def changes(before: Verdicts, after: Verdicts) -> dict[tuple[str, str], Changes]:
-    """By set and mode, over the tasks that have a verdict on both sides."""
+    """By set and mode, over the tasks whose first sample has a verdict on both sides.
+
+    A task counts once: its samples are not independent of each other.
+    """
     counts: dict[tuple[str, str], Counter[str]] = {}
     for place, was in before.items():
         now = after.get(place)
-        if now is None or was.reward is None or now.reward is None:
+        if place.sample or now is None or was.reward is None or now.reward is None:
             continue
         change = "same" if was.reward == now.reward else "lost"
         change = "gained" if now.reward > was.reward else change
@@ -118,7 +121,7 @@ def choose(before: Verdicts, after: Verdicts, sets: Sequence[str]) -> list[Place
         known = order.get(place.set, len(order))
         return _rank(before.get(place), after.get(place)), is_greedy, known, place.number
 
-    left = sorted({**before, **after}, key=standing)
+    left = sorted((one for one in {**before, **after} if not one.sample), key=standing)
     chosen: list[Place] = []
     shown: Counter[str] = Counter()
 

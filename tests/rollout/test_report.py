@@ -20,7 +20,7 @@ from envpool.task import Task
 from rollout import audit, processes, run, rundir
 from rollout.books import Books
 from rollout.buffer import Ended, ReplayQueue
-from rollout.evaluate import Evaluation, Place, place, score
+from rollout.evaluate import Evaluation, Place, place
 from rollout.files import RolloutRow, RunFiles
 from rollout.ledger import GroupState, Ledger
 from rollout.metrics import MetricsWriter
@@ -28,7 +28,8 @@ from rollout.report import page
 from rollout.report.curves import binned, occupancy, running_mean
 from rollout.report.digest import Verdict, digest
 from rollout.report.flow import LIVE, flows, layout
-from rollout.report.transcripts import Changes, choose
+from rollout.report.transcripts import Changes, changes, choose
+from rollout.scores import score
 from rollout.summary import Summary, cell, pair
 from rollout.types import Busy, Grant, Rollout, StepReport, StopReason
 from tests.fakes import make_rollout, make_turn
@@ -353,7 +354,15 @@ def test_a_report_that_fails_is_a_warning_with_the_command_to_redo_it(
 
 
 def verdict(env: str, reward: float, actions: int = 0) -> Verdict:
-    return Verdict(task_id="t", env=env, reward=reward, actions=actions)
+    return Verdict(group_id="g", sample=0, task_id="t", env=env, reward=reward, actions=actions)
+
+
+def test_a_task_with_several_samples_is_one_task() -> None:
+    first = Place("fresh", "sampled", 0)
+    before = {first._replace(sample=k): verdict("a", 0.0) for k in range(4)}
+    after = {place: verdict("a", float(place.sample > 0)) for place in before}
+    assert changes(before, after)["fresh", "sampled"] == Changes(gained=0, lost=0, same=1)
+    assert choose(before, after, ["fresh"]) == [first]
 
 
 def test_changed_verdicts_are_shown_first_then_changed_calls_then_new_environments() -> None:

@@ -13,9 +13,9 @@ from rich.console import Console
 import launch
 from configs.load import load
 from rollout import listing, processes, rundir, select, transcript
-from rollout.evaluate import score
 from rollout.files import PART_ROWS, RolloutRow, RunFiles
 from rollout.ledger import ENDS, GroupState, LedgerCounts
+from rollout.scores import score
 from rollout.summary import BeforeAfter, Summary
 from rollout.types import StopReason, Turn
 from tests.fakes import make_rollout, make_turn
@@ -280,8 +280,8 @@ def test_help_names_every_filter(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def make_summary() -> Summary:
-    before = score([make_rollout(reward=0.0), make_rollout(reward=1.0)])
-    after = score([make_rollout(reward=1.0), make_rollout(reward=1.0)])
+    before = score([make_rollout("a", reward=0.0), make_rollout("b", reward=1.0)])
+    after = score([make_rollout("a", reward=1.0), make_rollout("b", reward=1.0)])
     zeros = {state.value: 0 for state in ENDS}
     return Summary(
         eval={"fresh": {"sampled": BeforeAfter(before=before, after=after)}},

@@ -19,11 +19,12 @@ from rich.text import Text
 from configs.load import load
 from rollout import announce, select
 from rollout.control import Status
-from rollout.evaluate import Progress, score
+from rollout.evaluate import Progress
 from rollout.files import RolloutRow, RunFiles
 from rollout.metrics import Values
 from rollout.panel import Moment, draw
-from rollout.summary import HEAD, Difference, differences, pair, rows, table
+from rollout.scores import Score, score
+from rollout.summary import Difference, differences, head, pair, rows, table
 from rollout.terminal import ConsoleLines, Screen, open_screen
 from tests.fakes import make_rollout
 from tests.screen import screen as screen_of
@@ -260,12 +261,12 @@ def test_differences_are_paired_task_by_task(tmp_path: Path) -> None:
 
 
 def test_the_table_has_both_scores_and_their_difference() -> None:
-    before = {"fresh": {"sampled": score([make_rollout(reward=r) for r in (0.0, 1.0)])}}
-    after = {"fresh": {"sampled": score([make_rollout(reward=1.0)] * 2)}}
+    before = {"fresh": {"sampled": score([make_rollout(f"{r}", reward=r) for r in (0.0, 1.0)])}}
+    after = {"fresh": {"sampled": score([make_rollout(task, reward=1.0) for task in "ab"])}}
     gain = Difference(mean=0.5, low=-0.48, high=1.48, count=2)
     paired = pair(before, after, {("fresh", "sampled"): gain})
-    head, line = table(paired)
-    assert head.split()[:2] == ["set", "mode"]
+    first, line = table(paired)
+    assert first.split()[:2] == ["set", "mode"]
     cells = (
         "fresh",
         "sampled",
@@ -276,9 +277,48 @@ def test_the_table_has_both_scores_and_their_difference() -> None:
     )
     assert rows(paired) == [cells]
     assert all(cell in line for cell in cells)
-    assert len(HEAD) == len(cells)
+    assert len(head(paired)) == len(cells)
     assert rows(pair(before, {}, {}))[0][3:5] == ("-", "-")
     assert table({}) == []
+
+
+def test_with_several_samples_the_table_has_what_they_add() -> None:
+    def scored(*tasks: tuple[float, float]) -> Score:
+        rollouts = [
+            make_rollout(f"t{number}", member, reward=reward)
+            for number, rewards in enumerate(tasks)
+            for member, reward in enumerate(rewards)
+        ]
+        return score(rollouts, samples=2)
+
+    before = {
+        "fresh": {
+            "sampled": scored((0.0, 1.0), (0.0, 0.0)),
+            "greedy": score([make_rollout("t0", reward=1.0)]),
+        }
+    }
+    alone = pair(before, {}, {})
+    assert head(alone) == ("set", "mode", "avg@2", "pass@2", "pass^2", "n")
+    greedy, sampled = rows(alone)
+    assert sampled[2].startswith("0.250 [") and sampled[3].startswith("0.500 [")
+    assert sampled[5] == "2 x 2" and greedy[3:] == ("-", "-", "1")
+    after = {"fresh": {"sampled": scored((1.0, 1.0), (0.0, 1.0))}}
+    both = pair(before, after, {})
+    assert head(both)[2:5] == ("before", "after", "change, paired")
+    assert rows(both)[1][5:] == ("0.500 -> 1.000", "0.000 -> 0.500", "2 x 2")
+    assert {len(row) for row in rows(both)} == {len(head(both))}
+
+
+def test_differences_are_of_the_means_of_a_tasks_samples(tmp_path: Path) -> None:
+    for label, rewards in {"before": (0, 0, 1, 1), "after": (1, 0, 1, 1)}.items():
+        files = RunFiles(tmp_path)
+        for index, reward in enumerate(rewards):
+            where = f"eval/{label}/fresh.sampled/{index // 2}"
+            rollout = make_rollout(where, index % 2, reward=float(reward))
+            files.evaluation(label, RolloutRow.of(rollout, config={}, group_size=2))
+        files.close()
+    found = differences(tmp_path)["fresh", "sampled"]
+    assert (found.mean, found.count) == (0.25, 2)
 
 
 @pytest.mark.parametrize(
