@@ -5,7 +5,8 @@ import pytest
 from configs.schema import EvalSet, PoolSection
 from envpool.source import PoolSource
 from envpool.task import Split, Task
-from rollout.evaluate import Evaluation, draw_sets, score
+from rollout.evaluate import Evaluation, draw_sets
+from rollout.scores import score
 from rollout.types import StopReason
 from tests.fakes import make_rollout
 
