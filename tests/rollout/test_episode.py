@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
+import msgspec
 import numpy as np
 import pytest
 
@@ -262,6 +263,56 @@ async def test_the_journal_rebuilds_the_conversation_token_for_token(tokens: Cha
     rebuilt.reply(last.token_ids, last.logprobs, last.spans)
     assert len(journal) == 3 and rebuilt.rows() == rollout.rows
     assert [turn.action for turn, _ in journal] == session.actions
+
+
+async def test_a_rollout_is_played_as_its_grant_says_and_says_whose_it_is(
+    tokens: ChatTokens,
+) -> None:
+    task = make_task(env="find_max", pool_version="w")
+    grant = Grant(group_id="g7", task=task, members=[3], attempt=1, temperature=0.5)
+    engine = ScriptedEngine(tokens, CALL)
+    bad = StepResult(
+        observation="no", reward=0.25, terminated=False, truncated=False, is_bad_call=True
+    )
+    cut = StepResult(
+        observation="end", reward=0.5, terminated=False, truncated=True, is_bad_call=False
+    )
+    rollout = await Episode(
+        grant=grant,
+        member=3,
+        engine=engine,
+        sessions=OneSession(ScriptedSession([bad, cut])),
+        tokens=tokens,
+        limits=LIMITS,
+        on_turn=lambda _turn, _reply: None,
+        actor="actor-5",
+    ).play()
+    assert {sampling.temperature for sampling in engine.sampled} == {0.5}
+    assert all(one.stop_token_ids == tokens.stop_token_ids for one in engine.sampled)
+    assert (rollout.group_id, rollout.member, rollout.attempt) == ("g7", 3, 1)
+    assert (rollout.env, rollout.pool_version, rollout.seed) == ("find_max", "w", task.seed)
+    assert (rollout.stop, rollout.reward) == (StopReason.MAX_TURNS, 0.75)
+    assert [turn.is_bad_call for turn in rollout.turns] == [True, False]
+    assert {turn.oldest_version for turn in rollout.turns} == {engine.version}
+    assert (rollout.actor, rollout.prompt) == ("actor-5", "Sum all numbers.")
+
+
+async def test_the_tasks_seed_moves_every_stream(tokens: ChatTokens) -> None:
+    seeds = []
+    for seed in (1, 2):
+        engine = ScriptedEngine(tokens, CALL)
+        task = msgspec.structs.replace(make_task(), seed=seed)
+        await Episode(
+            grant=Grant(group_id="g0", task=task, members=[0]),
+            member=0,
+            engine=engine,
+            sessions=OneSession(ScriptedSession([result()] * 3)),
+            tokens=tokens,
+            limits=LIMITS,
+            on_turn=lambda _turn, _reply: None,
+        ).play()
+        seeds += [sampling.seed for sampling in engine.sampled]
+    assert len(set(seeds)) == 6
 
 
 async def test_members_and_turns_have_streams_of_their_own(tokens: ChatTokens) -> None:
