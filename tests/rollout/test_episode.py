@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
-import msgspec
 import numpy as np
 import pytest
 
