@@ -15,7 +15,7 @@ from functools import partial
 from rollout.engine import Engine, UpdateMode, UpdateReport
 from rollout.episode import Episode, Limits, Sessions
 from rollout.tokens import ChatTokens
-from rollout.types import ActorEvent, Busy, Grant, Reply, RolloutDone, StopReason, Turn, TurnDone
+from rollout.types import ActorEvent, Busy, Grant, RolloutDone, Row, StopReason, Turn, TurnDone
 from rollout.weights import Manifest
 
 # Events wait this long for company: a call to another process costs more than they do. An ended
@@ -131,7 +131,7 @@ class Actor:
         await self._engine.close()
 
     async def _member(self, grant: Grant, member: int) -> None:
-        def on_turn(turn: Turn, reply: Reply) -> None:
+        def on_turn(turn: Turn, reply: Row) -> None:
             done = TurnDone(
                 group_id=grant.group_id,
                 member=member,
@@ -152,9 +152,7 @@ class Actor:
             self._forget(grant.group_id, asyncio.current_task())
         self._tell(RolloutDone(rollout=rollout))
 
-    def _episode(
-        self, grant: Grant, member: int, on_turn: Callable[[Turn, Reply], None]
-    ) -> Episode:
+    def _episode(self, grant: Grant, member: int, on_turn: Callable[[Turn, Row], None]) -> Episode:
         return Episode(
             grant=grant,
             member=member,

@@ -9,7 +9,6 @@ import importlib
 import logging
 import math
 import os
-import socket
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,8 +40,6 @@ Handle = Any
 CONTROL_CALLS = 16
 # How far a learner on the CPU stands back from generation, of 19.
 LEARNER_NICENESS = 10
-# A head node that does not answer within this is not there.
-REACH_S = 5.0
 # A close that takes longer is cut short by killing the process.
 CLOSE_S = 5.0
 
@@ -237,7 +234,6 @@ def join(config: RunConfig) -> None:
     """Connect to the configured cluster, or start one node here that can place the run."""
     section = config.cluster
     if section.address:
-        _check_reachable(section.address)
         ray.init(address=section.address, log_to_driver=False, logging_level=logging.WARNING)
         return
     num_actors = config.actors.count + is_wanted(config)
@@ -249,20 +245,6 @@ def join(config: RunConfig) -> None:
         log_to_driver=False,
         logging_level=logging.ERROR,
     )
-
-
-def _check_reachable(address: str) -> None:
-    """Raise ConnectionError for `host:port` where nobody listens: Ray would try for minutes."""
-    host, colon, port = address.rpartition(":")
-    if not colon or not port.isdecimal() or "/" in host:
-        return  # `auto`, or a Ray client's URL
-    try:
-        socket.create_connection((host, int(port)), timeout=REACH_S).close()
-    except OSError as error:
-        raise ConnectionError(
-            f"cluster.address={address}: nothing answers there ({error}); start Ray on the head node "
-            "(ray start --head), or leave cluster.address empty for this machine alone"
-        ) from error
 
 
 def leave() -> None:

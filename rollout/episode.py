@@ -14,13 +14,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import numpy as np
+
 from envpool.pool import StepResult
 from envpool.task import Task
 from rollout import toolcall
 from rollout.engine import Engine, EngineStop
 from rollout.faults import RolloutFault, boundary
 from rollout.tokens import ChatTokens, Conversation
-from rollout.types import Grant, Reply, Rollout, Sampling, StopReason, Turn
+from rollout.types import Grant, Rollout, Row, Sampling, StopReason, Turn
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +64,7 @@ class Episode:
     sessions: Sessions
     tokens: ChatTokens
     limits: Limits
-    on_turn: Callable[[Turn, Reply], None]
+    on_turn: Callable[[Turn, Row], None]
     actor: str = ""
     turns: list[Turn] = field(default_factory=list)
     prompt: str = ""
@@ -154,7 +156,8 @@ class Episode:
                 env_s=time.monotonic() - generated,
             )
             self.turns.append(turn)
-            self.on_turn(turn, Reply.pack(reply.token_ids, reply.logprobs, reply.spans))
+            mask = np.ones(len(reply.token_ids))
+            self.on_turn(turn, Row.pack(reply.token_ids, reply.logprobs, mask, reply.spans))
             if result.terminated:
                 return StopReason.ANSWERED
             if result.truncated:

@@ -141,7 +141,7 @@ def _config(path: Path, overrides: list[str], run_dir: Path, where: str) -> RunC
     except msgspec.DecodeError as error:
         raise ConfigError(f"{where}: config.json is damaged: {error}") from error
     old.pop("format", None)
-    before = convert(msgspec.convert(old, Tree), RunConfig)
+    before = convert(old, RunConfig)
     merge(old, read(overrides))
     merge(old, {"run": {"dir": str(run_dir)}})
     after = convert(old, RunConfig)

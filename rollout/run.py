@@ -5,6 +5,7 @@
 
 import asyncio
 import logging
+import socket
 import time
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
@@ -33,6 +34,9 @@ from rollout.terminal import Screen
 from rollout.weights import run_id
 
 logger = logging.getLogger(__name__)
+
+# A head node that does not answer within this is not there.
+REACH_S = 5.0
 
 
 @dataclass(slots=True, kw_only=True, frozen=True)
@@ -86,6 +90,7 @@ def check(
             f"engine.max_running={config.engine.max_running} has no room for a group of "
             f"rollout.group_size={members}: raise it to at least {members}"
         )
+    _check_reachable(config.cluster.address)
     refuse_untrusted(config.pools, config.envpool)  # before its code is imported here
     sources = {name: PoolSource.load(name, section) for name, section in config.pools.items()}
     sets = draw_sets(config.eval.sets, sources, seed=config.run.seed)
@@ -100,6 +105,20 @@ def check(
         default_sets=tuple(missing),
         resumed=resumed,
     )
+
+
+def _check_reachable(address: str) -> None:
+    """Raise ConfigError for `host:port` where nobody listens: Ray would try for minutes."""
+    host, colon, port = address.rpartition(":")
+    if not colon or not port.isdecimal() or "/" in host:
+        return  # `auto`, or a Ray client's URL
+    try:
+        socket.create_connection((host, int(port)), timeout=REACH_S).close()
+    except (OSError, OverflowError) as error:
+        raise ConfigError(
+            f"cluster.address={address}: nothing answers there ({error}); start Ray on the head node "
+            "(ray start --head), or leave cluster.address empty for this machine alone"
+        ) from error
 
 
 def make_report(run_dir: Path) -> None:

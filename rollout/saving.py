@@ -4,6 +4,8 @@ import asyncio
 from collections.abc import Iterable
 from pathlib import Path
 
+import msgspec
+
 from configs.schema import RunConfig
 from envpool.task import PoolKey
 from rollout import checkpoints, snapshot
@@ -71,23 +73,25 @@ class Saver:
         """Add the coordinator's part and complete the checkpoint; older ones are removed."""
         # Sizes and state belong to one moment: nothing may be awaited between the two.
         flushed = self._books.flush()
-        state = {
-            "step": step,
-            "version": version,
-            "lineage": self._queue.lineage,
-            "weights_every": self._config.weights.every,
-            "cursor": self._curriculum.cursor,
-            "signal": dict(self._curriculum.signal),
-            "requeued": self._curriculum.requeued,
-            "pools": self._pools,
-            "next_id": self._queue.next_id,
-            "queued": self._queue.records(GroupState.QUEUED),
-            "running": self._queue.records(GroupState.RUNNING),
-            "ledger": self._ledger.counts(),
-            "before": before,
-            "lag_max": self._books.lag_max,
-            "wall_s": wall_s,
-        }
+        state = Snapshot(
+            step=step,
+            version=version,
+            lineage=self._queue.lineage,
+            weights_every=self._config.weights.every,
+            cursor=self._curriculum.cursor,
+            signal=dict(self._curriculum.signal),
+            requeued=self._curriculum.requeued,
+            pools=self._pools,
+            next_id=self._queue.next_id,
+            queued=self._queue.records(GroupState.QUEUED),
+            running=self._queue.records(GroupState.RUNNING),
+            ledger=self._ledger.counts(),
+            before=before,
+            lag_max=self._books.lag_max,
+            wall_s=wall_s,
+            sizes={},
+        )
         sizes = await asyncio.to_thread(flushed.wait)
-        await asyncio.to_thread(snapshot.commit, part, Snapshot(**state, sizes=sizes))
+        state = msgspec.structs.replace(state, sizes=sizes)
+        await asyncio.to_thread(snapshot.commit, part, state)
         await asyncio.to_thread(checkpoints.prune, self._run_dir, self._config.checkpoint.keep)

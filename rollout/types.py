@@ -139,32 +139,6 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
     env_s: float
 
 
-class Reply(msgspec.Struct, frozen=True, kw_only=True):
-    """The N tokens sampled in one turn; `spans` index into them."""
-
-    token_ids_bytes: bytes
-    logprobs_bytes: bytes
-    spans: list[Span]
-
-    @property
-    def token_ids(self) -> npt.NDArray[np.int32]:
-        """[N] as sampled, with the stop token where one was."""
-        return np.frombuffer(self.token_ids_bytes, dtype=np.int32)
-
-    @property
-    def logprobs(self) -> npt.NDArray[np.float32]:
-        """[N] log-probs of the distribution they were sampled from."""
-        return np.frombuffer(self.logprobs_bytes, dtype=np.float32)
-
-    @classmethod
-    def pack(cls, token_ids: npt.ArrayLike, logprobs: npt.ArrayLike, spans: list[Span]) -> "Reply":
-        return cls(
-            token_ids_bytes=np.ascontiguousarray(token_ids, dtype=np.int32).tobytes(),
-            logprobs_bytes=np.ascontiguousarray(logprobs, dtype=np.float32).tobytes(),
-            spans=spans,
-        )
-
-
 class Rollout(msgspec.Struct, frozen=True, kw_only=True):
     """One attempt at a task by one member of a group, ended for `stop`."""
 
@@ -248,7 +222,8 @@ class TurnDone(msgspec.Struct, frozen=True, kw_only=True, tag="turn"):
     member: int
     attempt: int
     turn: Turn
-    reply: Reply
+    reply: Row
+    """The sampled tokens of this turn alone; the mask is 1 throughout."""
 
 
 class RolloutDone(msgspec.Struct, frozen=True, kw_only=True, tag="rollout"):

@@ -10,7 +10,6 @@ from rollout.engine import UpdateReport
 from rollout.types import (
     ActorEvent,
     Grant,
-    Reply,
     Rollout,
     RolloutDone,
     Row,
@@ -47,7 +46,7 @@ def make_turn_done(group_id: str, member: int, *, attempt: int = 0, version: int
         member=member,
         attempt=attempt,
         turn=make_turn(version=version),
-        reply=Reply.pack([7, 8], [-1.0, -1.0], [Span(version, 0, 2)]),
+        reply=Row.pack([7, 8], [-1.0, -1.0], [1, 1], [Span(version, 0, 2)]),
     )
 
 

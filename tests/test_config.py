@@ -92,6 +92,7 @@ def test_every_setting_is_described() -> None:
         (["pools.more.source='no.such:thing'"], "pools.more.trusted=true"),
         (["eval.sets.fresh.envs=['nope']"], "nope"),
         (["engine.max_running=4"], "engine.max_running"),
+        (["cluster.address=127.0.0.1:1"], "cluster.address=127.0.0.1:1: nothing answers"),
         (["bench"], None),
     ],
 )

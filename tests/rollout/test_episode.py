@@ -19,9 +19,9 @@ from rollout.tokens import ChatTokens
 from rollout.types import (
     EngineStats,
     Grant,
-    Reply,
     Rollout,
     RolloutDone,
+    Row,
     Sampling,
     Span,
     StopReason,
@@ -152,9 +152,9 @@ async def play(
     text: str | Exception | None = CALL,
     limits: Limits = LIMITS,
     cut: bool = False,
-    journal: list[tuple[Turn, Reply]] | None = None,
+    journal: list[tuple[Turn, Row]] | None = None,
 ) -> Rollout:
-    def on_turn(turn: Turn, reply: Reply) -> None:
+    def on_turn(turn: Turn, reply: Row) -> None:
         if journal is not None:
             journal.append((turn, reply))
 
@@ -172,7 +172,7 @@ async def play(
 
 async def test_an_answer_ends_the_rollout_with_its_verdict(tokens: ChatTokens) -> None:
     session = ScriptedSession([result(), result("done", 1.0, end=True)])
-    journal: list[tuple[Turn, Reply]] = []
+    journal: list[tuple[Turn, Row]] = []
     rollout = await play(tokens, session, journal=journal)
     turns = [turn for turn, _ in journal]
     assert rollout.prompt == "Sum all numbers."
@@ -252,7 +252,7 @@ async def test_a_rollout_past_its_deadline_is_a_timeout(tokens: ChatTokens) -> N
 
 async def test_the_journal_rebuilds_the_conversation_token_for_token(tokens: ChatTokens) -> None:
     session = ScriptedSession([result("7"), result("8"), result("no", end=True)])
-    journal: list[tuple[Turn, Reply]] = []
+    journal: list[tuple[Turn, Row]] = []
     rollout = await play(tokens, session, journal=journal)
     rebuilt = tokens.conversation(session.prompt, session.tools)
     for turn, reply in journal[:-1]:
