@@ -75,6 +75,12 @@ def check(run_dir: Path, overrides: list[str]) -> tuple[RunConfig, Resumed]:
             f"{where}: its checkpoint has all of learner.steps={config.learner.steps} steps; to train "
             f"on, add learner.steps={2 * state.step}"
         )
+    if state.lineage.place(state.version) > state.place:
+        raise ConfigError(
+            f"{where}: its last step published out of turn (weights.every={state.weights_every} does "
+            f"not divide {state.step} steps), so that ages can no longer be counted: train on from "
+            f"its weights in a run of its own, model.path={checkpoint / 'hf'}"
+        )
     version = max(newest_version(version_log(run_dir)), state.version) + 1
     lineage = state.lineage.resumed(place=state.place, version=version)
     resumed = Resumed(checkpoint=checkpoint, snapshot=state, version=version, lineage=lineage)

@@ -298,6 +298,40 @@ async def test_an_unfinished_checkpoint_does_not_count(tmp_path: Path) -> None:
     assert resumed.snapshot.step == 3
 
 
+async def test_a_finished_run_can_be_trained_on(tmp_path: Path) -> None:
+    config = await asyncio.to_thread(load, [*SETTINGS, "learner.steps=4", f"run.dir={tmp_path}"])
+    await asyncio.to_thread(rundir.write_config, tmp_path, config)
+    await play(tmp_path, config)
+    config, resumed = await go_on(tmp_path, "learner.steps=7")
+    part = await play(tmp_path, config, resumed=resumed)
+    assert [step for step, _, _ in await steps_of(tmp_path)] == [1, 2, 3, 4, 5, 6, 7]
+    assert await asyncio.to_thread(audit.recompute, tmp_path) == part.coordinator.ledger.counts()
+
+
+async def test_a_finished_run_whose_last_step_published_out_of_turn_is_refused(
+    tmp_path: Path,
+) -> None:
+    settings = [*SETTINGS, "learner.steps=5", "weights.every=2", f"run.dir={tmp_path}"]
+    config = await asyncio.to_thread(load, settings)
+    await asyncio.to_thread(rundir.write_config, tmp_path, config)
+    await play(tmp_path, config)
+    with pytest.raises(ConfigError, match=r"weights\.every=2 does not divide 5"):
+        await go_on(tmp_path, "learner.steps=8")
+
+
+@pytest.mark.parametrize("killed", [5, 8])
+async def test_ages_go_on_where_versions_are_published_every_other_step(
+    tmp_path: Path, killed: int
+) -> None:
+    await killed_at(tmp_path, killed, "weights.every=2")
+    config, resumed = await go_on(tmp_path)
+    part = await play(tmp_path, config, resumed=resumed)
+    assert [step for step, _, _ in await steps_of(tmp_path)] == [*range(1, 13)]
+    rows = await asyncio.to_thread(lambda: list(audit.rows(tmp_path)))
+    assert max(row.lag for row in rows if row.lag is not None) <= config.rollout.max_lag
+    assert await asyncio.to_thread(audit.recompute, tmp_path) == part.coordinator.ledger.counts()
+
+
 async def test_changed_code_of_a_pool_is_refused(tmp_path: Path) -> None:
     config = await killed_at(tmp_path, 5)
     _, resumed = await asyncio.to_thread(resume.check, tmp_path, [])
