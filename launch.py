@@ -9,6 +9,7 @@ lives here, and no type: what is defined in `__main__` does not cross Ray.
 """
 
 import asyncio
+import importlib
 import logging
 import os
 import signal
@@ -30,7 +31,7 @@ commands
   train   train a policy (the default; recipe: configs/local.toml)
   eval    play evaluation sets with fixed weights: model.path=DIR   (eval --help)
   sft     warm-start a policy from oracle traces (recipe: configs/tiny_policy/recipe.toml)
-  bench   measure: bench engine | bench envpool | bench overlap   [--json]
+  bench   measure: bench engine | envpool | overlap | learning | cost   [--json]   (--help)
   show    read the rollouts of a run, or list runs: show [DIR] [filter ...]   (show --help)
   report  make DIR/report.html of a run: report DIR   (a run makes its own when it ends)
 
@@ -73,6 +74,14 @@ Examples:
   python launch.py eval model.path=my_policy my_pools.toml eval.samples=4
 """
 
+BENCHES = {
+    "engine": "rollout.bench.engine",
+    "envpool": "envpool.bench",
+    "overlap": "rollout.bench.overlap",
+    "learning": "rollout.bench.learning",
+    "cost": "rollout.bench.cost",
+}
+
 COMMANDS = ("train", "eval", "sft", "bench", "show", "report")
 
 # Imported where the learner runs: the driver never loads torch.
@@ -86,11 +95,19 @@ logger = logging.getLogger("launch")
 def main(argv: Sequence[str]) -> int:
     """Run a command; returns the exit code."""
     arguments = list(argv)
-    if any(word in ("--help", "-h", "help") for word in arguments):
+    is_bench = arguments[:1] == ["bench"] and arguments[1:2] != ["--help"]  # has help of its own
+    if not is_bench and any(word in ("--help", "-h", "help") for word in arguments):
         sys.stdout.write(help_text(arguments))
         return EXIT_DONE
     command = arguments.pop(0) if arguments and arguments[0] in COMMANDS else "train"
-    from configs.load import ConfigError
+    try:
+        from configs.load import ConfigError
+    except ModuleNotFoundError as error:
+        sys.stderr.write(
+            f"error: {error.name} is not installed for {sys.executable}: `make venv` sets up .venv "
+            "with all that is needed; then use .venv/bin/python launch.py\n"
+        )
+        return EXIT_USAGE
 
     commands = {
         "train": train,
@@ -145,17 +162,16 @@ def sft(arguments: list[str]) -> int:
 def bench(arguments: list[str]) -> int:
     """Run one benchmark."""
     from configs.load import ConfigError
+    from rollout.bench.runs import RunError
 
     name, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
-    if name == "engine":
-        from rollout.bench import main as command
-    elif name == "envpool":
-        from envpool.bench import main as command
-    elif name == "overlap":
-        from rollout.bench_overlap import main as command
-    else:
-        raise ConfigError(f"bench {name!r} is not known: use bench engine, envpool or overlap")
-    return command(rest)
+    if name not in BENCHES:
+        raise ConfigError(f"bench {name!r} is not known: use bench {' | '.join(BENCHES)}")
+    try:
+        return importlib.import_module(BENCHES[name]).main(rest)
+    except RunError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return EXIT_FAILED
 
 
 def show(arguments: list[str]) -> int:
@@ -293,7 +309,8 @@ async def play(checked: "Checked", run_dir: Path, screen: "Screen", *, learns: b
 def acknowledge_interrupts() -> None:
     """Say at once that a Ctrl-C was heard: closing everything takes seconds."""
     cancel = signal.getsignal(signal.SIGINT)
-    assert callable(cancel)
+    if not callable(cancel):
+        return  # a script's background job ignores Ctrl-C, and SIGTERM ends it
 
     def on_interrupt(number: int, frame: FrameType | None) -> None:
         logger.warning("interrupted: closing every process")

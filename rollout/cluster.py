@@ -239,6 +239,7 @@ def join(config: RunConfig) -> None:
     num_actors = config.actors.count + is_wanted(config)
     needed = num_actors * config.actors.num_cpus + config.learner.num_cpus
     ray.init(
+        address="local",  # whatever RAY_ADDRESS says: no address means this machine alone
         num_cpus=max(os.cpu_count() or 1, math.ceil(needed)),
         include_dashboard=False,
         object_store_memory=section.object_store_mb << 20,

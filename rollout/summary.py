@@ -155,7 +155,7 @@ def _change(gain: Difference | None) -> str:
     if gain is None:
         return "-"
     # Equal gains say nothing about the spread of others.
-    interval = f" {_interval(gain.low, gain.high, sign='+')}" if gain.low < gain.high else ""
+    interval = f" {interval_text(gain.low, gain.high, sign='+')}" if gain.low < gain.high else ""
     return f"{gain.mean:+.3f}{interval}"
 
 
@@ -165,7 +165,7 @@ def _pass_cell(estimates: Sequence[Estimate | None]) -> str:
     if not known:
         return "-"
     if len(known) == 1:
-        return f"{known[0].mean:.3f} {_interval(known[0].low, known[0].high)}"
+        return f"{known[0].mean:.3f} {interval_text(known[0].low, known[0].high)}"
     return " -> ".join(f"{one.mean:.3f}" for one in known)
 
 
@@ -179,10 +179,10 @@ def cell(score: Score | None) -> str:
     """A score in words: mean and interval."""
     if score is None or score.mean is None or score.low is None or score.high is None:
         return "-"
-    return f"{score.mean:.3f} {_interval(score.low, score.high)}"
+    return f"{score.mean:.3f} {interval_text(score.low, score.high)}"
 
 
-def _interval(low: float, high: float, *, sign: str = "") -> str:
+def interval_text(low: float, high: float, *, sign: str = "") -> str:
     """Without the leading zeros, so that a row fits 80 columns."""
     ends = (f"{end:{sign}.2f}".replace("0.", ".", 1) for end in (low, high))
     return f"[{', '.join(ends)}]"

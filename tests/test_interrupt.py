@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+import launch
 from rollout import audit
 from rollout.processes import Process, describe, is_alive
 
@@ -53,3 +54,12 @@ def test_ctrl_c_leaves_nothing_running_and_loses_nothing(tmp_path: Path, moment:
     if moment == "training":
         counts = audit.recompute(run_dir)
         assert sum(counts.groups.values()) > 0
+
+
+def test_a_job_that_ignores_ctrl_c_goes_on_ignoring_it() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in `launch.py &` of a script
+    try:
+        launch.acknowledge_interrupts()
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,56 @@
+"""Whole runs of a recipe for the benchmarks, each in processes of its own, with its progress shown."""
+
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+
+# For a benchmark of speed: nothing but training.
+BARE = (
+    "checkpoint.every=0",
+    "eval.before=false",
+    "eval.after=false",
+    "logging.wandb=off",
+)
+
+ROOT = Path(__file__).parents[2]
+
+# A long run is seen to move.
+_SHOW_S = 10.0
+_LAST_LINES = 40
+# Ctrl-C reaches the run as well, which closes its processes.
+_CLOSE_S = 30.0
+
+
+class RunError(Exception):
+    """A run failed; the message ends with what it printed last."""
+
+
+def play(
+    run_dir: Path, settings: list[str], watch: Callable[[int], None] = lambda pid: None
+) -> None:
+    """Run `launch.py` with `settings` into `run_dir`; every ten seconds a line of its to stderr.
+
+    `watch` gets the pid of the run at each of its lines. Raises RunError when it failed.
+    """
+    command = [sys.executable, "-m", "launch", *settings, f"run.dir={run_dir}"]
+    last: deque[str] = deque(maxlen=_LAST_LINES)
+    shown = time.monotonic()
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        assert process.stdout is not None
+        try:
+            for line in process.stdout:
+                last.append(line)
+                watch(process.pid)
+                if time.monotonic() - shown > _SHOW_S:
+                    shown = time.monotonic()
+                    sys.stderr.write(f"{run_dir.name}: {line}")
+        except KeyboardInterrupt:
+            process.wait(_CLOSE_S)
+            raise
+    if process.returncode:
+        raise RunError(f"the run {run_dir.name} failed:\n{''.join(last)}")
