@@ -14,6 +14,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
@@ -275,26 +276,34 @@ def resumed(run_dir: Path, overrides: list[str], *, is_dry: bool) -> "Checked":
 async def play(checked: "Checked", run_dir: Path, screen: "Screen", *, learns: bool) -> "Summary":
     """Start processes, play, and leave none behind, however it ends."""
     from rollout import announce, cluster, processes, run, weights
+    from rollout.stopwatch import Stopwatch
 
     config = checked.config
     started = [processes.describe("launch")]
+    watch = Stopwatch(earlier_s=time.time() - started[0].started)
     announce.starting(run_dir)
+    watch.lap("checks")
     this_task = asyncio.current_task()
     assert this_task is not None
     acknowledge_interrupts()
     try:
         cluster.join(config)
+        watch.lap("ray")
         # After ray, which sets a handler of its own.
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, this_task.cancel)
         placed = await cluster.place(
             config, run_dir, trainer=TRAINER if learns else None, resumed=checked.resumed
         )
+        watch.lap("processes")
+        startup_s = watch.seconds | {
+            f"{info.name}/{part}": s for info in placed.infos for part, s in info.start_s.items()
+        }
         started += [process for info in placed.infos for process in info.processes]
         started += processes.descendants("ray")
         processes.write_pids(run_dir, started)
-        announce.opening(checked, run_dir, placed.infos)
+        announce.opening(checked, run_dir, placed.infos, watch.seconds)
         try:
-            summary = await run.play(checked, run_dir, placed, screen)
+            summary = await run.play(checked, run_dir, placed, screen, startup_s=startup_s)
         finally:
             await cluster.close(placed)
     finally:

@@ -1,9 +1,14 @@
-"""The settings as text, from the schema: path, type, default and what each does."""
+"""The settings as text, from the schema: path, default, allowed values and what each does.
+
+`python -m configs.describe` prints the reference in README.md.
+"""
 
 import ast
 import inspect
+import sys
 from collections.abc import Iterator
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from itertools import groupby
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -14,6 +19,26 @@ from configs.schema import Tree
 _WIDTH = 34
 
 
+class Setting(NamedTuple):
+    """One value of the config."""
+
+    section: str
+    path: str
+    default: str
+    allowed: str
+    """Choices or bounds; empty where the type says it all."""
+    text: str
+
+
+def settings() -> Iterator[Setting]:
+    """Every setting of `RunConfig`, section by section."""
+    for section in msgspec.structs.fields(schema.RunConfig):
+        kind, name = section.type, section.name
+        if get_origin(kind) is dict:
+            kind, name = get_args(kind)[1], f"{name}.<name>"
+        yield from _of_section(name, name, kind)
+
+
 def describe_settings() -> str:
     """Every setting of `RunConfig`, one per line, grouped by section."""
     lines: list[str] = [
@@ -21,11 +46,20 @@ def describe_settings() -> str:
         *(f"  {line}" for line in _leaves(read([DEFAULT_RECIPE]))),
         "",
     ]
-    for section in msgspec.structs.fields(schema.RunConfig):
-        kind, name = section.type, section.name
-        if get_origin(kind) is dict:
-            kind, name = get_args(kind)[1], f"{name}.<name>"
-        lines += ["", f"[{name}]", *_describe(name, kind)]
+    for section, those in groupby(settings(), key=lambda setting: setting.section):
+        lines += ["", f"[{section}]"]
+        for one in those:
+            allowed = f" ({one.allowed})" if one.allowed else ""
+            lines.append(f"  {f'{one.path}={one.default}':<{_WIDTH}} {one.text}{allowed}")
+    return "\n".join(lines) + "\n"
+
+
+def reference() -> str:
+    """The same as a Markdown table."""
+    lines = ["| setting | default | allowed | |", "|---|---|---|---|"]
+    for one in settings():
+        cells = (f"`{one.path}`", f"`{one.default}`" if one.default else "", one.allowed, one.text)
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -37,20 +71,27 @@ def _leaves(tree: Tree, path: str = "") -> Iterator[str]:
             yield f"{path}{key}={value}"
 
 
-def _describe(path: str, kind: type) -> list[str]:
-    hints = get_type_hints(kind)
+def _of_section(section: str, path: str, kind: type) -> Iterator[Setting]:
+    hints = get_type_hints(kind, include_extras=True)
     docs = _docs(kind)
-    lines = []
     for field in msgspec.structs.fields(kind):
-        inner = get_args(hints[field.name])
-        if get_origin(hints[field.name]) is dict:
-            lines += _describe(f"{path}.{field.name}.<name>", inner[1])
-            continue
-        setting = f"{path}.{field.name}={_default(field)}"
-        is_choice = get_origin(hints[field.name]) is Literal
-        choices = f" ({' | '.join(map(str, inner))})" if is_choice else ""
-        lines.append(f"  {setting:<{_WIDTH}} {docs.get(field.name, '')}{choices}")
-    return lines
+        hint, inside = hints[field.name], f"{path}.{field.name}"
+        if get_origin(hint) is dict:
+            yield from _of_section(section, f"{inside}.<name>", get_args(hint)[1])
+        else:
+            text = docs.get(field.name, "")
+            yield Setting(section, inside, _default(field), _allowed(hint), text)
+
+
+def _allowed(hint: Any) -> str:
+    if get_origin(hint) is Literal:
+        return " | ".join(map(str, get_args(hint)))
+    if get_origin(hint) is not Annotated:
+        return ""
+    _, meta = get_args(hint)
+    if meta.ge is not None and meta.le is not None:
+        return f"{meta.ge} to {meta.le}"
+    return f"> {meta.gt}" if meta.gt is not None else f">= {meta.ge}"
 
 
 def _default(field: Any) -> str:
@@ -74,3 +115,7 @@ def _docs(kind: type) -> dict[str, str]:
             ):
                 docs[name] = " ".join(text.split())
     return docs
+
+
+if __name__ == "__main__":
+    sys.stdout.write(reference())

@@ -11,12 +11,15 @@ import math
 from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
+from typing import TYPE_CHECKING
 
 from rollout.engine import Engine, UpdateMode, UpdateReport
 from rollout.episode import Episode, Limits, Sessions
-from rollout.tokens import ChatTokens
 from rollout.types import ActorEvent, Busy, Grant, RolloutDone, Row, StopReason, Turn, TurnDone
 from rollout.weights import Manifest
+
+if TYPE_CHECKING:
+    from rollout.tokens import ChatTokens
 
 # Events wait this long for company: a call to another process costs more than they do. An ended
 # rollout makes room and may complete a group; a turn only has to be in the journal.
@@ -33,7 +36,7 @@ class Actor:
         name: str,
         engine: Engine,
         sessions: Sessions,
-        tokens: ChatTokens,
+        tokens: "ChatTokens",
         limits: Limits,
         update_mode: UpdateMode,
     ) -> None:
@@ -59,7 +62,7 @@ class Actor:
         name: str,
         engine: Engine,
         sessions: Sessions,
-        tokens: ChatTokens,
+        tokens: "ChatTokens",
         limits: Limits,
         update_mode: UpdateMode = UpdateMode.RECOMPUTE,
     ) -> "Actor":

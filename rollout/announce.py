@@ -7,7 +7,7 @@ import logging
 import shlex
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -42,8 +42,10 @@ def starting(run_dir: Path) -> None:
     logger.info("starting Ray, actors and learner: about ten seconds")
 
 
-def opening(checked: Checked, run_dir: Path, infos: Sequence[Ready]) -> None:
-    """Say what runs where, before it does."""
+def opening(
+    checked: Checked, run_dir: Path, infos: Sequence[Ready], startup_s: Mapping[str, float]
+) -> None:
+    """Say what runs where, before it does; `startup_s` is what each part of the start took."""
     config = checked.config
     if checked.resumed is not None:
         state = checked.resumed.snapshot
@@ -63,6 +65,8 @@ def opening(checked: Checked, run_dir: Path, infos: Sequence[Ready]) -> None:
     _evaluations(checked)
     logger.info("sandbox: %s", SANDBOX)
     logger.info("W&B: %s", config.logging.wandb)
+    parts = ", ".join(f"{part} {seconds:.1f}" for part, seconds in startup_s.items())
+    logger.info("started in %.1f s: %s", sum(startup_s.values()), parts)
 
 
 def closing(summary: Summary, config: RunConfig, run_dir: Path, arguments: Sequence[str]) -> None:

@@ -12,7 +12,7 @@ import time
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -21,8 +21,10 @@ from envpool.task import Task
 from rollout import toolcall
 from rollout.engine import Engine, EngineStop
 from rollout.faults import RolloutFault, boundary
-from rollout.tokens import ChatTokens, Conversation
 from rollout.types import Grant, Rollout, Row, Sampling, StopReason, Turn
+
+if TYPE_CHECKING:  # it brings transformers, which the driver, who only names an actor, does without
+    from rollout.tokens import ChatTokens, Conversation
 
 logger = logging.getLogger(__name__)
 
@@ -62,14 +64,14 @@ class Episode:
     member: int
     engine: Engine
     sessions: Sessions
-    tokens: ChatTokens
+    tokens: "ChatTokens"
     limits: Limits
     on_turn: Callable[[Turn, Row], None]
     actor: str = ""
     turns: list[Turn] = field(default_factory=list)
     prompt: str = ""
     reward: float = 0.0
-    conversation: Conversation | None = None
+    conversation: "Conversation | None" = None
     started_s: float = field(default_factory=time.monotonic)
 
     async def play(self) -> Rollout:

@@ -138,7 +138,14 @@ def make_report(run_dir: Path) -> None:
         logger.info("report: %s", path)
 
 
-async def play(checked: Checked, run_dir: Path, running: Running, screen: Screen) -> Summary:
+async def play(
+    checked: Checked,
+    run_dir: Path,
+    running: Running,
+    screen: Screen,
+    *,
+    startup_s: Mapping[str, float],
+) -> Summary:
     """Run the coordinator over ready processes, seen on `screen`; closes files, not the processes.
 
     Raises whatever ended the run early, after everything so far is on disk.
@@ -193,6 +200,7 @@ async def play(checked: Checked, run_dir: Path, running: Running, screen: Screen
         eval=pair(before, after, changes),
         steps=coordinator.steps_done,
         wall_s=round(time.monotonic() - begun + earlier_s, 3),
+        startup_s=dict(startup_s),
         lag_max=coordinator.lag_max,
         ledger=live,
         ledger_balanced=not error,

@@ -39,6 +39,8 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     """`{set: {sampled | greedy: {before, after}}}`."""
     steps: int
     wall_s: float
+    startup_s: dict[str, float] = {}
+    """Seconds by part before that."""
     lag_max: int
     ledger: LedgerCounts
     ledger_balanced: bool

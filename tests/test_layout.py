@@ -57,6 +57,7 @@ def test_only_launch_and_cluster_import_ray() -> None:
     [
         ("configs.load", ("torch", "ray", "vllm", "wandb", "transformers", "numpy")),
         ("rollout.coordinator", ("torch", "ray", "transformers", "vllm", "wandb")),
+        ("rollout.cluster", ("torch", "transformers", "vllm", "wandb")),
         ("envpool.zygote", ("torch", "ray", "transformers", "aiohttp", "wandb")),
         ("launch", ("torch", "ray", "numpy", "msgspec")),
     ],

@@ -29,11 +29,11 @@ class RunError(Exception):
 
 
 def play(
-    run_dir: Path, settings: list[str], watch: Callable[[int], None] = lambda pid: None
+    run_dir: Path, settings: list[str], watch: Callable[[int, str], None] | None = None
 ) -> None:
     """Run `launch.py` with `settings` into `run_dir`; every ten seconds a line of its to stderr.
 
-    `watch` gets the pid of the run at each of its lines. Raises RunError when it failed.
+    `watch` gets the pid of the run and each of its lines. Raises RunError when it failed.
     """
     command = [sys.executable, "-m", "launch", *settings, f"run.dir={run_dir}"]
     last: deque[str] = deque(maxlen=_LAST_LINES)
@@ -45,7 +45,8 @@ def play(
         try:
             for line in process.stdout:
                 last.append(line)
-                watch(process.pid)
+                if watch is not None:
+                    watch(process.pid, line)
                 if time.monotonic() - shown > _SHOW_S:
                     shown = time.monotonic()
                     sys.stderr.write(f"{run_dir.name}: {line}")
