@@ -1,5 +1,6 @@
 """The real pipeline: real processes, real weights, real environments, on this machine's CPU."""
 
+import re
 import statistics
 import subprocess
 import sys
@@ -111,6 +112,20 @@ def test_the_run_directory_is_complete(run_dir: Path) -> None:
         assert (run_dir / "logs" / f"{name}.log").exists()
     assert sorted(p.name for p in (run_dir / "checkpoints").iterdir()) == ["step_20", "step_40"]
     assert (run_dir / "report.html").exists() and (run_dir / "report" / "success.png").exists()
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(600)
+def test_readme_explains_every_metric(run_dir: Path) -> None:
+    table = (ROOT / "README.md").read_text().partition("## Metrics")[2].partition("</details>")[0]
+    cells = re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)
+    listed = [key for cell in cells for key in re.findall(r"`(.*?)`", cell)]
+    patterns = {key: re.sub(r"<\w+>", r"[\\w-]+", key) for key in listed}
+    keys = {key for line in metrics(run_dir) for key in line}
+    explained = {key for key in keys if any(re.fullmatch(p, key) for p in patterns.values())}
+    assert keys - explained == set()
+    unused = {key for key, p in patterns.items() if not any(re.fullmatch(p, k) for k in keys)}
+    assert {key for key in unused if not key.startswith("eval/")} == set()
 
 
 @pytest.mark.ray

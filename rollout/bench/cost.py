@@ -24,7 +24,7 @@ from rich.table import Table
 from configs.load import ConfigError
 from rollout import audit
 from rollout.bench import runs
-from rollout.files import RolloutRow
+from rollout.files import RolloutRow, whole_lines
 from rollout.processes import read_pids
 from rollout.summary import Summary
 from rollout.types import (
@@ -67,7 +67,7 @@ class Watch:
             return
         if not self._names:
             self._names = {one.pid: one.name for one in read_pids(self._run_dir)}
-        seen = sum(1 for _ in audit.rows(self._run_dir)), self._cpu_s(pid)
+        seen = self._count_rollouts(), self._cpu_s(pid)
         self.first, self.last = self.first or seen, seen
 
     def per_rollout_s(self) -> dict[str, float]:
@@ -79,6 +79,10 @@ class Watch:
             part: max(0.0, after[part] - before.get(part, 0.0)) / (more_rows - rows)
             for part in after
         }
+
+    def _count_rollouts(self) -> int:
+        parts = (self._run_dir / "rollouts").glob("part_*.jsonl")
+        return sum(1 for part in parts for _ in whole_lines(part))
 
     def _cpu_s(self, pid: int) -> dict[str, float]:
         found: dict[str, float] = defaultdict(float)

@@ -7,6 +7,8 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
+from configs.load import ConfigError
+
 # For a benchmark of speed: nothing but training.
 BARE = (
     "checkpoint.every=0",
@@ -15,13 +17,15 @@ BARE = (
     "logging.wandb=off",
 )
 
-ROOT = Path(__file__).parents[2]
+PROGRAM = Path(__file__).parents[2] / "launch.py"
 
 # A long run is seen to move.
 _SHOW_S = 10.0
 _LAST_LINES = 40
 # Ctrl-C reaches the run as well, which closes its processes.
 _CLOSE_S = 30.0
+# What launch.py says of a wrong configuration.
+_EXIT_USAGE = 2
 
 
 class RunError(Exception):
@@ -33,13 +37,14 @@ def play(
 ) -> None:
     """Run `launch.py` with `settings` into `run_dir`; every ten seconds a line of its to stderr.
 
-    `watch` gets the pid of the run and each of its lines. Raises RunError when it failed.
+    `watch` gets the pid of the run and each of its lines. Raises ConfigError for wrong settings, and
+    RunError when it failed.
     """
-    command = [sys.executable, "-m", "launch", *settings, f"run.dir={run_dir}"]
+    command = [sys.executable, str(PROGRAM), *settings, f"run.dir={run_dir}"]
     last: deque[str] = deque(maxlen=_LAST_LINES)
     shown = time.monotonic()
     with subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:
         assert process.stdout is not None
         try:
@@ -53,5 +58,7 @@ def play(
         except KeyboardInterrupt:
             process.wait(_CLOSE_S)
             raise
+    if process.returncode == _EXIT_USAGE:
+        raise ConfigError("".join(last).strip().removeprefix("error: "))
     if process.returncode:
         raise RunError(f"the run {run_dir.name} failed:\n{''.join(last)}")
