@@ -44,7 +44,7 @@ class PoolSection(_Section, frozen=True, kw_only=True):
     train: list[str] = []
     """Environment ids to train on; empty: all of the pool's."""
     trusted: bool = False
-    """Untrusted code is refused while no sandbox is available."""
+    """Untrusted code runs in a sandbox, and not at all where there is none."""
     sessions_per_process: Count = 1
     """Sessions a process serves, one after another; more save forks, and only trusted code may."""
 
@@ -110,6 +110,10 @@ class EnvPoolSection(_Section, frozen=True, kw_only=True):
     """So is a session that takes longer to be ready."""
     max_sessions: Count = 2048
     """Live sessions per actor; openings beyond it wait."""
+    memory_mb: Annotated[int, Meta(ge=64)] = 2048
+    """Address space of a session of an untrusted pool; more than it uses, as libraries reserve some."""
+    cpu_s: Count = 60
+    """CPU seconds of such a session."""
     allow_unsandboxed: bool = False
     """Serve untrusted pools although nothing isolates them."""
 

@@ -92,6 +92,13 @@ class Serve(msgspec.Struct, frozen=True, kw_only=True, tag="serve"):
 
     name: str
     source: str
+    is_sandboxed: bool
+    """Shut in before the import, and each session once more."""
+    memory_bytes: int
+    """Address space of a sandboxed session."""
+    cpu_s: int
+    """CPU time of a sandboxed session."""
+    max_processes: int
 
 
 class Serving(msgspec.Struct, frozen=True, kw_only=True, tag="serving"):
@@ -99,6 +106,8 @@ class Serving(msgspec.Struct, frozen=True, kw_only=True, tag="serving"):
 
     version: str
     envs: list[str]
+    layers: list[str]
+    """What isolates it."""
 
 
 class Refused(msgspec.Struct, frozen=True, kw_only=True, tag="refused"):

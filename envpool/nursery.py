@@ -81,6 +81,8 @@ class Nursery:
         self.version = serving.version
         """Content hash of the source it serves."""
         self.envs = serving.envs
+        self.layers = serving.layers
+        """What isolates it."""
         self.pid = pid
         self._control = control
         self._is_lost = False
@@ -92,8 +94,8 @@ class Nursery:
         self._loop.add_reader(control, self._on_readable)
 
     @classmethod
-    async def start(cls, name: str, source: str, timeout_s: float) -> "Nursery":
-        """Start a zygote and wait until it has imported `source`; raises ConfigError if it cannot."""
+    async def start(cls, serve: Serve, timeout_s: float) -> "Nursery":
+        """Start a zygote and wait until it serves; raises ConfigError if it cannot."""
         pid, control = spawn_zygote()
         async with AsyncExitStack() as undo:
             undo.push_async_callback(reap, pid)
@@ -101,10 +103,10 @@ class Nursery:
             undo.callback(control.close)
             try:
                 async with asyncio.timeout(timeout_s):
-                    serving = await _shake_hands(control, Serve(name=name, source=source))
+                    serving = await _shake_hands(control, serve)
             except TimeoutError as error:
                 raise ConfigError(
-                    f"pools.{name}: importing {source!r} took over {timeout_s} s: make it faster, "
+                    f"pools.{serve.name}: importing {serve.source!r} took over {timeout_s} s: make it faster, "
                     "or raise envpool.start_timeout_s"
                 ) from error
             undo.pop_all()

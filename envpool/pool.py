@@ -18,7 +18,8 @@ from typing import Self
 
 from configs.load import ConfigError
 from configs.schema import EnvPoolSection, PoolSection
-from envpool.frames import Outcome, Ready, Start
+from envpool import sandbox
+from envpool.frames import Outcome, Ready, Serve, Start
 from envpool.nursery import Child, Nursery
 from envpool.session import EnvFault, Session, StepResult, Wire, Worker
 from envpool.source import near
@@ -67,14 +68,11 @@ class EnvPool:
 
         The calling thread must live as long as the pool: when it ends, the kernel ends the zygotes.
         """
-        refuse_untrusted(sections, limits)
         _allow_descriptors(limits.max_sessions + MAX_PARKED * len(sections) + SPARE_FDS)
         pool = cls(sections, {}, limits)
         try:
             for name, section in sections.items():
-                pool._nurseries[name] = await Nursery.start(
-                    name, section.source, limits.start_timeout_s
-                )
+                pool._nurseries[name] = await pool._start_nursery(name, section)
         except (ConfigError, OSError, asyncio.CancelledError):
             await pool.close()
             raise
@@ -83,6 +81,10 @@ class EnvPool:
     def versions(self) -> dict[str, str]:
         """Content hash of the code served, by pool."""
         return {name: nursery.version for name, nursery in self._nurseries.items()}
+
+    def layers(self) -> dict[str, list[str]]:
+        """What isolates the code of a pool, by pool; nothing for those that are trusted."""
+        return {name: nursery.layers for name, nursery in self._nurseries.items()}
 
     def pids(self) -> dict[str, int]:
         """Process id of the zygote, by pool."""
@@ -211,24 +213,36 @@ class EnvPool:
             raise EnvFault(Outcome.ENV_ERROR, f"pool {task.pool!r} has no env {task.env!r}; {hint}")
         return nursery
 
+    async def _start_nursery(self, name: str, section: PoolSection) -> Nursery:
+        serve = Serve(
+            name=name,
+            source=section.source,
+            is_sandboxed=not section.trusted and not self._limits.allow_unsandboxed,
+            memory_bytes=self._limits.memory_mb << 20,
+            cpu_s=self._limits.cpu_s,
+            max_processes=self._limits.max_sessions + MAX_PARKED,
+        )
+        return await Nursery.start(serve, self._limits.start_timeout_s)
+
     async def _restart(self, name: str) -> None:
         _log.warning("zygote of pool %s died: starting another", name)
         await self._nurseries[name].close()
-        source = self._sections[name].source
         try:
-            self._nurseries[name] = await Nursery.start(name, source, self._limits.start_timeout_s)
+            self._nurseries[name] = await self._start_nursery(name, self._sections[name])
         except ConfigError as error:
             raise EnvFault(Outcome.CRASHED, f"pool {name!r} cannot be served: {error}") from error
 
 
 def refuse_untrusted(sections: Mapping[str, PoolSection], limits: EnvPoolSection) -> None:
-    """Raise ConfigError for a pool whose code must not run where nothing isolates it."""
+    """Raise ConfigError for a pool whose code must not run where too little isolates it."""
+    if limits.allow_unsandboxed:
+        return
     for name, section in sections.items():
-        if not section.trusted and not limits.allow_unsandboxed:
+        if not section.trusted and (lacking := sandbox.lacking()):
+            reasons = "; ".join(f"{layer}: {why}" for layer, why in lacking.items())
             raise ConfigError(
-                f"pools.{name}.trusted=false, and nothing isolates its code here (sandbox: "
-                f"{SANDBOX}): set pools.{name}.trusted=true if you trust it, or "
-                "envpool.allow_unsandboxed=true"
+                f"pools.{name}.trusted=false, and its code cannot be isolated here ({reasons}): set "
+                f"pools.{name}.trusted=true if you trust it, or envpool.allow_unsandboxed=true"
             )
 
 

@@ -23,6 +23,7 @@ from typing import NoReturn
 import envpool
 from configs.load import ConfigError
 from configs.schema import PoolSection
+from envpool import sandbox
 from envpool.env import ToolEnv
 from envpool.frames import (
     MAX_CONTROL_BYTES,
@@ -31,7 +32,6 @@ from envpool.frames import (
     Forked,
     Kill,
     NotForked,
-    Order,
     Outcome,
     Refused,
     Report,
@@ -42,6 +42,7 @@ from envpool.frames import (
     decode_order,
     pack_control,
 )
+from envpool.sandbox import Layer, SandboxError, SessionLimits
 from envpool.source import PoolSource
 from envpool.spawn import CONTROL_FD
 from envpool.worker import Session, serve
@@ -67,27 +68,40 @@ def main(arguments: list[str]) -> int:
         first = control.recv(MAX_CONTROL_BYTES)
         if not first:
             return 0
+        order = decode_order(first)
+        assert isinstance(order, Serve), f"the first order is {order}"
+        layers: list[Layer] = []
+        tasks = os.open("/proc/self/task", os.O_RDONLY)  # readable for as long as it is open
         try:
-            source = _load(decode_order(first), package)
+            if order.is_sandboxed:
+                layers = _shut_in(order)
+            source = _load(order, package)
+            check_single_threaded(tasks)
         # A process entry point: whatever the pool's modules raise is reported to who asked for them.
         except Exception as error:  # noqa: BLE001
-            text = str(error) if isinstance(error, ConfigError) else traceback.format_exc()
+            is_told = isinstance(error, ConfigError | SandboxError)
+            text = str(error) if is_told else traceback.format_exc()
             control.sendall(pack_control(Refused(error=text[-MAX_ERROR_CHARS:])))
             return 1
         warm(source.envs)
-        Zygote(control, source.envs).run(Serving(version=source.version, envs=list(source.envs)))
+        serving = Serving(version=source.version, envs=list(source.envs), layers=list(layers))
+        Zygote(control, tasks, source.envs, order).run(serving)
     return 0
 
 
-def _load(order: Order, package: str) -> PoolSource:
+def _shut_in(order: Serve) -> list[Layer]:
+    """Enter the sandbox, from which the code of this pool is read and no other."""
+    code = sandbox.code_of(order.source.partition(":")[0])
+    limits = SessionLimits(memory_bytes=order.memory_bytes, cpu_s=order.cpu_s)
+    return sandbox.enter(code, limits, max_processes=order.max_processes)
+
+
+def _load(order: Serve, package: str) -> PoolSource:
     """Import what the first order names; raises ConfigError, and whatever the modules raise."""
-    assert isinstance(order, Serve), f"the first order is {order}"
     found = Path(envpool.__file__ or "").parent
     if found != Path(package):
         raise ConfigError(f"`envpool` is {found}, not {package}: uninstall the other package")
-    source = PoolSource.load(order.name, PoolSection(source=order.source))
-    check_single_threaded()
-    return source
+    return PoolSource.load(order.name, PoolSection(source=order.source))
 
 
 def warm(envs: Mapping[str, type[ToolEnv]]) -> None:
@@ -110,9 +124,20 @@ def warm(envs: Mapping[str, type[ToolEnv]]) -> None:
 class Zygote:
     """The loop between the control socket and the session processes."""
 
-    def __init__(self, control: socket.socket, envs: Mapping[str, type[ToolEnv]]) -> None:
+    def __init__(
+        self,
+        control: socket.socket,
+        tasks: int,
+        envs: Mapping[str, type[ToolEnv]],
+        order: Serve,
+    ) -> None:
+        """`tasks`: a descriptor of this process's directory of threads."""
         self._control = control
+        self._tasks = tasks
         self._envs = envs
+        self._limits = None
+        if order.is_sandboxed:
+            self._limits = SessionLimits(memory_bytes=order.memory_bytes, cpu_s=order.cpu_s)
         self._pids: dict[int, int] = {}
         self._ids: dict[int, int] = {}
         self._wake, self._wake_writer = socket.socketpair()
@@ -159,7 +184,7 @@ class Zygote:
 
     def _fork(self, session_id: int, connection: socket.socket) -> None:
         try:
-            check_single_threaded()
+            check_single_threaded(self._tasks)
             zygote_pid = os.getpid()
             pid = os.fork()
         except (OSError, ConfigError) as error:
@@ -186,6 +211,10 @@ class Zygote:
             self._selector.close()
             for held in (self._control, self._wake, self._wake_writer):
                 held.close()
+            os.close(self._tasks)
+            if self._limits is not None:
+                os.dup2(1, 2)  # nowhere: what it prints would flood the log
+                sandbox.enter_session(self._limits)
             gc.enable()
             serve(connection, self._envs)
             status = 0
@@ -224,9 +253,12 @@ class Zygote:
             pass  # The parent is gone; the next read of the control socket says so too.
 
 
-def check_single_threaded() -> None:
-    """Raise ConfigError if a fork would copy a process with threads, whose locks may be held."""
-    num_threads = len(os.listdir("/proc/self/task"))
+def check_single_threaded(tasks: int) -> None:
+    """Raise ConfigError if a fork would copy a process with threads, whose locks may be held.
+
+    `tasks`: a descriptor of this process's directory of threads.
+    """
+    num_threads = len(os.listdir(tasks))
     if num_threads > 1:
         raise ConfigError(
             f"the pool's modules started {num_threads - 1} threads while they were imported: "

@@ -128,5 +128,16 @@ class Hostile(ToolEnv):
         """Leave a process behind."""
         return subprocess.Popen(["sleep", "3600"]).pid
 
+    @tool
+    def run(self, code: str) -> str:
+        """Run any code; what it leaves in `out` is the observation.
+
+        Args:
+            code: Python.
+        """
+        scope: dict[str, Any] = {"env": self}
+        exec(code, scope)
+        return str(scope.get("out"))
+
 
 pool: dict[str, type[ToolEnv]] = {"hostile": Hostile}

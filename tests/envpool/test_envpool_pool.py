@@ -312,7 +312,6 @@ async def test_two_hundred_sessions_at_once(source: PoolSource) -> None:
 @pytest.mark.parametrize(
     ("section", "text"),
     [
-        (PoolSection(source="hostile_envs:pool"), "pools.a.trusted=false"),
         (PoolSection(source="hostile_envs:pol", trusted=True), "did you mean pool"),
         (PoolSection(source="no_such_module:pool", trusted=True), "No module named"),
         (PoolSection(source="broken_source:pool", trusted=True), "ZeroDivisionError"),

@@ -1,0 +1,59 @@
+"""A pool whose module tries what it can while it is imported; its environment tells what it got."""
+
+import os
+import signal
+import socket
+import time
+from random import Random
+from typing import Any
+
+import msgspec
+
+from envpool.env import ToolEnv
+
+GOT: list[str] = []
+
+
+def attempt(name: str, deed: Any) -> None:
+    try:
+        deed()
+    except OSError:
+        return
+    GOT.append(name)
+
+
+def leave_a_process() -> None:
+    if os.fork() == 0:
+        os.setsid()
+        time.sleep(600)
+        os._exit(0)
+
+
+attempt("read", lambda: open("/etc/passwd").close())
+attempt("write", lambda: open("/tmp/mischief", "w").close())
+attempt("network", socket.socket)
+attempt("signal", lambda: os.kill(os.getppid(), signal.SIGTERM))
+attempt("exec", lambda: os.execv("/bin/true", ["true"]))
+
+
+class Mischief(ToolEnv):
+    """Tells what the import could do."""
+
+    class Config(msgspec.Struct):
+        number: int = 0
+
+    @classmethod
+    def sample(cls, rng: Random, level: int) -> dict[str, Any]:
+        return {"number": rng.randrange(10**9)}
+
+    def setup(self, config: Config) -> None:
+        pass
+
+    def statement(self) -> str:
+        return ",".join(GOT) or "nothing"
+
+    def reference(self) -> int:
+        return 1
+
+
+pool = {"mischief": Mischief}
