@@ -45,6 +45,8 @@ class PoolSection(_Section, frozen=True, kw_only=True):
     """Environment ids to train on; empty: all of the pool's."""
     trusted: bool = False
     """Untrusted code runs in a sandbox, and not at all where there is none."""
+    is_replayable: bool = True
+    """Sessions whose process died go on in another, by playing their actions again."""
     sessions_per_process: Count = 1
     """Sessions a process serves, one after another; more save forks, and only trusted code may."""
 

@@ -11,6 +11,7 @@ import socket
 from collections import deque
 from collections.abc import Callable
 from contextlib import AsyncExitStack
+from enum import StrEnum
 
 from configs.load import ConfigError
 from envpool.frames import (
@@ -34,6 +35,17 @@ from envpool.spawn import reap, spawn_zygote
 CLOSE_GRACE_S = 5.0
 
 
+class Death(StrEnum):
+    """Why a session process ended."""
+
+    OWN = "own"
+    """By what it did: it exited, or a signal that nobody else sends ended it."""
+    KILLED = "killed"
+    """By SIGKILL, which the kernel sends for lack of memory, and anybody else."""
+    LOST = "lost"
+    """With its zygote, or it was never forked."""
+
+
 class Child:
     """One session process, from the order to fork it until it is reaped."""
 
@@ -48,6 +60,7 @@ class Child:
         """What its end means to a caller who did not ask for it."""
         self.ended = ""
         """How it ended, in words; empty while it lives."""
+        self.death: Death | None = None
         self.gone = asyncio.Event()
         self.nursery = nursery
         self._when_gone = when_gone
@@ -66,8 +79,9 @@ class Child:
             self.nursery.kill()
             await self.gone.wait()
 
-    def end(self, how: str) -> None:
+    def end(self, death: Death, how: str) -> None:
         """Record that it is gone, or was never there."""
+        self.death = death
         self.ended = how
         self.forked.set()
         self.gone.set()
@@ -154,7 +168,7 @@ class Nursery:
             if connection is not None:
                 connection.close()
             if isinstance(order, Fork):
-                self._end(order.id, "was not forked: its zygote is gone")
+                self._end(order.id, Death.LOST, "was not forked: its zygote is gone")
             return
         self._unsent.append((pack_control(order), connection))
         self._flush()
@@ -194,9 +208,10 @@ class Nursery:
                 self._children[report.id].forked.set()
             elif isinstance(report, NotForked):
                 self._children[report.id].outcome = report.outcome
-                self._end(report.id, f"was not forked: {report.error}")
+                self._end(report.id, Death.LOST, f"was not forked: {report.error}")
             elif isinstance(report, Exited):
-                self._end(report.id, _describe(report.status))
+                death = Death.KILLED if report.status == -signal.SIGKILL else Death.OWN
+                self._end(report.id, death, _describe(report.status))
 
     def _lose(self, how: str) -> None:
         """Let go of the control socket, which ends the zygote; every session ends with it."""
@@ -211,10 +226,10 @@ class Nursery:
                 connection.close()
         self._unsent.clear()
         for child_id in list(self._children):
-            self._end(child_id, f"ended: {how}")
+            self._end(child_id, Death.LOST, f"ended: {how}")
 
-    def _end(self, child_id: int, how: str) -> None:
-        self._children.pop(child_id).end(how)
+    def _end(self, child_id: int, death: Death, how: str) -> None:
+        self._children.pop(child_id).end(death, how)
 
 
 async def _shake_hands(control: socket.socket, serve: Serve) -> Serving:

@@ -20,8 +20,9 @@ from configs.load import ConfigError
 from configs.schema import EnvPoolSection, PoolSection
 from envpool import sandbox
 from envpool.frames import Outcome, Ready, Serve, Start
+from envpool.lasting import Session
 from envpool.nursery import Child, Nursery
-from envpool.session import EnvFault, Session, StepResult, Wire, Worker
+from envpool.session import EnvFault, Life, StepResult, Wire, Worker
 from envpool.source import near
 from envpool.task import Task
 
@@ -90,8 +91,20 @@ class EnvPool:
         """Process id of the zygote, by pool."""
         return {name: nursery.pid for name, nursery in self._nurseries.items()}
 
+    def session_pids(self) -> list[int]:
+        """Process ids of the live sessions."""
+        return [child.pid for child in self._holding if child.pid]
+
     async def open(self, task: Task) -> Session:
         """Start an episode of `task`, when there is room. Raises EnvFault."""
+        section = self._sections.get(task.pool)
+        is_replayable = section is not None and section.is_replayable
+        life = await self._open_life(task)
+        open_life = partial(self._open_life, task) if is_replayable else None
+        return Session(task.id, life, open_life)
+
+    async def _open_life(self, task: Task) -> Life:
+        """Start an episode in a process that waits for one, or in a new one."""
         await self._slots.acquire()
         with ExitStack() as undo:
             undo.callback(self._slots.release)
@@ -110,7 +123,7 @@ class EnvPool:
                     _log.info("pool %s: a used process did not start a session", task.pool)
         return await self._open_new(task)
 
-    async def _open_new(self, task: Task) -> Session:
+    async def _open_new(self, task: Task) -> Life:
         """Start an episode in a process of its own."""
         await self._slots.acquire()
         with ExitStack() as undo:
@@ -128,9 +141,9 @@ class EnvPool:
                 undo.callback(worker.let_go)
                 loop = asyncio.get_running_loop()
                 await loop.create_unix_connection(lambda: wire, sock=ours)
-                session = await self._start(worker, task)
+                life = await self._start(worker, task)
                 undo.pop_all()
-                return session
+                return life
 
     def _free(self, child: Child) -> None:
         """A session ended, or its process did: its slot is free."""
@@ -171,7 +184,7 @@ class EnvPool:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    async def _start(self, worker: Worker, task: Task) -> Session:
+    async def _start(self, worker: Worker, task: Task) -> Life:
         worker.num_sessions += 1
         request = Start(id=worker.next_id(), env=task.env, config=task.config, seed=task.seed)
         try:
@@ -183,7 +196,7 @@ class EnvPool:
         except EnvFault:
             await worker.close()
             raise
-        return Session(
+        return Life(
             worker,
             ready.prompt,
             ready.tools,

@@ -1,12 +1,12 @@
-"""`Session`: one live environment in a process of its own, and `EnvFault`, how it fails.
+"""`Life`: an environment as long as one process lasts, and `EnvFault`, how it fails.
 
-Nothing an environment does reaches the caller but a `StepResult` or an `EnvFault`. Whoever opens a
-session closes it; a call that is cancelled or passes its deadline kills the process first.
+Nothing an environment does reaches the caller but a `StepResult` or an `EnvFault`. Whoever opens one
+closes it; a call that is cancelled or passes its deadline kills the process first.
 """
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Any, Self, cast
+from typing import Any, cast
 
 import msgspec
 
@@ -22,7 +22,7 @@ from envpool.frames import (
     decode_reply,
     pack,
 )
-from envpool.nursery import Child
+from envpool.nursery import Child, Death
 
 # A session's receive buffer; longer replies come in pieces.
 READ_BYTES = 8 * 2**10
@@ -124,9 +124,13 @@ class Worker:
         self._is_sound = True
 
     @property
+    def is_gone(self) -> bool:
+        return self.child.gone.is_set() or not self._wire.is_open
+
+    @property
     def is_reusable(self) -> bool:
         """Whether it lives and has answered everything it was asked, without a fault."""
-        return self._is_sound and not self.child.gone.is_set() and self._wire.is_open
+        return self._is_sound and not self.is_gone
 
     def next_id(self) -> int:
         """The id of a new request; a request with an old id is answered from the record."""
@@ -179,8 +183,8 @@ class Worker:
             raise
 
 
-class Session:
-    """One episode of one environment. Close it, also after a fault; `async with` does."""
+class Life:
+    """One episode of one environment in one process. Close it, also after a fault."""
 
     def __init__(
         self,
@@ -195,8 +199,6 @@ class Session:
         """The task in words."""
         self.tools = tools
         """OpenAI function schemas."""
-        self.actions: list[str] = []
-        """What was asked so far, the last one also when it failed."""
         self._worker = worker
         self._step_timeout_s = step_timeout_s
         self._give_back = give_back
@@ -206,14 +208,21 @@ class Session:
     def pid(self) -> int:
         return self._worker.child.pid
 
+    @property
+    def is_over(self) -> bool:
+        """Whether its process is known to be gone, or its socket closed."""
+        return self._worker.is_gone
+
+    @property
+    def death(self) -> Death | None:
+        """Why its process ended; None while it lives."""
+        return self._worker.child.death
+
     async def step(self, action: str) -> StepResult:
-        """Carry out one action. Raises EnvFault, after which the session is of no more use."""
-        # A lone surrogate cannot travel, and is wrong in every environment anyway.
-        sent = action.encode(errors="replace").decode()
-        self.actions.append(sent)
+        """Carry out one action. Raises EnvFault, after which it is of no more use."""
         if self._is_closed:
             raise EnvFault(Outcome.CANCELLED, "the session is closed")
-        request = Step(id=self._worker.next_id(), action=sent)
+        request = Step(id=self._worker.next_id(), action=action)
         reply = await self._worker.ask(request, self._step_timeout_s)
         if not isinstance(reply, Stepped) or reply.id != request.id:
             raise EnvFault(Outcome.ENV_ERROR, f"step {request.id} was answered by {reply}")
@@ -226,13 +235,7 @@ class Session:
         )
 
     async def close(self) -> None:
-        """End the session, and its process unless another may use it. Safe to call again."""
+        """End it, and its process unless another may use it. Safe to call again."""
         if not self._is_closed:
             self._is_closed = True
             await self._give_back(self._worker)
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.close()

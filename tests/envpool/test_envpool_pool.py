@@ -24,7 +24,8 @@ from envpool.pool import EnvFault, EnvPool, Outcome, Session
 from envpool.source import PoolSource
 from envpool.task import Split, Task
 
-HOSTILE = PoolSection(source="hostile_envs:pool", trusted=True)
+# A death is final here: how a session survives one is tested elsewhere.
+HOSTILE = PoolSection(source="hostile_envs:pool", trusted=True, is_replayable=False)
 BASICS = PoolSection(source="envpool.envs:basics", trusted=True)
 LIMITS = EnvPoolSection(step_timeout_s=5.0, start_timeout_s=20.0, max_sessions=64)
 

@@ -1,0 +1,168 @@
+"""`Session`: one episode that survives the death of its process.
+
+    step -- ask --> Life (a process)          dies: another process starts the same task,
+         <- result --                         replays the recorded actions, compares what they answer
+
+An environment is deterministic given its task and its actions. So a session whose process was killed goes
+on in another one as if nothing had happened, and the episode's transcript is the one it would have had.
+"""
+
+import hashlib
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any, NamedTuple, Self
+
+import msgspec
+
+from envpool.frames import Outcome
+from envpool.nursery import Death
+from envpool.session import EnvFault, Life, StepResult
+
+# How a step fails that takes its process with it.
+DEADLY = frozenset({Outcome.CRASHED, Outcome.TIMEOUT, Outcome.OOM})
+# Processes that may die under a session in all.
+MAX_DEATHS = 20
+# Times an action whose process was killed is tried again: it may be what fills the memory.
+MAX_KILLS = 2
+
+_log = logging.getLogger(__name__)
+_encode = msgspec.msgpack.Encoder().encode
+
+
+class Recorded(NamedTuple):
+    """An action that was answered, and the digest of the answer."""
+
+    action: str
+    digest: bytes
+
+
+class Session:
+    """One episode of one environment. Close it, also after a fault; `async with` does."""
+
+    def __init__(
+        self, name: str, life: Life, open_life: Callable[[], Awaitable[Life]] | None
+    ) -> None:
+        """`name` is for the log; without `open_life` the first death is the last."""
+        self._name = name
+        self._life = life
+        self._open_life = open_life
+        self._start = _digest(life.prompt, life.tools)
+        self._record: list[Recorded] = []
+        self._num_deaths = 0
+        self._was_deadly = False
+        self._is_closed = False
+        self.actions: list[str] = []
+        """What was asked so far, the last one also when it failed."""
+
+    @property
+    def prompt(self) -> str:
+        """The task in words."""
+        return self._life.prompt
+
+    @property
+    def tools(self) -> list[dict[str, Any]]:
+        """OpenAI function schemas."""
+        return self._life.tools
+
+    @property
+    def pid(self) -> int:
+        return self._life.pid
+
+    async def step(self, action: str) -> StepResult:
+        """Carry out one action. Raises EnvFault, after which the session is of no more use.
+
+        The first action that itself kills or hangs the process, or fills its memory, is a wrong call,
+        and left out of what follows; the second is a fault.
+        """
+        # A lone surrogate cannot travel, and is wrong in every environment anyway.
+        sent = action.encode(errors="replace").decode()
+        self.actions.append(sent)
+        if self._open_life is not None and self._life.is_over and not self._is_closed:
+            await self._rebuild()
+        try:
+            result = await self._life.step(sent)
+        except EnvFault as fault:
+            if fault.outcome not in DEADLY or self._open_life is None:
+                raise
+            return await self._survive(sent, fault)
+        self._record.append(Recorded(sent, _digest(result)))
+        return result
+
+    async def close(self) -> None:
+        """End the session, and its process unless another may use it. Safe to call again."""
+        self._is_closed = True
+        await self._life.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def _survive(self, action: str, fault: EnvFault) -> StepResult:
+        """The process died under an action: perhaps by it, perhaps not."""
+        attempts = 0
+        while fault.outcome is Outcome.CRASHED and self._life.death is not Death.OWN:
+            attempts += self._life.death is Death.KILLED
+            if attempts > MAX_KILLS:
+                break
+            await self._rebuild()
+            try:
+                result = await self._life.step(action)
+            except EnvFault as again:
+                if again.outcome not in DEADLY:
+                    raise
+                fault = again
+            else:
+                self._record.append(Recorded(action, _digest(result)))
+                return result
+        if self._was_deadly:
+            raise fault
+        self._was_deadly = True
+        await self._rebuild()
+        _log.info("%s: a step ended its process and is left out: %s", self._name, fault)
+        words = {Outcome.TIMEOUT: "took too long", Outcome.OOM: "took too much memory"}
+        observation = f"Error: the call {words.get(fault.outcome, 'ended the environment')}"
+        return StepResult(
+            observation=observation,
+            reward=0.0,
+            terminated=False,
+            truncated=False,
+            is_bad_call=True,
+        )
+
+    async def _rebuild(self) -> None:
+        """Another process in the same state. Raises EnvFault when it cannot be had."""
+        assert self._open_life is not None
+        while True:
+            self._num_deaths += 1
+            if self._num_deaths > MAX_DEATHS:
+                raise EnvFault(Outcome.CRASHED, f"{self._num_deaths} processes of it died")
+            await self._life.close()
+            try:
+                self._life = await self._open_life()
+                await self._replay()
+            except EnvFault as fault:
+                if fault.outcome is not Outcome.CRASHED:
+                    raise
+                continue  # killed meanwhile
+            return
+
+    async def _replay(self) -> None:
+        if _digest(self._life.prompt, self._life.tools) != self._start:
+            raise self._differs("its start")
+        for number, (action, digest) in enumerate(self._record, start=1):
+            if _digest(await self._life.step(action)) != digest:
+                raise self._differs(f"step {number}")
+
+    def _differs(self, what: str) -> EnvFault:
+        message = (
+            f"{what} was answered differently when it was played again: the environment is not "
+            "deterministic given its configuration, seed and actions"
+        )
+        _log.warning("%s: %s", self._name, message)
+        return EnvFault(Outcome.ENV_ERROR, message)
+
+
+def _digest(*values: Any) -> bytes:
+    return hashlib.blake2b(_encode(values), digest_size=16).digest()
