@@ -23,7 +23,7 @@ from rich.table import Table
 from configs.schema import EnvPoolSection, PoolSection
 from envpool.env import call_text
 from envpool.envs.sum_list import SumList
-from envpool.pool import SANDBOX, EnvPool
+from envpool.pool import EnvPool
 from envpool.task import Task
 
 POOL = PoolSection(source="envpool.envs:basics", trusted=True)
@@ -59,7 +59,7 @@ def main(arguments: list[str]) -> int:
     for name, rate in medians.items():
         table.add_row(name, f"{rate:,.0f}", f"{medians['pool'] / rate:.2f} x")
     console = Console()
-    console.print(f"{count} sessions, sandbox: {SANDBOX}")
+    console.print(f"{count} sessions, trusted")
     console.print(table)
     console.print(f"open: {1e3 * median(open_s):.1f} ms (median, one after another)")
     if options.json:

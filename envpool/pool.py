@@ -26,10 +26,8 @@ from envpool.session import EnvFault, Life, StepResult, Wire, Worker
 from envpool.source import near
 from envpool.task import Task
 
-__all__ = ["SANDBOX", "EnvFault", "EnvPool", "Outcome", "Session", "StepResult"]
+__all__ = ["EnvFault", "EnvPool", "Outcome", "Session", "StepResult"]
 
-# What isolates the code of environments from this machine, for the start-up message.
-SANDBOX = "none (trusted pools only)"
 # Sessions that start at once. Forks are made one after another, so that more would only make the
 # last ones miss their deadline.
 MAX_STARTING = 32

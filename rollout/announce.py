@@ -14,7 +14,6 @@ from typing import Protocol
 from rich.table import Table
 
 from configs.schema import RunConfig
-from envpool.pool import SANDBOX
 from rollout import checkpoints
 from rollout.processes import Process
 from rollout.run import Checked
@@ -34,6 +33,8 @@ class Ready(Protocol):
     def processes(self) -> list[Process]: ...
     @property
     def num_parameters(self) -> int: ...
+    @property
+    def layers(self) -> dict[str, list[str]]: ...
 
 
 def starting(run_dir: Path) -> None:
@@ -60,10 +61,14 @@ def opening(
     size = infos[0].num_parameters / 1e6
     logger.info("model: %s, %.2f M parameters", _short(Path(config.model.path)), size)
     for source in checked.sources.values():
-        envs = len(source.envs)
-        logger.info("pool %s: version %s, %d envs", source.name, source.version, envs)
+        logger.info(
+            "pool %s: version %s, %d envs, sandbox: %s",
+            source.name,
+            source.version,
+            len(source.envs),
+            ", ".join(infos[0].layers.get(source.name, ())) or "none, as it is trusted",
+        )
     _evaluations(checked)
-    logger.info("sandbox: %s", SANDBOX)
     logger.info("W&B: %s", config.logging.wandb)
     parts = ", ".join(f"{part} {seconds:.1f}" for part, seconds in startup_s.items())
     logger.info("started in %.1f s: %s", sum(startup_s.values()), parts)

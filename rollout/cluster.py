@@ -54,6 +54,8 @@ class ProcessInfo(msgspec.Struct, frozen=True, kw_only=True):
     num_parameters: int
     start_s: dict[str, float]
     """Seconds that the parts of its start took."""
+    layers: dict[str, list[str]] = {}
+    """What isolates the code of each pool that it serves."""
 
 
 class ActorProcess:
@@ -116,6 +118,7 @@ class ActorProcess:
             processes=[describe(name), *zygotes],
             num_parameters=engine.num_parameters,
             start_s=watch.seconds,
+            layers=self._pool.layers(),
         )
         return msgspec.msgpack.encode(info)
 
