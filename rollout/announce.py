@@ -66,7 +66,7 @@ def opening(
             source.name,
             source.version,
             len(source.envs),
-            ", ".join(infos[0].layers.get(source.name, ())) or "none, as it is trusted",
+            ", ".join(infos[0].layers.get(source.name, ())) or "none",
         )
     _evaluations(checked)
     logger.info("W&B: %s", config.logging.wandb)

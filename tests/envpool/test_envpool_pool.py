@@ -5,6 +5,7 @@ import os
 import pickle
 import select
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Sequence
@@ -20,6 +21,8 @@ from configs.load import ConfigError
 from configs.schema import EnvPoolSection, PoolSection
 from envpool import nursery
 from envpool.env import call_text
+from envpool.frames import Kill, Serve
+from envpool.nursery import Nursery
 from envpool.pool import EnvFault, EnvPool, Outcome, Session
 from envpool.source import PoolSource
 from envpool.task import Split, Task
@@ -252,6 +255,52 @@ async def test_zygote_that_does_not_answer_is_killed(monkeypatch: pytest.MonkeyP
         assert (await fault(session, "hang")).outcome is Outcome.TIMEOUT
         await asyncio.to_thread(wait_for_exits, [session.pid])
         await (await pool.open(task(pool))).close()
+
+
+async def test_close_kills_a_zygote_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nursery, "CLOSE_GRACE_S", 0.3)
+    pool = await EnvPool.start({"hostile": HOSTILE}, limits=LIMITS)
+    session = await pool.open(task(pool))
+    zygote = pool.pids()["hostile"]
+    os.kill(zygote, signal.SIGSTOP)
+    await pool.close()
+    assert is_gone(zygote)
+    await asyncio.to_thread(wait_for_exits, [session.pid])
+
+
+async def test_orders_wait_for_a_zygote_that_is_behind() -> None:
+    serve = Serve(
+        name="hostile",
+        source=HOSTILE.source,
+        is_sandboxed=False,
+        memory_bytes=2**31,
+        cpu_s=60,
+        max_processes=10,
+    )
+    behind = await Nursery.start(serve, 20.0)
+    try:
+        os.kill(behind.pid, signal.SIGSTOP)
+        for _ in range(2000):
+            behind.order(Kill(id=12345))  # nobody's
+        ours, theirs = socket.socketpair()
+        with ours:
+            child = behind.fork(theirs, lambda _: None)
+            os.kill(behind.pid, signal.SIGCONT)
+            async with asyncio.timeout(20):
+                await child.forked.wait()
+            assert child.pid > 0
+    finally:
+        await behind.close()
+
+
+async def test_a_deadline_is_that_of_its_own_step() -> None:
+    limits = EnvPoolSection(step_timeout_s=1.0)
+    async with (
+        await EnvPool.start({"hostile": HOSTILE}, limits=limits) as pool,
+        await pool.open(task(pool)) as session,
+    ):
+        code = "import time; time.sleep(0.6); out = 'slept'"
+        assert [await call(session, "run", code=code) for _ in range(3)] == ["slept"] * 3
 
 
 async def test_session_sees_no_secret_no_descriptor_no_mask(
