@@ -212,6 +212,25 @@ async def test_a_run_may_be_killed_and_resumed_again_and_again(tmp_path: Path) -
     assert await asyncio.to_thread(audit.recompute, tmp_path) == part.coordinator.ledger.counts()
 
 
+@pytest.mark.parametrize(
+    ("every", "override"), [(3, "rollout.groups_per_step=1"), (1, "rollout.max_lag=1")]
+)
+async def test_what_a_lowered_pace_or_bound_leaves_too_late_is_drawn_again(
+    tmp_path: Path, every: int, override: str
+) -> None:
+    await killed_at(tmp_path, every + 1, f"checkpoint.every={every}")
+    config, resumed = await go_on(tmp_path, override)
+    part = await play(tmp_path, config, resumed=resumed)
+    assert [step for step, _, _ in await steps_of(tmp_path)] == [*range(1, 13)]
+    rows = await asyncio.to_thread(lambda: list(audit.rows(tmp_path)))
+    stale = {row.group_id for row in rows if row.state == "stale"}
+    assert stale and stale < {record.id for record in resumed.snapshot.queued}
+    assert max(row.lag for row in rows if row.lag is not None and (row.step or 0) > every) <= (
+        config.rollout.max_lag
+    )
+    assert await asyncio.to_thread(audit.recompute, tmp_path) == part.coordinator.ledger.counts()
+
+
 async def test_what_came_after_the_checkpoint_is_kept_out_of_the_history(tmp_path: Path) -> None:
     await killed_at(tmp_path, 6)
     before = await asyncio.to_thread(lambda: (tmp_path / "events.jsonl").read_bytes())
