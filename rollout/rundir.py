@@ -2,6 +2,7 @@
 
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
@@ -46,7 +47,8 @@ def write_config(run_dir: Path, config: RunConfig) -> None:
     path = run_dir / "config.json"
     if path.exists():
         earlier = len(list(run_dir.glob("config.*.json")))
-        path.rename(run_dir / f"config.{earlier:03d}.json")
+        # A copy: killed at any moment, a run has a config to go on from.
+        shutil.copyfile(path, run_dir / f"config.{earlier:03d}.json")
     write_json(path, {"format": FORMAT, **msgspec.to_builtins(config)})
 
 

@@ -281,6 +281,15 @@ async def test_overrides_apply_on_top_and_the_old_config_is_kept(tmp_path: Path)
     assert names == ["config.000.json", "config.json"]
 
 
+async def test_a_config_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> None:
+    await killed_at(tmp_path, 5)
+    before = await asyncio.to_thread((tmp_path / "config.json").read_bytes)
+    await asyncio.to_thread((tmp_path / "config.tmp").mkdir)  # in the way, as a full disk would be
+    with pytest.raises(OSError, match=r"config\.tmp"):
+        await go_on(tmp_path)
+    assert await asyncio.to_thread((tmp_path / "config.json").read_bytes) == before
+
+
 async def test_a_run_that_is_still_running_is_left_alone(tmp_path: Path) -> None:
     await killed_at(tmp_path, 5)
     await asyncio.to_thread(lambda: write_pids(tmp_path, [describe("launch")]))
