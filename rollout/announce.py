@@ -47,8 +47,10 @@ def opening(
 ) -> None:
     """Say what runs where, before it does; `startup_s` is what each part of the start took."""
     config = checked.config
-    if checked.resumed is not None:
-        state = checked.resumed.snapshot
+    state = checked.resumed.snapshot if checked.resumed is not None else None
+    if state is not None and state.step == config.learner.steps:
+        logger.info("resuming after step %d, the last: evaluation is what is left", state.step)
+    elif state is not None:
         logger.info(
             "resuming after step %d with %d queued groups; %d half-played ones start again",
             state.step,

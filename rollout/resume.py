@@ -70,12 +70,15 @@ def check(run_dir: Path, overrides: list[str]) -> tuple[RunConfig, Resumed]:
         )
     config = _config(path, overrides, run_dir, where)
     state = _snapshot(checkpoint, where)
-    if config.learner.steps <= state.step:
+    # A run that was killed after its last step still has to evaluate what it trained.
+    is_trained = config.learner.steps == state.step
+    is_over = is_trained and (run_dir / "summary.json").exists()
+    if is_over or config.learner.steps < state.step:
         raise ConfigError(
             f"{where}: its checkpoint has all of learner.steps={config.learner.steps} steps; to train "
             f"on, add learner.steps={2 * state.step}"
         )
-    if state.lineage.place(state.version) > state.place:
+    if not is_trained and state.lineage.place(state.version) > state.place:
         raise ConfigError(
             f"{where}: its last step published out of turn (weights.every={state.weights_every} does "
             f"not divide {state.step} steps), so that ages can no longer be counted: train on from "
@@ -112,9 +115,9 @@ def begin(run_dir: Path, config: RunConfig, resumed: Resumed) -> None:
 
 
 def set_aside(run_dir: Path, sizes: dict[str, int]) -> Path | None:
-    """Cut the line files back to `sizes` bytes; what is cut off is kept.
+    """Cut the line files back to `sizes` bytes; what is cut off, and the summary of it, is kept.
 
-    Returns the directory that has it, None when nothing was cut. Interrupted and called again, it
+    Returns the directory that has it, None when there was nothing. Interrupted and called again, it
     does the rest. Raises ConfigError when a file is shorter than it was.
     """
     present = line_files(run_dir)
@@ -125,10 +128,14 @@ def set_aside(run_dir: Path, sizes: dict[str, int]) -> Path | None:
                 "checkpoint: the history of the run is damaged"
             )
     longer = [name for name, size in present.items() if size > sizes.get(name, 0)]
-    if not longer:
+    summary = run_dir / "summary.json"
+    if not longer and not summary.exists():
         return None
     folder = run_dir / "abandoned"
     target = folder / f"{len(list(folder.glob('*'))):03d}"
+    target.mkdir(parents=True)
+    if summary.exists():
+        summary.rename(target / summary.name)
     for name in longer:
         kept = target / name
         kept.parent.mkdir(parents=True, exist_ok=True)

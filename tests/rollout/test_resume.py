@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import pytest
 from configs.load import ConfigError, load
 from configs.schema import RunConfig
 from envpool.source import PoolSource
+from envpool.task import Task
 from rollout import audit, checkpoints, resume, rundir, snapshot
 from rollout.coordinator import Coordinator
 from rollout.files import RunFiles, line_files
@@ -20,7 +21,7 @@ from rollout.processes import describe, is_alive, write_pids
 from rollout.resume import Resumed
 from rollout.types import Grant, TrainBatch
 from rollout.weights import newest_version, note_version, version_log
-from tests.fakes import FakeActor, FakeLearner, alternating
+from tests.fakes import FakeActor, FakeLearner, alternating, make_task
 
 SETTINGS = [
     "local.toml",
@@ -56,6 +57,7 @@ async def play(
     resumed: Resumed | None = None,
     on_train: Callable[[TrainBatch], None] | None = None,
     verdict: Callable[[Grant, int], float | None] = alternating,
+    sets: Mapping[str, list[Task]] | None = None,
 ) -> Part:
     """Play until the end, or until `on_train` raises `Killed`."""
     files = await asyncio.to_thread(RunFiles, run_dir)
@@ -65,7 +67,7 @@ async def play(
         config=config,
         run_dir=run_dir,
         sources=await asyncio.to_thread(sources, config),
-        evaluation_sets={},
+        evaluation_sets=sets or {},
         actors={actor.name: actor},
         learner=learner,
         files=files,
@@ -260,7 +262,7 @@ async def test_a_damaged_history_is_refused(tmp_path: Path) -> None:
         ("model.path=elsewhere", "model cannot change"),
         ("pools.basics.weight=2", "pools cannot change"),
         ("weights.every=2", "weights.every cannot change"),
-        ("learner.steps=3", "add learner.steps=6"),
+        ("learner.steps=2", "add learner.steps=6"),
         ("learner.stepps=3", "stepps"),
     ],
 )
@@ -334,6 +336,36 @@ async def test_a_finished_run_can_be_trained_on(tmp_path: Path) -> None:
     part = await play(tmp_path, config, resumed=resumed)
     assert [step for step, _, _ in await steps_of(tmp_path)] == [1, 2, 3, 4, 5, 6, 7]
     assert await asyncio.to_thread(audit.recompute, tmp_path) == part.coordinator.ledger.counts()
+
+
+@pytest.mark.parametrize("every", [1, 3])
+async def test_a_run_killed_after_its_last_step_is_evaluated(tmp_path: Path, every: int) -> None:
+    settings = ["learner.steps=4", f"weights.every={every}", f"run.dir={tmp_path}"]
+    config = await asyncio.to_thread(load, [*SETTINGS, *settings])
+    await asyncio.to_thread(rundir.write_config, tmp_path, config)
+    await play(tmp_path, config)
+    config, resumed = await go_on(tmp_path)
+    part = await play(tmp_path, config, resumed=resumed, sets={"fresh": [make_task()]})
+    assert part.learner.batches == [] and part.coordinator.steps_done == 4
+    assert {grant.group_id for grant in part.actor.granted} == {
+        "eval/after/fresh.sampled/0",
+        "eval/after/fresh.greedy/0",
+    }
+    assert [step for step, _, _ in await steps_of(tmp_path)] == [1, 2, 3, 4]
+    assert await asyncio.to_thread(audit.recompute, tmp_path) == part.coordinator.ledger.counts()
+
+
+async def test_a_run_that_came_to_its_end_is_over_until_it_is_trained_on(tmp_path: Path) -> None:
+    config = await asyncio.to_thread(load, [*SETTINGS, "learner.steps=4", f"run.dir={tmp_path}"])
+    await asyncio.to_thread(rundir.write_config, tmp_path, config)
+    await play(tmp_path, config)
+    await asyncio.to_thread(rundir.write_json, tmp_path / "summary.json", {"steps": 4})
+    with pytest.raises(ConfigError, match=r"add learner\.steps=8"):
+        await go_on(tmp_path)
+    # What it came to is no longer so: nobody may read it as the end of what begins now.
+    await go_on(tmp_path, "learner.steps=8")
+    paths = await asyncio.to_thread(lambda: [*tmp_path.rglob("summary.json")])
+    assert paths == [tmp_path / "abandoned" / "000" / "summary.json"]
 
 
 async def test_a_finished_run_whose_last_step_published_out_of_turn_is_refused(
