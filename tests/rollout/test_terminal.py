@@ -239,11 +239,14 @@ def test_colour_and_drawing_can_be_declined(tmp_path: Path, environment: dict[st
     assert ("training" in output) is ("NO_COLOR" in environment)
 
 
-def write_evaluation(run_dir: Path, label: str, rewards: list[float | None]) -> None:
+def write_evaluation(
+    run_dir: Path, label: str, rewards: list[float | None], *, task_id: str = "basics/sum_list/0"
+) -> None:
     files = RunFiles(run_dir)
     for index, reward in enumerate(rewards):
         rollout = make_rollout(f"eval/{label}/fresh.sampled/{index}", reward=reward or 0.0)
         row = RolloutRow.of(rollout, config={}, group_size=1)
+        row = msgspec.structs.replace(row, task_id=task_id)
         files.evaluation(
             label, row if reward is not None else msgspec.structs.replace(row, reward=None)
         )
@@ -258,6 +261,12 @@ def test_differences_are_paired_task_by_task(tmp_path: Path) -> None:
     assert (found.mean, found.count) == (0.5, 4)
     # Gains 1, 1, 0, 0: standard deviation sqrt(1/3), so that the half-width is 1.96 * .289.
     assert found.high - found.mean == pytest.approx(0.5658, abs=1e-4)
+
+
+def test_other_tasks_in_the_same_places_are_no_pairs(tmp_path: Path) -> None:
+    write_evaluation(tmp_path, "before", [0, 0, 1])
+    write_evaluation(tmp_path, "after", [1, 1, 1], task_id="basics/sum_list/1")
+    assert differences(tmp_path) == {}
 
 
 def test_the_table_has_both_scores_and_their_difference() -> None:
