@@ -92,7 +92,7 @@ def test_interval_over_seeds_is_students() -> None:
     assert found.mean - found.low == pytest.approx(4.303 / 3**0.5)
 
 
-@pytest.mark.parametrize("text", ["0", "0,0", "1,x", "", "0,1,2,3,4,5,6,7,8,9,10"])
+@pytest.mark.parametrize("text", ["0", "0,0", "0,00", "1,x", "", "0,1,2,3,4,5,6,7,8,9,10"])
 def test_odd_seeds_are_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="--seeds"):
         learning.main(["--seeds", text])
