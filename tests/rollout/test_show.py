@@ -171,6 +171,7 @@ def test_filters_hold_together(run_dir: Path, filters: list[str], wanted: list[s
         (["env<b"], ["env<b", "= and !="]),
         (["reward"], ["'reward'", "quotes", "key=value"]),
         (["limit=0"], ["limit=0", "from 1"]),
+        (["limit=99999999999999999999"], ["limit=9999", "from 1"]),
         (["order=best"], ["order=best", "worst"]),
         (["eval=middle"], ["eval=middle", "before, after"]),
         (["limit<3"], ["limit<3", "= only"]),
