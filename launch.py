@@ -217,7 +217,8 @@ def run(arguments: list[str], *, fixed: list[str], learns: bool) -> int:
         checked = check(load(settings), evaluates_every_pool=not learns)
         run_dir = rundir.prepare(checked.config)
     if is_dry:
-        sys.stdout.write(f"resolved configuration: {run_dir / 'config.json'}\n")
+        name = "config.json" if checked.resumed is None else rundir.DRY_RUN
+        sys.stdout.write(f"resolved configuration: {run_dir / name}\n")
         return EXIT_DONE
     # Ray reports usage, and warns about a future default, unless told otherwise.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -263,12 +264,14 @@ def resume_directory(arguments: list[str]) -> tuple[list[str], Path]:
 
 def resumed(run_dir: Path, overrides: list[str], *, is_dry: bool) -> "Checked":
     """Where a run goes on, made ready unless `is_dry`; raises ConfigError."""
-    from rollout import resume
+    from rollout import resume, rundir
     from rollout.run import check
 
     config, point = resume.check(run_dir, overrides)
     checked = check(config, point)
-    if not is_dry:
+    if is_dry:
+        rundir.write_config(run_dir, checked.config, name=rundir.DRY_RUN)
+    else:
         resume.begin(run_dir, checked.config, point)
     return checked
 

@@ -15,6 +15,10 @@ from configs.load import ConfigError
 from configs.schema import RunConfig
 from rollout.types import FORMAT
 
+CONFIG = "config.json"
+# What a resumed run would have for a config, which keeps its own until it begins.
+DRY_RUN = "dry_run.json"
+
 
 def prepare(config: RunConfig) -> Path:
     """Make the run directory and describe config, machine and code in it.
@@ -42,10 +46,10 @@ def prepare(config: RunConfig) -> Path:
     return run_dir
 
 
-def write_config(run_dir: Path, config: RunConfig) -> None:
+def write_config(run_dir: Path, config: RunConfig, *, name: str = CONFIG) -> None:
     """Write the resolved config; one that was there before is kept beside it."""
-    path = run_dir / "config.json"
-    if path.exists():
+    path = run_dir / name
+    if name == CONFIG and path.exists():
         earlier = len(list(run_dir.glob("config.*.json")))
         # A copy: killed at any moment, a run has a config to go on from.
         shutil.copyfile(path, run_dir / f"config.{earlier:03d}.json")

@@ -7,8 +7,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import pytest
 
+import launch
 from configs.load import ConfigError, load
 from configs.schema import RunConfig
 from envpool.source import PoolSource
@@ -281,6 +283,20 @@ async def test_overrides_apply_on_top_and_the_old_config_is_kept(tmp_path: Path)
     assert config.rollout.group_size == 4
     names = await asyncio.to_thread(lambda: sorted(p.name for p in tmp_path.glob("config*.json")))
     assert names == ["config.000.json", "config.json"]
+
+
+async def test_a_dry_run_says_what_the_config_would_be_and_changes_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    await killed_at(tmp_path, 5)
+    before = await asyncio.to_thread((tmp_path / "config.json").read_bytes)
+    sizes = await asyncio.to_thread(line_files, tmp_path)
+    arguments = ["--resume", str(tmp_path), "learner.lr=1e-5", "--dry-run"]
+    assert await asyncio.to_thread(launch.main, arguments) == 0
+    path = Path(capsys.readouterr().out.strip().removeprefix("resolved configuration: "))
+    assert msgspec.json.decode(await asyncio.to_thread(path.read_bytes))["learner"]["lr"] == 1e-5
+    assert await asyncio.to_thread((tmp_path / "config.json").read_bytes) == before
+    assert await asyncio.to_thread(line_files, tmp_path) == sizes
 
 
 async def test_a_config_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> None:
