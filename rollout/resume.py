@@ -58,8 +58,7 @@ def check(run_dir: Path, overrides: list[str]) -> tuple[RunConfig, Resumed]:
     path = run_dir / "config.json"
     if not path.is_file():
         raise ConfigError(f"{where}: no config.json there: name the directory of a run")
-    pids = run_dir / "pids.json"
-    for process in processes.read_pids(run_dir) if pids.exists() else []:
+    for process in _recorded(run_dir):
         if process.name == "launch" and processes.is_alive(process):
             raise ConfigError(f"{where}: it is still running (pid {process.pid}): stop it first")
     checkpoint = checkpoints.latest(run_dir)
@@ -84,7 +83,7 @@ def check(run_dir: Path, overrides: list[str]) -> tuple[RunConfig, Resumed]:
             f"not divide {state.step} steps), so that ages can no longer be counted: train on from "
             f"its weights in a run of its own, model.path={checkpoint / 'hf'}"
         )
-    version = max(newest_version(version_log(run_dir)), state.version) + 1
+    version = max(_newest_version(run_dir), state.version) + 1
     lineage = state.lineage.resumed(place=state.place, version=version)
     resumed = Resumed(checkpoint=checkpoint, snapshot=state, version=version, lineage=lineage)
     return config, resumed
@@ -103,10 +102,8 @@ def check_pools(resumed: Resumed, sources: dict[str, PoolSource]) -> None:
 
 def begin(run_dir: Path, config: RunConfig, resumed: Resumed) -> None:
     """Make the run directory what it was at the checkpoint; ends processes that survived."""
-    pids = run_dir / "pids.json"
-    if pids.exists():
-        for name in processes.end(processes.read_pids(run_dir), within_s=0.0):
-            logger.info("ended %s, which had survived", name)
+    for name in processes.end(_recorded(run_dir), within_s=0.0):
+        logger.info("ended %s, which had survived", name)
     note_version(version_log(run_dir), resumed.version)
     moved = set_aside(run_dir, resumed.snapshot.sizes)
     if moved is not None:
@@ -146,6 +143,28 @@ def set_aside(run_dir: Path, sizes: dict[str, int]) -> Path | None:
         if name not in sizes:
             (run_dir / name).unlink()
     return target
+
+
+def _recorded(run_dir: Path) -> list[processes.Process]:
+    """The processes that the run started, as far as it came to writing them down."""
+    path = run_dir / "pids.json"
+    try:
+        return processes.read_pids(run_dir) if path.exists() else []
+    except msgspec.MsgspecError as error:
+        raise ConfigError(
+            f"{path} is damaged ({error}): see that nothing of the run is left running, then remove it"
+        ) from error
+
+
+def _newest_version(run_dir: Path) -> int:
+    path = version_log(run_dir)
+    try:
+        return newest_version(path)
+    except (msgspec.MsgspecError, KeyError) as error:
+        raise ConfigError(
+            f"{path} is damaged ({error!r}), so that nobody knows which versions are used up: write "
+            '{"format": 1, "version": N} into it, N above every version in metrics.jsonl'
+        ) from error
 
 
 def _config(path: Path, overrides: list[str], run_dir: Path, where: str) -> RunConfig:

@@ -315,6 +315,17 @@ async def test_a_run_that_is_still_running_is_left_alone(tmp_path: Path) -> None
         await go_on(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [("config.json", b""), ("pids.json", b""), ("version.json", b""), ("version.json", b"{}")],
+)
+async def test_a_damaged_file_is_named(tmp_path: Path, name: str, data: bytes) -> None:
+    await killed_at(tmp_path, 5)
+    await asyncio.to_thread((tmp_path / name).write_bytes, data)
+    with pytest.raises(ConfigError, match=rf"{name} is damaged"):
+        await go_on(tmp_path)
+
+
 async def test_survivors_are_ended(tmp_path: Path) -> None:
     await killed_at(tmp_path, 5)
     survivor = await asyncio.create_subprocess_exec("sleep", "600")
