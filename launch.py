@@ -283,6 +283,8 @@ async def play(checked: "Checked", run_dir: Path, screen: "Screen", *, learns: b
 
     config = checked.config
     started = [processes.describe("launch")]
+    # At once: whoever resumes this run while it still starts must be told that it runs.
+    processes.write_pids(run_dir, started)
     watch = Stopwatch(earlier_s=time.time() - started[0].started)
     announce.starting(run_dir)
     watch.lap("checks")
