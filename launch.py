@@ -248,7 +248,7 @@ def run(arguments: list[str], *, fixed: list[str], learns: bool) -> int:
             make_report(run_dir)
             return EXIT_FAILED
         make_report(run_dir)
-        announce.closing(summary, config, run_dir, given)
+        announce.closing(summary, config, run_dir, given if checked.resumed is None else None)
     return EXIT_DONE if summary.ledger_balanced else EXIT_FAILED
 
 

@@ -71,8 +71,13 @@ def opening(
     logger.info("started in %.1f s: %s", sum(startup_s.values()), parts)
 
 
-def closing(summary: Summary, config: RunConfig, run_dir: Path, arguments: Sequence[str]) -> None:
-    """Say what the run that `arguments` asked for came to, where it is, and what to try next."""
+def closing(
+    summary: Summary, config: RunConfig, run_dir: Path, arguments: Sequence[str] | None
+) -> None:
+    """Say what the run that `arguments` asked for came to, where it is, and what to try next.
+
+    `arguments` is None for a run that was resumed.
+    """
     if summary.eval:
         lines = table(summary.eval)
         logger.info("%s", "\n".join(lines), extra={"renderable": _score_table(summary)})
@@ -100,13 +105,18 @@ def how_to_go_on(run_dir: Path) -> None:
 
 
 def next_commands(
-    config: RunConfig, run_dir: Path, newest: Path | None, arguments: Sequence[str]
+    config: RunConfig, run_dir: Path, newest: Path | None, arguments: Sequence[str] | None
 ) -> list[str]:
-    """Three commands that make sense after this run, to be pasted into a shell.
+    """Commands that make sense after this run, to be pasted into a shell.
 
-    `newest` is the run's newest checkpoint, `arguments` what the run was started with.
+    `newest` is the run's newest checkpoint, `arguments` what the run was started with; None where
+    it was resumed: which recipes it began with nobody knows any more.
     """
     here = _short(run_dir)
+    if arguments is None:
+        longer = _command("--resume", here, f"learner.steps={2 * config.learner.steps}")
+        can_go_on = config.learner.steps % config.weights.every == 0
+        return [_command("show", here, "reward=0"), *([longer] if can_go_on else [])]
     kept = [word for word in arguments if not word.startswith("run.dir=")]
     if newest is None:
         return [

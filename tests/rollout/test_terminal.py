@@ -330,6 +330,18 @@ def test_differences_are_of_the_means_of_a_tasks_samples(tmp_path: Path) -> None
     assert (found.mean, found.count) == (0.25, 2)
 
 
+def test_after_a_resumed_run_nothing_is_said_of_a_recipe_nobody_named() -> None:
+    run_dir = Path("/tmp/a b")
+    newest = run_dir / "checkpoints" / "step_9"
+    for settings, last in (
+        (["learner.steps=9"], ["--resume", str(run_dir), "learner.steps=18"]),
+        (["learner.steps=9", "weights.every=2"], ["show", str(run_dir), "reward=0"]),
+    ):
+        config = load(["local.toml", *settings])
+        commands = announce.next_commands(config, run_dir, newest, None)
+        assert shlex.split(commands[-1])[-3:] == last
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
