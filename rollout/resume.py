@@ -14,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 
-from configs.load import ConfigError, convert, merge, read
+from configs.load import ConfigError, convert, find, merge, read
 from configs.schema import RunConfig, Tree
 from envpool.source import PoolSource
 from rollout import checkpoints, processes, rundir, snapshot
@@ -173,15 +173,24 @@ def _config(path: Path, overrides: list[str], run_dir: Path, where: str) -> RunC
     except msgspec.DecodeError as error:
         raise ConfigError(f"{where}: config.json is damaged: {error}") from error
     old.pop("format", None)
-    before = convert(old, RunConfig)
+    before = _resolved(convert(old, RunConfig))
     merge(old, read(overrides))
     merge(old, {"run": {"dir": str(run_dir)}})
-    after = convert(old, RunConfig)
+    after = _resolved(convert(old, RunConfig))
     for field, reason in FIXED.items():
         one, other = _get(before, field), _get(after, field)
         if one != other:
             raise ConfigError(f"{where}: {field} cannot change from {one} to {other}: {reason}")
     return after
+
+
+def _resolved(config: RunConfig) -> RunConfig:
+    """With the model's path as a run writes it down: its own recipe names the same model."""
+    try:
+        path = str(find(config.model.path).absolute())
+    except ConfigError:  # whether the model must be there is not decided here
+        return config
+    return msgspec.structs.replace(config, model=msgspec.structs.replace(config.model, path=path))
 
 
 def _get(config: RunConfig, field: str) -> object:

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 import launch
-from configs.load import ConfigError, load
+from configs.load import ConfigError, find, load
 from configs.schema import RunConfig
 from envpool.source import PoolSource
 from envpool.task import Task
@@ -274,6 +274,16 @@ async def test_overrides_that_cannot_be_are_refused_with_the_reason(
     await killed_at(tmp_path, 5)
     with pytest.raises(ConfigError, match=words):
         await go_on(tmp_path, override)
+
+
+async def test_the_runs_own_recipe_names_the_same_model(tmp_path: Path) -> None:
+    config = await killed_at(tmp_path, 5)
+    path = await asyncio.to_thread(lambda: find(config.model.path).absolute())
+    model = msgspec.structs.replace(config.model, path=str(path))
+    written = msgspec.structs.replace(config, model=model)
+    await asyncio.to_thread(rundir.write_config, tmp_path, written)
+    config, _ = await go_on(tmp_path, "local.toml", "rollout.max_lag=3")
+    assert config.model == model and config.rollout.max_lag == 3
 
 
 async def test_overrides_apply_on_top_and_the_old_config_is_kept(tmp_path: Path) -> None:
