@@ -1,6 +1,7 @@
 """A run that was stopped at some moment goes on from its checkpoint: nothing twice, nothing reused."""
 
 import asyncio
+import dataclasses
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -21,6 +22,7 @@ from rollout.files import RunFiles, line_files
 from rollout.metrics import MetricsWriter
 from rollout.processes import describe, is_alive, write_pids
 from rollout.resume import Resumed
+from rollout.scores import Scores
 from rollout.types import Grant, TrainBatch
 from rollout.weights import newest_version, note_version, version_log
 from tests.fakes import FakeActor, FakeLearner, alternating, make_task
@@ -46,6 +48,8 @@ class Part:
     coordinator: Coordinator
     actor: FakeActor
     learner: FakeLearner
+    scores: tuple[Scores, Scores] | None
+    """Before and after, of one that came to the end."""
 
 
 def sources(config: RunConfig) -> dict[str, PoolSource]:
@@ -77,18 +81,21 @@ async def play(
         clock=time.monotonic,
         resumed=resumed,
     )
+    scores = None
     try:
         async with asyncio.timeout(20):
-            await coordinator.run()
+            scores = await coordinator.run()
     except ExceptionGroup as group:
         if not group.subgroup(Killed):
             raise
     finally:
         await asyncio.to_thread(files.close)
-    return Part(coordinator, actor, learner)
+    return Part(coordinator, actor, learner, scores)
 
 
-async def killed_at(run_dir: Path, step: int, *settings: str) -> RunConfig:
+async def killed_at(
+    run_dir: Path, step: int, *settings: str, sets: Mapping[str, list[Task]] | None = None
+) -> RunConfig:
     """A run in `run_dir` that was killed while it trained `step`.
 
     One group, granted just before the newest checkpoint, never ends.
@@ -105,7 +112,7 @@ async def killed_at(run_dir: Path, step: int, *settings: str) -> RunConfig:
 
     config = await asyncio.to_thread(load, [*SETTINGS, *settings, f"run.dir={run_dir}"])
     await asyncio.to_thread(rundir.write_config, run_dir, config)
-    part = await play(run_dir, config, on_train=on_train, verdict=verdict)
+    part = await play(run_dir, config, on_train=on_train, verdict=verdict, sets=sets)
     published = max(batch.publish_version or 0 for batch in part.learner.batches)
     # The learner notes a version before it publishes: the one it was killed at is used up too.
     await asyncio.to_thread(note_version, version_log(run_dir), published + 1)
@@ -154,6 +161,26 @@ async def test_versions_are_never_reused_and_lag_stays_bounded(tmp_path: Path) -
     assert [batch.publish_version for batch in part.learner.batches] == [*range(8, 17)]
     rows = await asyncio.to_thread(lambda: list(audit.rows(tmp_path)))
     assert max(row.lag for row in rows if row.lag is not None) <= config.rollout.max_lag
+
+
+async def test_what_was_found_before_training_is_not_played_again(tmp_path: Path) -> None:
+    sets = {"fresh": [make_task()]}
+    await killed_at(tmp_path, 5, sets=sets)
+    config, resumed = await go_on(tmp_path)
+    part = await play(tmp_path, config, resumed=resumed, sets=sets)
+    assert part.scores is not None and part.scores[0] == resumed.snapshot.before != {}
+    labels = {g.group_id.split("/")[1] for g in part.actor.granted if g.is_eval}
+    assert labels == {"after"}
+
+
+async def test_the_time_a_run_took_goes_on(tmp_path: Path) -> None:
+    await killed_at(tmp_path, 5)
+    config, resumed = await go_on(tmp_path)
+    state = msgspec.structs.replace(resumed.snapshot, wall_s=1000.0)
+    await play(tmp_path, config, resumed=dataclasses.replace(resumed, snapshot=state))
+    lines = await asyncio.to_thread(lambda: (tmp_path / "metrics.jsonl").read_bytes().splitlines())
+    walls = [msgspec.json.decode(line)["progress/wall_s"] for line in lines]
+    assert max(walls[:3]) < 1000 <= min(walls[3:])
 
 
 async def test_what_was_being_played_ends_as_cancelled_and_is_drawn_first(tmp_path: Path) -> None:
@@ -251,11 +278,23 @@ async def test_what_came_after_the_checkpoint_is_kept_out_of_the_history(tmp_pat
     assert await asyncio.to_thread(resume.set_aside, tmp_path, sizes) is None
 
 
-async def test_a_damaged_history_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_missing", [False, True])
+async def test_a_damaged_history_is_refused(tmp_path: Path, is_missing: bool) -> None:
     await killed_at(tmp_path, 6)
-    await asyncio.to_thread((tmp_path / "events.jsonl").write_bytes, b"")
+    path = tmp_path / "events.jsonl"
+    await asyncio.to_thread(path.unlink if is_missing else lambda: path.write_bytes(b""))
     with pytest.raises(ConfigError, match=r"events\.jsonl has 0 bytes and had"):
         await go_on(tmp_path)
+
+
+async def test_files_begun_after_the_checkpoint_are_gone(tmp_path: Path) -> None:
+    """The next part of the rollout log is numbered by those there are; `show` lists evaluations."""
+    await killed_at(tmp_path, 6)
+    for name in ("part_0001", "eval_step_5"):
+        path = tmp_path / "rollouts" / f"{name}.jsonl"
+        await asyncio.to_thread(path.write_bytes, b"{}\n")
+    _, resumed = await go_on(tmp_path)
+    assert set(await asyncio.to_thread(line_files, tmp_path)) == set(resumed.snapshot.sizes)
 
 
 @pytest.mark.parametrize(
@@ -440,8 +479,9 @@ async def test_changed_code_of_a_pool_is_refused(tmp_path: Path) -> None:
         train=source.train,
         trusted=True,
     )
-    with pytest.raises(ConfigError, match="restore its code"):
-        resume.check_pools(resumed, {source.name: other})
+    for now in ({source.name: other}, {}):
+        with pytest.raises(ConfigError, match="restore its code"):
+            resume.check_pools(resumed, now)
 
 
 async def test_the_version_is_used_up_before_anything_samples_with_it(tmp_path: Path) -> None:
