@@ -202,7 +202,7 @@ def report(arguments: list[str]) -> int:
 def run(arguments: list[str], *, fixed: list[str], learns: bool) -> int:
     """Check everything, then play a run in its own processes; `fixed` overrides what was given."""
     from configs.load import DEFAULT_RECIPE, load
-    from rollout import rundir
+    from rollout import processes, rundir
     from rollout.run import check, make_report
 
     is_dry = "--dry-run" in arguments
@@ -220,6 +220,8 @@ def run(arguments: list[str], *, fixed: list[str], learns: bool) -> int:
         name = "config.json" if checked.resumed is None else rundir.DRY_RUN
         sys.stdout.write(f"resolved configuration: {run_dir / name}\n")
         return EXIT_DONE
+    # Before anything else: whoever resumes this run while it still starts is told that it runs.
+    processes.write_pids(run_dir, [processes.describe("launch")])
     # Ray reports usage, and warns about a future default, unless told otherwise.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -283,8 +285,6 @@ async def play(checked: "Checked", run_dir: Path, screen: "Screen", *, learns: b
 
     config = checked.config
     started = [processes.describe("launch")]
-    # At once: whoever resumes this run while it still starts must be told that it runs.
-    processes.write_pids(run_dir, started)
     watch = Stopwatch(earlier_s=time.time() - started[0].started)
     announce.starting(run_dir)
     watch.lap("checks")
