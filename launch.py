@@ -201,13 +201,17 @@ def report(arguments: list[str]) -> int:
 
 def run(arguments: list[str], *, fixed: list[str], learns: bool) -> int:
     """Check everything, then play a run in its own processes; `fixed` overrides what was given."""
-    from configs.load import DEFAULT_RECIPE, load
+    from configs.load import DEFAULT_RECIPE, ConfigError, load
     from rollout import processes, rundir
     from rollout.run import check, make_report
 
     is_dry = "--dry-run" in arguments
     given = [argument for argument in arguments if argument != "--dry-run"]
     settings = [*given, *fixed]
+    if "--resume" in given and not learns:
+        raise ConfigError(
+            "eval takes no --resume: name the weights, model.path=DIR/checkpoints/step_N/hf"
+        )
     if "--resume" in given:
         given, run_dir = resume_directory(given)
         checked = resumed(run_dir, [*given, *fixed], is_dry=is_dry)
