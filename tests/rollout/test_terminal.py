@@ -26,6 +26,7 @@ from rollout.panel import Moment, draw
 from rollout.scores import Score, score
 from rollout.summary import Difference, differences, head, pair, rows, table
 from rollout.terminal import ConsoleLines, Screen, open_screen
+from rollout.types import StopReason
 from tests.fakes import make_rollout
 from tests.screen import screen as screen_of
 
@@ -316,6 +317,20 @@ def test_with_several_samples_the_table_has_what_they_add() -> None:
     assert head(both)[2:5] == ("before", "after", "change, paired")
     assert rows(both)[1][5:] == ("0.500 -> 1.000", "0.000 -> 0.500", "2 x 2")
     assert {len(row) for row in rows(both)} == {len(head(both))}
+
+
+def test_the_table_counts_what_was_graded() -> None:
+    """Of two tasks with two samples one faulted; of the evaluation with more episodes, if they differ."""
+    played = [make_rollout(f"t{number % 2}", number // 2, reward=1.0) for number in range(4)]
+    faulted = [make_rollout("t1", 1, stop=StopReason.TIMEOUT)]
+    whole, less = score(played, samples=2), score(played[:3] + faulted, samples=2)
+    for before, after, words in (
+        (whole, whole, "2 x 2"),
+        (less, less, "3"),
+        (less, whole, "2 x 2"),
+    ):
+        paired = pair({"fresh": {"sampled": before}}, {"fresh": {"sampled": after}}, {})
+        assert rows(paired)[0][-1] == words
 
 
 def test_differences_are_of_the_means_of_a_tasks_samples(tmp_path: Path) -> None:
