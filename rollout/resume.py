@@ -30,6 +30,7 @@ FIXED = {
     "model": "the weights go on from the checkpoint: train another model in a run of its own",
     "pools": "queued groups and the curriculum belong to the pools they were drawn from",
     "weights.every": "the age of what is queued is counted in published versions",
+    "rollout.temperature": "what is queued was sampled at the old one",
 }
 
 

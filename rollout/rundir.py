@@ -1,11 +1,14 @@
 """The run directory: refused when it is not empty, and what is written there before anything starts."""
 
+import fcntl
 import os
 import platform
 import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 
@@ -44,6 +47,24 @@ def prepare(config: RunConfig) -> Path:
     revision, diff = _code()
     (run_dir / "code.diff").write_text(f"# revision {revision}\n{diff}")
     return run_dir
+
+
+@contextmanager
+def claimed(run_dir: Path) -> Iterator[None]:
+    """Have the directory to oneself. Raises ConfigError when another process has it."""
+    descriptor = os.open(run_dir, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(
+                f"{run_dir}: it is still running, in another process: stop it first"
+            ) from None
+        except OSError:
+            pass  # a file system without locks; pids.json tells, too
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def write_config(run_dir: Path, config: RunConfig, *, name: str = CONFIG) -> None:

@@ -30,6 +30,7 @@ async def test_a_damaged_history_is_refused(tmp_path: Path, is_missing: bool) ->
         ("model.path=elsewhere", "model cannot change"),
         ("pools.basics.weight=2", "pools cannot change"),
         ("weights.every=2", "weights.every cannot change"),
+        ("rollout.temperature=0.5", "rollout.temperature cannot change"),
         ("learner.steps=2", "add learner.steps=6"),
         ("learner.stepps=3", "stepps"),
     ],
@@ -82,6 +83,20 @@ async def test_a_config_that_cannot_be_written_leaves_the_old_one(tmp_path: Path
     with pytest.raises(OSError, match=r"config\.tmp"):
         await go_on(tmp_path)
     assert await asyncio.to_thread((tmp_path / "config.json").read_bytes) == before
+
+
+async def test_a_run_that_another_process_has_just_begun_is_left_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    await killed_at(tmp_path, 5)
+    with rundir.claimed(tmp_path):
+        assert await asyncio.to_thread(launch.main, ["--resume", str(tmp_path)]) == 2
+    assert "still running" in capsys.readouterr().err
+
+
+def test_a_run_goes_on_in_its_own_directory(capsys: pytest.CaptureFixture[str]) -> None:
+    assert launch.main(["--resume", "runs/a", "run.dir=runs/b"]) == 2
+    assert "run.dir=runs/b" in capsys.readouterr().err
 
 
 async def test_a_run_that_is_still_running_is_left_alone(tmp_path: Path) -> None:
