@@ -16,6 +16,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -201,24 +202,38 @@ def report(arguments: list[str]) -> int:
 
 def run(arguments: list[str], *, fixed: list[str], learns: bool) -> int:
     """Check everything, then play a run in its own processes; `fixed` overrides what was given."""
-    from configs.load import DEFAULT_RECIPE, load
-    from rollout import rundir
+    with ExitStack() as held:
+        return run_holding(arguments, held, fixed=fixed, learns=learns)
+
+
+def run_holding(arguments: list[str], held: ExitStack, *, fixed: list[str], learns: bool) -> int:
+    """The same; its directory is in `held` as long as it runs."""
+    from configs.load import DEFAULT_RECIPE, ConfigError, load
+    from rollout import processes, rundir
     from rollout.run import check, make_report
 
     is_dry = "--dry-run" in arguments
     given = [argument for argument in arguments if argument != "--dry-run"]
     settings = [*given, *fixed]
+    if "--resume" in given and not learns:
+        raise ConfigError(
+            "eval takes no --resume: name the weights, model.path=DIR/checkpoints/step_N/hf"
+        )
     if "--resume" in given:
         given, run_dir = resume_directory(given)
-        checked = resumed(run_dir, [*given, *fixed], is_dry=is_dry)
+        checked = resumed(run_dir, [*given, *fixed], held, is_dry=is_dry)
     else:
         if not any(argument.endswith(".toml") and "=" not in argument for argument in settings):
             settings.insert(0, DEFAULT_RECIPE)
         checked = check(load(settings), evaluates_every_pool=not learns)
         run_dir = rundir.prepare(checked.config)
+        held.enter_context(rundir.claimed(run_dir))
     if is_dry:
-        sys.stdout.write(f"resolved configuration: {run_dir / 'config.json'}\n")
+        name = "config.json" if checked.resumed is None else rundir.DRY_RUN
+        sys.stdout.write(f"resolved configuration: {run_dir / name}\n")
         return EXIT_DONE
+    # Before anything else: whoever resumes this run while it still starts is told that it runs.
+    processes.write_pids(run_dir, [processes.describe("launch")])
     # Ray reports usage, and warns about a future default, unless told otherwise.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -247,7 +262,7 @@ def run(arguments: list[str], *, fixed: list[str], learns: bool) -> int:
             make_report(run_dir)
             return EXIT_FAILED
         make_report(run_dir)
-        announce.closing(summary, config, run_dir, given)
+        announce.closing(summary, config, run_dir, given if checked.resumed is None else None)
     return EXIT_DONE if summary.ledger_balanced else EXIT_FAILED
 
 
@@ -258,17 +273,26 @@ def resume_directory(arguments: list[str]) -> tuple[list[str], Path]:
     at = arguments.index("--resume")
     if at + 1 == len(arguments):
         raise ConfigError("--resume needs the directory of a run: --resume runs/<run>")
-    return arguments[:at] + arguments[at + 2 :], Path(arguments[at + 1]).expanduser().absolute()
+    others = arguments[:at] + arguments[at + 2 :]
+    if elsewhere := [word for word in others if word.startswith("run.dir=")]:
+        raise ConfigError(
+            f"{elsewhere[0]}: a run goes on in its own directory; copy it to have two"
+        )
+    return others, Path(arguments[at + 1]).expanduser().absolute()
 
 
-def resumed(run_dir: Path, overrides: list[str], *, is_dry: bool) -> "Checked":
+def resumed(run_dir: Path, overrides: list[str], held: ExitStack, *, is_dry: bool) -> "Checked":
     """Where a run goes on, made ready unless `is_dry`; raises ConfigError."""
-    from rollout import resume
+    from rollout import resume, rundir
     from rollout.run import check
 
+    if not is_dry and run_dir.is_dir():
+        held.enter_context(rundir.claimed(run_dir))
     config, point = resume.check(run_dir, overrides)
     checked = check(config, point)
-    if not is_dry:
+    if is_dry:
+        rundir.write_config(run_dir, checked.config, name=rundir.DRY_RUN)
+    else:
         resume.begin(run_dir, checked.config, point)
     return checked
 

@@ -5,6 +5,7 @@ checkpoint exist (`rollout/checkpoints.py`). Each part here is filled under a te
 renamed, so that it is whole or absent.
 """
 
+import pickle
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,7 +83,7 @@ def read_resume(directory: Path) -> ResumeState:
     try:
         # weights_only: a checkpoint is data, and must not run code when it is opened.
         saved = torch.load(path, weights_only=True, map_location="cpu")
-    except (OSError, RuntimeError, EOFError) as error:
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise CheckpointError(f"cannot resume from {path}: {error}") from error
     if saved.get("format") != FORMAT:
         raise CheckpointError(

@@ -67,8 +67,12 @@ class Optimizer:
         return {"adamw": self._adamw.state_dict(), "masters": self._own_masters()}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Take over `state`; the model's weights must be loaded before."""
-        self._adamw.load_state_dict(state["adamw"])
+        """Take over the moments of `state`; the model's weights must be loaded before.
+
+        Betas and weight decay stay those of the section: a resumed run may have changed them.
+        """
+        groups = self._adamw.state_dict()["param_groups"]
+        self._adamw.load_state_dict({**state["adamw"], "param_groups": groups})
         masters = self._own_masters()
         if len(state["masters"]) != len(masters):
             raise ValueError(

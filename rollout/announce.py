@@ -48,8 +48,10 @@ def opening(
 ) -> None:
     """Say what runs where, before it does; `startup_s` is what each part of the start took."""
     config = checked.config
-    if checked.resumed is not None:
-        state = checked.resumed.snapshot
+    state = checked.resumed.snapshot if checked.resumed is not None else None
+    if state is not None and state.step == config.learner.steps:
+        logger.info("resuming after step %d, the last: evaluation is what is left", state.step)
+    elif state is not None:
         logger.info(
             "resuming after step %d with %d queued groups; %d half-played ones start again",
             state.step,
@@ -74,8 +76,13 @@ def opening(
     logger.info("started in %.1f s: %s", sum(startup_s.values()), parts)
 
 
-def closing(summary: Summary, config: RunConfig, run_dir: Path, arguments: Sequence[str]) -> None:
-    """Say what the run that `arguments` asked for came to, where it is, and what to try next."""
+def closing(
+    summary: Summary, config: RunConfig, run_dir: Path, arguments: Sequence[str] | None
+) -> None:
+    """Say what the run that `arguments` asked for came to, where it is, and what to try next.
+
+    `arguments` is None for a run that was resumed.
+    """
     if summary.eval:
         lines = table(summary.eval)
         logger.info("%s", "\n".join(lines), extra={"renderable": _score_table(summary)})
@@ -103,13 +110,18 @@ def how_to_go_on(run_dir: Path) -> None:
 
 
 def next_commands(
-    config: RunConfig, run_dir: Path, newest: Path | None, arguments: Sequence[str]
+    config: RunConfig, run_dir: Path, newest: Path | None, arguments: Sequence[str] | None
 ) -> list[str]:
-    """Three commands that make sense after this run, to be pasted into a shell.
+    """Commands that make sense after this run, to be pasted into a shell.
 
-    `newest` is the run's newest checkpoint, `arguments` what the run was started with.
+    `newest` is the run's newest checkpoint, `arguments` what the run was started with; None where
+    it was resumed: which recipes it began with nobody knows any more.
     """
     here = _short(run_dir)
+    if arguments is None:
+        longer = _command("--resume", here, f"learner.steps={2 * config.learner.steps}")
+        can_go_on = config.learner.steps % config.weights.every == 0
+        return [_command("show", here, "reward=0"), *([longer] if can_go_on else [])]
     kept = [word for word in arguments if not word.startswith("run.dir=")]
     if newest is None:
         return [

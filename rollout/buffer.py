@@ -223,6 +223,19 @@ class ReplayQueue:
         """Go on numbering groups and steps."""
         self.next_id, self._steps_done = next_id, steps_done
 
+    def drop_surplus(self) -> None:
+        """End as stale what is queued and can no longer be trained in time, oldest first.
+
+        There is none unless groups per step or the bound were lowered: slots saw to it that all of
+        it could. Without this the step would wait for ever rather than overtake it.
+        """
+        kept: list[int] = []
+        for group in self._oldest_first():
+            if self.is_feasible([*kept, group.version], after_step=self._steps_done):
+                kept.append(group.version)
+            else:
+                self._end(group, GroupState.STALE, retry=True)
+
     # -- from draw to score -------------------------------------------------------------------
 
     def create(self, task: Task, *, attempt: int = 0) -> Group:
@@ -290,10 +303,7 @@ class ReplayQueue:
         """
         assert step == self._steps_done + 1, f"step {step} after {self._steps_done}"
         self._drop_late(step)
-        queued = sorted(
-            self.live(GroupState.QUEUED), key=lambda group: (group.version, group.queued_order)
-        )
-        batch = queued[: self._per_step]
+        batch = self._oldest_first()[: self._per_step]
         if len(batch) < self._per_step:
             return None
         chosen = {group.id for group in batch}
@@ -308,6 +318,12 @@ class ReplayQueue:
             del self._groups[group.id]
             self._in_batch[group.id] = group
         return batch
+
+    def _oldest_first(self) -> list[Group]:
+        """What is queued, in the order in which it is trained on."""
+        return sorted(
+            self.live(GroupState.QUEUED), key=lambda group: (group.version, group.queued_order)
+        )
 
     def is_feasible(self, versions: Iterable[int], *, after_step: int) -> bool:
         """Whether groups whose oldest tokens are of `versions` can all be trained in time.

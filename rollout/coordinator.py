@@ -170,7 +170,7 @@ class Coordinator:
             results.append(self._resumed.snapshot.before)
         else:
             results.append(await self._evaluate("before") if config.eval.before else {})
-        if config.learner.steps:
+        if self._step < config.learner.steps:
             await self._train(before=results[0])
             await self._wait_until_synced()
         # A run without a step has nothing new to show.

@@ -150,7 +150,7 @@ class Evaluator:
                 manifest.version,
                 manifest.step,
                 type(error).__name__,
-                error or f"not loaded within weights.deadline_s={self._deadline_s:g}",
+                str(error) or f"not loaded within weights.deadline_s={self._deadline_s:g}",
             )
             return False
         return True

@@ -4,6 +4,7 @@ One thread owns the files, so that the event loop never blocks on a disk. Lines 
 they were given. A failing write is raised by the next call, never swallowed.
 """
 
+import os
 import queue
 import threading
 from collections.abc import Iterator
@@ -227,8 +228,10 @@ class RunFiles:
         try:
             while (item := self._lines.get()) is not None:
                 if isinstance(item, Flushed):
+                    # A checkpoint counts on these bytes, also after a power cut.
                     for file in files.values():
                         file.flush()
+                        os.fsync(file.fileno())
                     item.set(line_files(self._run_dir))
                     continue
                 name, line = item

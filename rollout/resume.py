@@ -14,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 
-from configs.load import ConfigError, convert, merge, read
+from configs.load import ConfigError, convert, find, merge, read
 from configs.schema import RunConfig, Tree
 from envpool.source import PoolSource
 from rollout import checkpoints, processes, rundir, snapshot
@@ -30,6 +30,7 @@ FIXED = {
     "model": "the weights go on from the checkpoint: train another model in a run of its own",
     "pools": "queued groups and the curriculum belong to the pools they were drawn from",
     "weights.every": "the age of what is queued is counted in published versions",
+    "rollout.temperature": "what is queued was sampled at the old one",
 }
 
 
@@ -58,8 +59,7 @@ def check(run_dir: Path, overrides: list[str]) -> tuple[RunConfig, Resumed]:
     path = run_dir / "config.json"
     if not path.is_file():
         raise ConfigError(f"{where}: no config.json there: name the directory of a run")
-    pids = run_dir / "pids.json"
-    for process in processes.read_pids(run_dir) if pids.exists() else []:
+    for process in _recorded(run_dir):
         if process.name == "launch" and processes.is_alive(process):
             raise ConfigError(f"{where}: it is still running (pid {process.pid}): stop it first")
     checkpoint = checkpoints.latest(run_dir)
@@ -70,18 +70,21 @@ def check(run_dir: Path, overrides: list[str]) -> tuple[RunConfig, Resumed]:
         )
     config = _config(path, overrides, run_dir, where)
     state = _snapshot(checkpoint, where)
-    if config.learner.steps <= state.step:
+    # A run that was killed after its last step still has to evaluate what it trained.
+    is_trained = config.learner.steps == state.step
+    is_over = is_trained and (run_dir / "summary.json").exists()
+    if is_over or config.learner.steps < state.step:
         raise ConfigError(
             f"{where}: its checkpoint has all of learner.steps={config.learner.steps} steps; to train "
             f"on, add learner.steps={2 * state.step}"
         )
-    if state.lineage.place(state.version) > state.place:
+    if not is_trained and state.lineage.place(state.version) > state.place:
         raise ConfigError(
             f"{where}: its last step published out of turn (weights.every={state.weights_every} does "
             f"not divide {state.step} steps), so that ages can no longer be counted: train on from "
             f"its weights in a run of its own, model.path={checkpoint / 'hf'}"
         )
-    version = max(newest_version(version_log(run_dir)), state.version) + 1
+    version = max(_newest_version(run_dir), state.version) + 1
     lineage = state.lineage.resumed(place=state.place, version=version)
     resumed = Resumed(checkpoint=checkpoint, snapshot=state, version=version, lineage=lineage)
     return config, resumed
@@ -100,10 +103,8 @@ def check_pools(resumed: Resumed, sources: dict[str, PoolSource]) -> None:
 
 def begin(run_dir: Path, config: RunConfig, resumed: Resumed) -> None:
     """Make the run directory what it was at the checkpoint; ends processes that survived."""
-    pids = run_dir / "pids.json"
-    if pids.exists():
-        for name in processes.end(processes.read_pids(run_dir), within_s=0.0):
-            logger.info("ended %s, which had survived", name)
+    for name in processes.end(_recorded(run_dir), within_s=0.0):
+        logger.info("ended %s, which had survived", name)
     note_version(version_log(run_dir), resumed.version)
     moved = set_aside(run_dir, resumed.snapshot.sizes)
     if moved is not None:
@@ -112,9 +113,9 @@ def begin(run_dir: Path, config: RunConfig, resumed: Resumed) -> None:
 
 
 def set_aside(run_dir: Path, sizes: dict[str, int]) -> Path | None:
-    """Cut the line files back to `sizes` bytes; what is cut off is kept.
+    """Cut the line files back to `sizes` bytes; what is cut off, and the summary of it, is kept.
 
-    Returns the directory that has it, None when nothing was cut. Interrupted and called again, it
+    Returns the directory that has it, None when there was nothing. Interrupted and called again, it
     does the rest. Raises ConfigError when a file is shorter than it was.
     """
     present = line_files(run_dir)
@@ -125,10 +126,14 @@ def set_aside(run_dir: Path, sizes: dict[str, int]) -> Path | None:
                 "checkpoint: the history of the run is damaged"
             )
     longer = [name for name, size in present.items() if size > sizes.get(name, 0)]
-    if not longer:
+    summary = run_dir / "summary.json"
+    if not longer and not summary.exists():
         return None
     folder = run_dir / "abandoned"
     target = folder / f"{len(list(folder.glob('*'))):03d}"
+    target.mkdir(parents=True)
+    if summary.exists():
+        summary.rename(target / summary.name)
     for name in longer:
         kept = target / name
         kept.parent.mkdir(parents=True, exist_ok=True)
@@ -141,21 +146,52 @@ def set_aside(run_dir: Path, sizes: dict[str, int]) -> Path | None:
     return target
 
 
+def _recorded(run_dir: Path) -> list[processes.Process]:
+    """The processes that the run started, as far as it came to writing them down."""
+    path = run_dir / "pids.json"
+    try:
+        return processes.read_pids(run_dir) if path.exists() else []
+    except msgspec.MsgspecError as error:
+        raise ConfigError(
+            f"{path} is damaged ({error}): see that nothing of the run is left running, then remove it"
+        ) from error
+
+
+def _newest_version(run_dir: Path) -> int:
+    path = version_log(run_dir)
+    try:
+        return newest_version(path)
+    except (msgspec.MsgspecError, KeyError) as error:
+        raise ConfigError(
+            f"{path} is damaged ({error!r}), so that nobody knows which versions are used up: write "
+            '{"format": 1, "version": N} into it, N above every version in metrics.jsonl'
+        ) from error
+
+
 def _config(path: Path, overrides: list[str], run_dir: Path, where: str) -> RunConfig:
     try:
         old: Tree = msgspec.json.decode(path.read_bytes())
     except msgspec.DecodeError as error:
         raise ConfigError(f"{where}: config.json is damaged: {error}") from error
     old.pop("format", None)
-    before = convert(old, RunConfig)
+    before = _resolved(convert(old, RunConfig))
     merge(old, read(overrides))
     merge(old, {"run": {"dir": str(run_dir)}})
-    after = convert(old, RunConfig)
+    after = _resolved(convert(old, RunConfig))
     for field, reason in FIXED.items():
         one, other = _get(before, field), _get(after, field)
         if one != other:
             raise ConfigError(f"{where}: {field} cannot change from {one} to {other}: {reason}")
     return after
+
+
+def _resolved(config: RunConfig) -> RunConfig:
+    """With the model's path as a run writes it down: its own recipe names the same model."""
+    try:
+        path = str(find(config.model.path).absolute())
+    except ConfigError:  # whether the model must be there is not decided here
+        return config
+    return msgspec.structs.replace(config, model=msgspec.structs.replace(config.model, path=path))
 
 
 def _get(config: RunConfig, field: str) -> object:

@@ -1,10 +1,14 @@
 """The run directory: refused when it is not empty, and what is written there before anything starts."""
 
+import fcntl
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 
@@ -13,6 +17,10 @@ import msgspec
 from configs.load import ConfigError
 from configs.schema import RunConfig
 from rollout.types import FORMAT
+
+CONFIG = "config.json"
+# What a resumed run would have for a config, which keeps its own until it begins.
+DRY_RUN = "dry_run.json"
 
 
 def prepare(config: RunConfig) -> Path:
@@ -41,12 +49,31 @@ def prepare(config: RunConfig) -> Path:
     return run_dir
 
 
-def write_config(run_dir: Path, config: RunConfig) -> None:
+@contextmanager
+def claimed(run_dir: Path) -> Iterator[None]:
+    """Have the directory to oneself. Raises ConfigError when another process has it."""
+    descriptor = os.open(run_dir, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(
+                f"{run_dir}: it is still running, in another process: stop it first"
+            ) from None
+        except OSError:
+            pass  # a file system without locks; pids.json tells, too
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def write_config(run_dir: Path, config: RunConfig, *, name: str = CONFIG) -> None:
     """Write the resolved config; one that was there before is kept beside it."""
-    path = run_dir / "config.json"
-    if path.exists():
+    path = run_dir / name
+    if name == CONFIG and path.exists():
         earlier = len(list(run_dir.glob("config.*.json")))
-        path.rename(run_dir / f"config.{earlier:03d}.json")
+        # A copy: killed at any moment, a run has a config to go on from.
+        shutil.copyfile(path, run_dir / f"config.{earlier:03d}.json")
     write_json(path, {"format": FORMAT, **msgspec.to_builtins(config)})
 
 

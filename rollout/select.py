@@ -24,6 +24,8 @@ from rollout.types import StopReason
 
 # Rollouts shown where no limit is given: a screen or two.
 LIMIT = 5
+# No run has more, and a longer number is more than a container can be told.
+_LIMIT_DIGITS = 12
 
 TEXTS: Mapping[str, Callable[[RolloutRow], str]] = {
     "env": lambda row: row.env,
@@ -249,6 +251,8 @@ def _choice(key: str, value: str, choices: Sequence[str], said: Sequence[str] | 
 
 
 def _limit(value: str) -> int:
-    if not value.isdecimal() or int(value) < 1:
-        raise ConfigError(f"filter limit={value}: limit is a whole number from 1 on")
+    if not value.isdecimal() or len(value) > _LIMIT_DIGITS or int(value) < 1:
+        raise ConfigError(
+            f"filter limit={value}: limit is a whole number from 1 on, below a trillion"
+        )
     return int(value)

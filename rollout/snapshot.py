@@ -85,3 +85,4 @@ def restore(
         curriculum.requeue(Draw(task=group.task, attempt=group.attempt))
     for draw in snapshot.requeued:
         curriculum.requeue(draw)
+    queue.drop_surplus()

@@ -52,28 +52,34 @@ class _Verdict(msgspec.Struct, frozen=True):
     """What pairing needs of a line of the evaluation log."""
 
     group_id: str
+    task_id: str
     reward: float | None
 
 
 def differences(run_dir: Path) -> dict[tuple[str, str], Difference]:
-    """`{(set, mode): difference}`, task by task, from the two evaluation logs of a run."""
+    """`{(set, mode): difference}`, task by task, from the two evaluation logs of a run.
+
+    A run that was resumed with other sets may have other tasks in their places: those are no pairs.
+    """
     before, after = (_verdicts(run_dir / f"rollouts/eval_{x}.jsonl") for x in ("before", "after"))
     gains: dict[tuple[str, str], list[float]] = {}
-    for where in before.keys() & after.keys():
-        gains.setdefault((where.set, where.mode), []).append(after[where] - before[where])
+    for where, task_id in before.keys() & after.keys():
+        gain = after[where, task_id] - before[where, task_id]
+        gains.setdefault((where.set, where.mode), []).append(gain)
     return {key: _difference(values) for key, values in gains.items() if len(values) > 1}
 
 
-def _verdicts(path: Path) -> dict[Place, float]:
-    """Mean reward of a task's samples by its place in the evaluation; a fault has none."""
+def _verdicts(path: Path) -> dict[tuple[Place, str], float]:
+    """Mean reward of a task's samples by its place in the evaluation and its id; a fault has none."""
     if not path.exists():
         return {}
-    rewards: dict[Place, list[float]] = {}
+    rewards: dict[tuple[Place, str], list[float]] = {}
     with path.open("rb") as lines:
         for line in lines:
             verdict = msgspec.json.decode(line, type=_Verdict)
             if verdict.reward is not None:
-                rewards.setdefault(place(verdict.group_id), []).append(verdict.reward)
+                key = place(verdict.group_id), verdict.task_id
+                rewards.setdefault(key, []).append(verdict.reward)
     return {where: statistics.fmean(values) for where, values in rewards.items()}
 
 

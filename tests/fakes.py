@@ -131,6 +131,10 @@ class FakeActor:
         )
         self._news.put_nowait(RolloutDone(rollout=rollout))
 
+    def say(self, event: ActorEvent) -> None:
+        """Send an event of its own accord."""
+        self._news.put_nowait(event)
+
     async def cancel(self, group_ids: list[str]) -> None:
         self.cancelled += group_ids
         for group_id in group_ids:

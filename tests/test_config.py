@@ -139,6 +139,11 @@ def test_dry_run_writes_the_resolved_configuration(tmp_path: Path) -> None:
     assert convert(written, RunConfig).learner.lr == 0.5
 
 
+def test_eval_resumes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert launch.main(["eval", "--resume", str(tmp_path)]) == 2
+    assert "model.path=DIR/checkpoints" in capsys.readouterr().err
+
+
 def test_help_needs_no_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert launch.main(["train", "--help"]) == 0
     assert "usage" in capsys.readouterr().out

@@ -12,7 +12,7 @@ import pytest
 
 import launch
 from rollout import audit
-from rollout.processes import Process, describe, is_alive
+from rollout.processes import Process, describe, is_alive, read_pids
 
 ROOT = Path(__file__).parent.parent
 
@@ -51,6 +51,7 @@ def test_ctrl_c_leaves_nothing_running_and_loses_nothing(tmp_path: Path, moment:
     assert code == 130
     assert took_s < BUDGET_S
     assert [process.name for process in seen if is_alive(process)] == []
+    assert "launch" in {process.name for process in read_pids(run_dir)}
     if moment == "training":
         counts = audit.recompute(run_dir)
         assert sum(counts.groups.values()) > 0

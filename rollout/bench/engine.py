@@ -35,7 +35,7 @@ _REPEATS = 3
 
 
 @dataclass(slots=True, kw_only=True, frozen=True)
-class _Rate:
+class Rate:
     """Requested tokens per CPU second of each."""
 
     local: float
@@ -60,12 +60,12 @@ def main(arguments: list[str]) -> int:
     for count, rate in results.items():
         lines.append(f"{count:>8} {rate.local:>16.0f} {rate.generate:>19.0f} {rate.ratio:>7.2f}")
     if options.json:
-        lines.append(json.dumps(_summary(results)))
+        lines.append(json.dumps(summary(results)))
     sys.stdout.write("\n".join(lines) + "\n")
     return 0
 
 
-def _summary(results: dict[int, _Rate]) -> dict[str, Any]:
+def summary(results: dict[int, Rate]) -> dict[str, Any]:
     """Flat numbers for a machine; the ratio is that of the most requests."""
     return {
         "benchmark": "engine",
@@ -93,7 +93,7 @@ def _make_model() -> PreTrainedModel:
     )
 
 
-def _measure(path: Path, count: int) -> _Rate:
+def _measure(path: Path, count: int) -> Rate:
     """Tokens per CPU second of both on `count` requests."""
     rng = np.random.default_rng(count)
     work: list[Request] = []
@@ -107,7 +107,7 @@ def _measure(path: Path, count: int) -> _Rate:
     for _ in range(_REPEATS):
         local_s.append(asyncio.run(_serve(path, work)))
         generate_s.append(_generate(model, work))
-    return _Rate(local=asked / min(local_s), generate=asked / min(generate_s))
+    return Rate(local=asked / min(local_s), generate=asked / min(generate_s))
 
 
 async def _serve(path: Path, work: list[Request]) -> float:

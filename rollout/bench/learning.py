@@ -80,10 +80,12 @@ def _mean(each: Sequence[BeforeAfter], changes: Sequence[Difference]) -> dict[st
 
 def _seeds(text: str) -> list[int]:
     most = len(_T95) + 1
-    words = list(dict.fromkeys(text.split(",")))
-    if not 2 <= len(words) <= most or not all(word.isdecimal() for word in words):
+    words = text.split(",")
+    # As numbers: 0 and 00 would be the same run.
+    seeds = list(dict.fromkeys(int(word) for word in words if word.isdecimal()))
+    if not 2 <= len(seeds) <= most or not all(word.isdecimal() for word in words):
         raise ConfigError(f"--seeds {text}: name 2 to {most} different numbers, such as {SEEDS}")
-    return [int(word) for word in words]
+    return seeds
 
 
 def _run(run_dir: Path, settings: list[str], seed: int) -> Summary:

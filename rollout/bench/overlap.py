@@ -58,13 +58,20 @@ def main(arguments: list[str]) -> int:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(options.keep or scratch).absolute()
         paces = {
-            name: _run(folder / name, [*options.settings, *extra], options.steps)
-            for name, extra in {"async": [], "sync": ["rollout.max_lag=0"]}.items()
+            name: _run(folder / name, settings)
+            for name, settings in runs_of(options.settings, steps=options.steps).items()
         }
     _print(paces)
     if options.json:
-        sys.stdout.write(json.dumps(_summary(paces)) + "\n")
+        sys.stdout.write(json.dumps(summary(paces)) + "\n")
     return 0
+
+
+def runs_of(settings: list[str], *, steps: int) -> dict[str, list[str]]:
+    """The settings of both runs, which are the same but for the bound on lag."""
+    extras = {"async": [], "sync": ["rollout.max_lag=0"]}
+    last = [*runs.BARE, f"learner.steps={steps}"]
+    return {name: [*settings, *extra, *last] for name, extra in extras.items()}
 
 
 def measure(run_dir: Path) -> Pace:
@@ -89,9 +96,9 @@ def measure(run_dir: Path) -> Pace:
     )
 
 
-def _run(run_dir: Path, settings: list[str], steps: int) -> Pace:
-    sys.stderr.write(f"{run_dir.name}: {steps} steps\n")
-    runs.play(run_dir, [*settings, *runs.BARE, f"learner.steps={steps}"])
+def _run(run_dir: Path, settings: list[str]) -> Pace:
+    sys.stderr.write(f"{run_dir.name}: {settings[-1]}\n")
+    runs.play(run_dir, settings)
     return measure(run_dir)
 
 
@@ -106,15 +113,16 @@ def _print(paces: dict[str, Pace]) -> None:
             f" {pace.both:>9.2f} {pace.tokens_per_s:>7.0f} {pace.lag_mean:>4.1f}/{pace.lag_max:<4d}"
             f" {pace.reward:>7.3f}"
         )
-    summary = _summary(paces)
+    ratios = summary(paces)
     lines.append(
-        f"asynchronous is {summary['speedup']:.2f} x synchronous; its median step takes "
-        f"{summary['step_over_bound']:.2f} x its bound, the mean {summary['mean_step_over_bound']:.2f} x"
+        f"asynchronous is {ratios['speedup']:.2f} x synchronous; its median step takes "
+        f"{ratios['step_over_bound']:.2f} x its bound, the mean {ratios['mean_step_over_bound']:.2f} x"
     )
     sys.stdout.write("\n".join(lines) + "\n")
 
 
-def _summary(paces: dict[str, Pace]) -> dict[str, Any]:
+def summary(paces: dict[str, Pace]) -> dict[str, Any]:
+    """Flat numbers for a machine. The speed-up is that of the mean steps."""
     ours, turns = paces["async"], paces["sync"]
     return {
         "benchmark": "overlap",

@@ -14,6 +14,7 @@ BARE = (
     "checkpoint.every=0",
     "eval.before=false",
     "eval.after=false",
+    "eval.every=0",
     "logging.wandb=off",
 )
 

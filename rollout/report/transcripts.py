@@ -101,7 +101,9 @@ def changes(before: Verdicts, after: Verdicts) -> dict[tuple[str, str], Changes]
     counts: dict[tuple[str, str], Counter[str]] = {}
     for place, was in before.items():
         now = after.get(place)
-        if place.sample or now is None or was.reward is None or now.reward is None:
+        if place.sample or now is None or was.task_id != now.task_id:
+            continue
+        if was.reward is None or now.reward is None:
             continue
         change = "same" if was.reward == now.reward else "lost"
         change = "gained" if now.reward > was.reward else change
@@ -143,7 +145,7 @@ def choose(before: Verdicts, after: Verdicts, sets: Sequence[str]) -> list[Place
 
 def _rank(before: Verdict | None, after: Verdict | None) -> int:
     """0: another verdict, 1: other calls, 2: the same, 3: played once only."""
-    if before is None or after is None:
+    if before is None or after is None or before.task_id != after.task_id:
         return 3
     if before.reward != after.reward:
         return 0
@@ -157,6 +159,8 @@ def transcripts(run_dir: Path, places: Sequence[Place]) -> list[Shown]:
     shown = []
     for place in places:
         row = before.get(place) or after[place]
+        later = after.get(place)
+        is_same = later is not None and later.task_id == row.task_id
         shown.append(
             Shown(
                 place=place,
@@ -165,7 +169,7 @@ def transcripts(run_dir: Path, places: Sequence[Place]) -> list[Shown]:
                 prompt=_cut(row.prompt),
                 hidden=_cut(bytes(row.config).decode()),
                 before=_episode(before.get(place)),
-                after=_episode(after.get(place)),
+                after=_episode(later if is_same else None),
             )
         )
     return shown

@@ -201,9 +201,10 @@ def test_a_truncated_state_is_refused(tmp_path: Path, make_trainer: MakeTrainer)
     trainer = make_trainer()
     directory = complete(tmp_path, trainer)
     state = directory / "resume" / "trainer.pt"
-    state.write_bytes(state.read_bytes()[:-100])
-    with pytest.raises(CheckpointError, match="cannot resume"):
-        trainer.restore(directory)
+    for damaged in (state.read_bytes()[:-100], b"no checkpoint", b""):
+        state.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match="cannot resume"):
+            trainer.restore(directory)
     state.unlink()
     with pytest.raises(CheckpointError, match="cannot resume"):
         trainer.restore(directory)

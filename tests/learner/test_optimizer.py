@@ -91,3 +91,17 @@ def test_state_of_another_number_type_is_refused() -> None:
     state = Optimizer(linear(torch.bfloat16), LearnerSection()).state()
     with pytest.raises(ValueError, match=r"model\.dtype"):
         Optimizer(linear(torch.float32), LearnerSection()).load(state)
+
+
+def test_a_resumed_run_may_change_betas_and_weight_decay() -> None:
+    layer = linear(torch.float32)
+    saved = Optimizer(layer, LearnerSection())
+    layer.weight.sum().backward()
+    saved.step(0.1)
+    changed = Optimizer(layer, LearnerSection(beta1=0.0, weight_decay=0.5))
+    changed.load(saved.state())
+    # Nothing is left of the old gradient without a memory of it: only the decay moves the weights.
+    (0.0 * (layer.weight.sum() + layer.bias.sum())).backward()
+    changed.step(0.1)
+    torch.testing.assert_close(layer.weight.detach(), torch.full((2, 2), 0.9 * 0.95))
+    assert layer.bias.tolist() == [1.0, 1.0]

@@ -9,9 +9,9 @@ import msgspec
 import pytest
 
 import launch
-from configs.load import ConfigError
+from configs.load import ConfigError, load
 from rollout import audit
-from rollout.bench import cost, learning, overlap, runs
+from rollout.bench import cost, engine, learning, overlap, runs
 from rollout.files import RolloutRow
 from rollout.ledger import ENDS, LedgerCounts
 from rollout.processes import describe, write_pids
@@ -56,6 +56,52 @@ def test_pace_leaves_the_warm_up_out(tmp_path: Path) -> None:
     assert (pace.lag_mean, pace.lag_max, pace.reward) == (1.5, 1, 0.5)
 
 
+def make_pace(**values: Any) -> overlap.Pace:
+    fields: dict[str, Any] = {
+        "step_s": 1.0,
+        "mean_step_s": 2.0,
+        "bound_s": 0.5,
+        "both": 0.25,
+        "tokens_per_s": 100.0,
+        "lag_mean": 1.0,
+        "lag_max": 2,
+        "reward": 0.75,
+    }
+    return overlap.Pace(**fields | values)
+
+
+def test_synchronous_over_asynchronous_is_the_speedup() -> None:
+    """Of mean steps: a step that is slow now and then counts. Each run has its own bound."""
+    paces = {
+        "async": make_pace(),
+        "sync": make_pace(step_s=9.0, mean_step_s=3.0, bound_s=9.0, reward=0.5),
+    }
+    numbers = overlap.summary(paces)
+    assert numbers["speedup"] == 1.5
+    assert (numbers["step_over_bound"], numbers["mean_step_over_bound"]) == (2.0, 4.0)
+    assert (numbers["lag_mean"], numbers["lag_max"]) == (1.0, 2)
+    assert numbers["reward"] == {"async": 0.75, "sync": 0.5}
+
+
+def test_the_two_runs_differ_in_lag_alone_whatever_else_is_asked_for() -> None:
+    asked = ["rollout.max_lag=4", "learner.lr=1e-5", "checkpoint.every=1", "eval.every=2"]
+    runs_of = {name: load(words) for name, words in overlap.runs_of(asked, steps=10).items()}
+    ours, turns = runs_of["async"], runs_of["sync"]
+    assert (ours.rollout.max_lag, turns.rollout.max_lag) == (4, 0)
+    same = msgspec.structs.replace(turns.rollout, max_lag=4)
+    assert msgspec.structs.replace(turns, rollout=same) == ours
+    assert (ours.learner.lr, ours.learner.steps) == (1e-5, 10)
+    # A benchmark of speed: nothing but training.
+    assert (ours.checkpoint.every, ours.eval.every, ours.eval.before, ours.eval.after) == (
+        (0, 0, False, False)
+    )
+
+
+def test_the_engines_ratio_is_ours_over_theirs() -> None:
+    results = {1: engine.Rate(local=1.0, generate=1.0), 8: engine.Rate(local=6.0, generate=2.0)}
+    assert engine.summary(results)["ratios"] == {"local_over_hf_generate": 3.0}
+
+
 def make_summary(before: float, after: float, change: float) -> Summary:
     zeros = {state.value: 0 for state in ENDS}
     pair = BeforeAfter(
@@ -92,7 +138,7 @@ def test_interval_over_seeds_is_students() -> None:
     assert found.mean - found.low == pytest.approx(4.303 / 3**0.5)
 
 
-@pytest.mark.parametrize("text", ["0", "0,0", "1,x", "", "0,1,2,3,4,5,6,7,8,9,10"])
+@pytest.mark.parametrize("text", ["0", "0,0", "0,00", "1,x", "", "0,1,2,3,4,5,6,7,8,9,10"])
 def test_odd_seeds_are_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="--seeds"):
         learning.main(["--seeds", text])

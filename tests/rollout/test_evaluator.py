@@ -19,7 +19,7 @@ from learner.publish import Publisher, named_weights
 from rollout import audit
 from rollout.actor import Actor
 from rollout.coordinator import Coordinator
-from rollout.engine import UpdateMode
+from rollout.engine import EngineError, UpdateMode, UpdateReport
 from rollout.engine_local import LocalEngine
 from rollout.episode import Limits
 from rollout.evaluate import draw_sets
@@ -29,8 +29,8 @@ from rollout.metrics import MetricsWriter, Values
 from rollout.model import load_model
 from rollout.select import labels, parse, select
 from rollout.tokens import ChatTokens
-from rollout.types import ActorEvent, Grant, StepReport, StopReason, TrainBatch
-from rollout.weights import Manifest, pin, pin_name, read_tensors, sweep, unpin
+from rollout.types import ActorEvent, EngineStats, Grant, StepReport, StopReason, TrainBatch
+from rollout.weights import Manifest, WeightsError, pin, pin_name, read_tensors, sweep, unpin
 from tests.fakes import FakeActor, FakeLearner, Verdict, alternating, make_task
 
 POLICY = Path(__file__).parents[2] / "configs" / "tiny_policy" / "policy"
@@ -246,6 +246,115 @@ async def test_a_version_that_cannot_be_read_is_skipped_aloud(
         assert values["eval/step"] == 4
 
 
+class PickyActor(FakeActor):
+    """Takes no weights the first time: with `error`, or, where that is None, never in time."""
+
+    def __init__(self, error: Exception | None) -> None:
+        super().__init__("evaluator")
+        self._error = error
+        self._is_first = True
+
+    async def update_weights(self, manifest: Manifest) -> UpdateReport:
+        is_first, self._is_first = self._is_first, False
+        if is_first and self._error is None:
+            await asyncio.Event().wait()
+        if is_first and self._error is not None:
+            raise self._error
+        return await super().update_weights(manifest)
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (WeightsError("not the file"), "WeightsError: not the file"),
+        (EngineError("no room"), "EngineError: no room"),
+        (None, "TimeoutError: not loaded within weights.deadline_s=0.2"),
+    ],
+)
+async def test_a_version_that_does_not_load_is_skipped_aloud(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, error: Exception | None, words: str
+) -> None:
+    config = await asyncio.to_thread(load, [*SETTINGS, "weights.deadline_s=0.2"])
+    async with playing(tmp_path, config, PickyActor(error)) as evaluator:
+        assert await found(evaluator, await written(tmp_path, 2)) == {}
+        assert f"version 2 (step 2) is not evaluated: {words}" in caplog.text
+        assert (await found(evaluator, await written(tmp_path, 4)))["eval/step"] == 4
+    assert not await asyncio.to_thread(pin_name(tmp_path, "run").exists)
+
+
+async def test_episodes_that_never_end_end_evaluation(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = await asyncio.to_thread(load, [*SETTINGS, "control.stall_s=0.2"])
+    actor = FakeActor("evaluator", verdict=lambda grant, member: None)
+    async with playing(tmp_path, config, actor) as evaluator:
+        assert await found(evaluator, await written(tmp_path, 2)) == {"eval/is_off": 1}
+    assert "no episode of step_2 ended within control.stall_s=0.2" in caplog.text
+
+
+class ForgetfulActor(FakeActor):
+    """Says that it loaded a version, and goes on with the one it had."""
+
+    async def update_weights(self, manifest: Manifest) -> UpdateReport:
+        return UpdateReport(version=manifest.version, load_s=0.0, stall_s=0.0)
+
+
+async def test_episodes_of_another_version_are_no_evaluation(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = await asyncio.to_thread(load, SETTINGS)
+    async with playing(tmp_path, config, ForgetfulActor("evaluator")) as evaluator:
+        assert await found(evaluator, await written(tmp_path, 2)) == {"eval/is_off": 1}
+    assert "versions {0} played an evaluation of 2" in caplog.text
+
+
+def stats(*, cpu_s: float) -> EngineStats:
+    return EngineStats(
+        version=0,
+        running=0,
+        waiting=0,
+        cached_rows=0,
+        kv_used_frac=0.0,
+        prompt_tokens=0,
+        prefix_hit_tokens=0,
+        sampled_tokens=0,
+        recomputed_tokens=0,
+        busy_s=0.0,
+        cpu_s=cpu_s,
+    )
+
+
+class BusyActor(FakeActor):
+    """Says before each version's first episode how much it has computed in all."""
+
+    def __init__(self) -> None:
+        super().__init__("evaluator")
+        self.most_granted = 0
+        self._told = 0
+
+    async def play(self, grants: list[Grant]) -> None:
+        self.most_granted = max(self.most_granted, len(grants))
+        if len(self.loaded) > self._told:
+            self._told = len(self.loaded)
+            self.say(stats(cpu_s=self._told * (self._told + 1) / 2))
+        await super().play(grants)
+
+
+async def test_each_evaluation_is_told_its_own_cpu_time_and_plays_few_episodes_at_once(
+    tmp_path: Path,
+) -> None:
+    settings = [*SETTINGS, "eval.during=20", "learner.steps=9"]
+    config = await asyncio.to_thread(load, settings)
+    actor = BusyActor()
+    async with playing(tmp_path, config, actor) as evaluator:
+        costs = [
+            (await found(evaluator, await written(tmp_path, step)))["eval/cpu_s"]
+            for step in (2, 4, 6)
+        ]
+    assert costs == [1.0, 2.0, 3.0]
+    assert len(actor.granted) == 3 * 2 * 20 and actor.most_granted == MAX_IN_FLIGHT
+
+
 async def test_while_it_plays_nothing_new_begins_and_the_next_version_afterwards_does(
     tmp_path: Path,
 ) -> None:
@@ -253,13 +362,14 @@ async def test_while_it_plays_nothing_new_begins_and_the_next_version_afterwards
     actor.gate.clear()
     config = await asyncio.to_thread(load, [*SETTINGS, "learner.steps=99"])
     async with playing(tmp_path, config, actor) as evaluator:
-        for step in range(1, 8):
+        for step in range(1, 7):
             evaluator.stepped(await written(tmp_path, step))
         actor.gate.set()
         await evaluator.is_idle.wait()
         assert evaluator.stepped(None)["eval/step"] == 2
-        assert (await found(evaluator, await written(tmp_path, 9)))["eval/step"] == 9
-        assert actor.loaded == [2, 9]
+        # Steps 4 and 6 were missed: the next one makes up for them, and need not wait for step 8.
+        assert (await found(evaluator, await written(tmp_path, 7)))["eval/step"] == 7
+        assert actor.loaded == [2, 7]
         evaluator.stepped(await written(tmp_path, 99))  # left to the evaluation after training
         assert evaluator.is_idle.is_set()
 

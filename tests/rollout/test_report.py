@@ -353,8 +353,16 @@ def test_a_report_that_fails_is_a_warning_with_the_command_to_redo_it(
     assert f"python launch.py report {tmp_path}" in record.getMessage()
 
 
-def verdict(env: str, reward: float, actions: int = 0) -> Verdict:
-    return Verdict(group_id="g", sample=0, task_id="t", env=env, reward=reward, actions=actions)
+def verdict(env: str, reward: float, actions: int = 0, task_id: str = "t") -> Verdict:
+    return Verdict(group_id="g", sample=0, task_id=task_id, env=env, reward=reward, actions=actions)
+
+
+def test_other_tasks_in_the_same_places_are_not_compared() -> None:
+    places = [Place("fresh", "sampled", number) for number in range(2)]
+    before = {place: verdict("a", 0.0) for place in places}
+    after = {places[0]: verdict("a", 1.0, task_id="u"), places[1]: verdict("a", 1.0)}
+    assert changes(before, after)["fresh", "sampled"] == Changes(gained=1, lost=0, same=0)
+    assert choose(before, after, ["fresh"]) == [places[1], places[0]]
 
 
 def test_a_task_with_several_samples_is_one_task() -> None:

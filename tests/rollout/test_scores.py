@@ -96,6 +96,19 @@ def test_samples_that_agree_count_as_one_episode() -> None:
     assert (mixed.low, mixed.high) == pytest.approx(wilson(40, 80))
 
 
+def test_overlapping_draws_of_samples_are_not_taken_for_independent_ones() -> None:
+    """Each task has pass@2 = 1/2 of four samples: two disjoint draws of a task, not four."""
+    found = score(episodes(*[[1.0, 0.0, 0.0, 0.0]] * 10), samples=4).pass_at[2]
+    assert found.mean == 0.5
+    assert (found.low, found.high) == pytest.approx(wilson(10, 20))
+
+
+def test_an_environment_has_the_mean_of_its_tasks_however_many_samples_they_kept() -> None:
+    one = episodes([1.0, 0.0, 0.0, 0.0], [1.0, None, None, None], env="a")
+    other = [msgspec.structs.replace(x, group_id="u") for x in episodes([0.5] * 4, env="b")]
+    assert score([*one, *other], samples=4).by_env == {"a": 0.625, "b": 0.5}
+
+
 def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
     """20 tasks of unequal difficulty (uniform), 4 samples each: mean 1/2, pass@4 = 4/5."""
     rng = random.Random(0)

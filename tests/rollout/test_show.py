@@ -171,6 +171,7 @@ def test_filters_hold_together(run_dir: Path, filters: list[str], wanted: list[s
         (["env<b"], ["env<b", "= and !="]),
         (["reward"], ["'reward'", "quotes", "key=value"]),
         (["limit=0"], ["limit=0", "from 1"]),
+        (["limit=99999999999999999999"], ["limit=9999", "from 1"]),
         (["order=best"], ["order=best", "worst"]),
         (["eval=middle"], ["eval=middle", "before, after"]),
         (["limit<3"], ["limit<3", "= only"]),
@@ -333,3 +334,12 @@ def test_no_runs_is_said(
     monkeypatch.chdir(tmp_path)
     assert show(capsys) == "no runs under runs/ yet: python launch.py makes one\n"
     assert listing.runs(tmp_path) == []
+
+
+def test_a_fault_says_which_attempt_and_which_weights_it_was() -> None:
+    """It has no tokens to train on: its turns know what sampled them."""
+    rollout = make_rollout(versions=(3,), stop=StopReason.TIMEOUT, attempt=1)
+    output = io.StringIO()
+    console = Console(file=output, width=200)
+    transcript.write(console, RolloutRow.of(rollout, config={}, group_size=4))
+    assert "attempt 2" in output.getvalue() and "weights v3" in output.getvalue()

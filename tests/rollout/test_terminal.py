@@ -26,6 +26,7 @@ from rollout.panel import Moment, draw
 from rollout.scores import Score, score
 from rollout.summary import Difference, differences, head, pair, rows, table
 from rollout.terminal import ConsoleLines, Screen, open_screen
+from rollout.types import StopReason
 from tests.fakes import make_rollout
 from tests.screen import screen as screen_of
 
@@ -239,11 +240,14 @@ def test_colour_and_drawing_can_be_declined(tmp_path: Path, environment: dict[st
     assert ("training" in output) is ("NO_COLOR" in environment)
 
 
-def write_evaluation(run_dir: Path, label: str, rewards: list[float | None]) -> None:
+def write_evaluation(
+    run_dir: Path, label: str, rewards: list[float | None], *, task_id: str = "basics/sum_list/0"
+) -> None:
     files = RunFiles(run_dir)
     for index, reward in enumerate(rewards):
         rollout = make_rollout(f"eval/{label}/fresh.sampled/{index}", reward=reward or 0.0)
         row = RolloutRow.of(rollout, config={}, group_size=1)
+        row = msgspec.structs.replace(row, task_id=task_id)
         files.evaluation(
             label, row if reward is not None else msgspec.structs.replace(row, reward=None)
         )
@@ -258,6 +262,12 @@ def test_differences_are_paired_task_by_task(tmp_path: Path) -> None:
     assert (found.mean, found.count) == (0.5, 4)
     # Gains 1, 1, 0, 0: standard deviation sqrt(1/3), so that the half-width is 1.96 * .289.
     assert found.high - found.mean == pytest.approx(0.5658, abs=1e-4)
+
+
+def test_other_tasks_in_the_same_places_are_no_pairs(tmp_path: Path) -> None:
+    write_evaluation(tmp_path, "before", [0, 0, 1])
+    write_evaluation(tmp_path, "after", [1, 1, 1], task_id="basics/sum_list/1")
+    assert differences(tmp_path) == {}
 
 
 def test_the_table_has_both_scores_and_their_difference() -> None:
@@ -309,6 +319,20 @@ def test_with_several_samples_the_table_has_what_they_add() -> None:
     assert {len(row) for row in rows(both)} == {len(head(both))}
 
 
+def test_the_table_counts_what_was_graded() -> None:
+    """Of two tasks with two samples one faulted; of the evaluation with more episodes, if they differ."""
+    played = [make_rollout(f"t{number % 2}", number // 2, reward=1.0) for number in range(4)]
+    faulted = [make_rollout("t1", 1, stop=StopReason.TIMEOUT)]
+    whole, less = score(played, samples=2), score(played[:3] + faulted, samples=2)
+    for before, after, words in (
+        (whole, whole, "2 x 2"),
+        (less, less, "3"),
+        (less, whole, "2 x 2"),
+    ):
+        paired = pair({"fresh": {"sampled": before}}, {"fresh": {"sampled": after}}, {})
+        assert rows(paired)[0][-1] == words
+
+
 def test_differences_are_of_the_means_of_a_tasks_samples(tmp_path: Path) -> None:
     for label, rewards in {"before": (0, 0, 1, 1), "after": (1, 0, 1, 1)}.items():
         files = RunFiles(tmp_path)
@@ -319,6 +343,18 @@ def test_differences_are_of_the_means_of_a_tasks_samples(tmp_path: Path) -> None
         files.close()
     found = differences(tmp_path)["fresh", "sampled"]
     assert (found.mean, found.count) == (0.25, 2)
+
+
+def test_after_a_resumed_run_nothing_is_said_of_a_recipe_nobody_named() -> None:
+    run_dir = Path("/tmp/a b")
+    newest = run_dir / "checkpoints" / "step_9"
+    for settings, last in (
+        (["learner.steps=9"], ["--resume", str(run_dir), "learner.steps=18"]),
+        (["learner.steps=9", "weights.every=2"], ["show", str(run_dir), "reward=0"]),
+    ):
+        config = load(["local.toml", *settings])
+        commands = announce.next_commands(config, run_dir, newest, None)
+        assert shlex.split(commands[-1])[-3:] == last
 
 
 @pytest.mark.parametrize(
