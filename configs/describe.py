@@ -3,16 +3,15 @@
 `python -m configs.describe` prints the reference in README.md.
 """
 
-import ast
-import inspect
 import sys
 from collections.abc import Iterator
 from itertools import groupby
-from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 
 import msgspec
 
 from configs import schema
+from configs.fields import bounds, docs
 from configs.load import DEFAULT_RECIPE, read
 from configs.schema import Tree
 
@@ -73,25 +72,14 @@ def _leaves(tree: Tree, path: str = "") -> Iterator[str]:
 
 def _of_section(section: str, path: str, kind: type) -> Iterator[Setting]:
     hints = get_type_hints(kind, include_extras=True)
-    docs = _docs(kind)
+    about = docs(kind)
     for field in msgspec.structs.fields(kind):
         hint, inside = hints[field.name], f"{path}.{field.name}"
         if get_origin(hint) is dict:
             yield from _of_section(section, f"{inside}.<name>", get_args(hint)[1])
         else:
-            text = docs.get(field.name, "")
-            yield Setting(section, inside, _default(field), _allowed(hint), text)
-
-
-def _allowed(hint: Any) -> str:
-    if get_origin(hint) is Literal:
-        return " | ".join(map(str, get_args(hint)))
-    if get_origin(hint) is not Annotated:
-        return ""
-    _, meta = get_args(hint)
-    if meta.ge is not None and meta.le is not None:
-        return f"{meta.ge} to {meta.le}"
-    return f"> {meta.gt}" if meta.gt is not None else f">= {meta.ge}"
+            text = about.get(field.name, "")
+            yield Setting(section, inside, _default(field), bounds(hint), text)
 
 
 def _default(field: Any) -> str:
@@ -100,21 +88,6 @@ def _default(field: Any) -> str:
     if field.default_factory is not msgspec.NODEFAULT:
         return str(field.default_factory())
     return "(required)"
-
-
-def _docs(kind: type) -> dict[str, str]:
-    """The string under each field."""
-    (tree,) = ast.parse(inspect.getsource(kind)).body
-    assert isinstance(tree, ast.ClassDef)
-    docs = {}
-    for node, after in zip(tree.body, tree.body[1:], strict=False):
-        match node, after:
-            case (
-                ast.AnnAssign(target=ast.Name(id=name)),
-                ast.Expr(value=ast.Constant(value=str(text))),
-            ):
-                docs[name] = " ".join(text.split())
-    return docs
 
 
 if __name__ == "__main__":

@@ -40,13 +40,36 @@ def test_table_whose_type_changes_is_replaced_whole() -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["learner.lrr=1"], ["lrr", "$.learner", "did you mean lr", "grad_clip"]),
+        (["learner.lrr=1"], ["learner.lrr", "[learner] has", "did you mean lr", "grad_clip"]),
         (["lerner.lr=1"], ["lerner", "did you mean learner"]),
-        (["pools.basics.trusty=1"], ["trusty", "did you mean trusted"]),
-        (["rollout.draw=evn"], ["evn", "$.rollout.draw", "did you mean even", "signal"]),
-        (["learner.lr=fast"], ["float", "$.learner.lr"]),
-        (["learner.lr=-1"], ["$.learner.lr"]),
-        (["rollout.group_size=1"], [">= 2", "$.rollout.group_size"]),
+        (["pools.basics.trusty=1"], ["pools.basics.trusty", "did you mean trusted"]),
+        (["rollout.draw=evn"], ["rollout.draw='evn'", "even | signal", "did you mean even"]),
+        (
+            ["learner.steps=x"],
+            [
+                "learner.steps='x' must be an int >= 0 (Optimizer steps of the run; 0 only evaluates.)"
+            ],
+        ),
+        (["learner.steps=-1"], ["learner.steps=-1 must be an int >= 0 (Optimizer"]),
+        (["learner.lr=fast"], ["learner.lr='fast' must be a number >= 0 (Peak"]),
+        (["eval.before=1"], ["eval.before=1 must be true or false (Play them"]),
+        (["control.port=99999"], ["control.port=99999 must be an int from 0 to 65535"]),
+        (["rollout.group_size=1"], ["rollout.group_size=1 must be an int >= 2 (Rollouts per task"]),
+        (["run.name=3"], ["run.name=3 must be a text", 'in quotes it is one: "3"']),
+        (["learner=3"], ["learner=3 must be a table of settings: learner.steps"]),
+        (
+            ["pools.a.source=b", "pools.b.source=b", "pools.b.weight=0"],
+            ["pools.b.weight=0 must be a number > 0 (Share"],
+        ),
+        (
+            ["pools.a.source=b", "pools.a.train=sum"],
+            ["pools.a.train='sum' must be a list of texts", '["sum"]'],
+        ),
+        (["pools.a.trusted=true"], ["pools.a.source is missing (`module:attribute`"]),
+        (
+            ["pools.a.source=b", "pools.a.sessions_per_process=2"],
+            ["pools.a: sessions_per_process=2 would let", "trusted=true"],
+        ),
         (["weights.every=5"], ["weights.every", "rollout.max_lag", "lower"]),
         (["rollout.min_members=9"], ["min_members", "group_size"]),
         (["rollout.max_reply_tokens=999"], ["max_reply_tokens", "max_context_tokens"]),
@@ -61,10 +84,14 @@ def test_mistake_is_named(arguments: list[str], words: list[str]) -> None:
     assert all(word in str(raised.value) for word in words), raised.value
 
 
-def test_broken_toml_names_the_file(tmp_path: Path) -> None:
+def test_broken_toml_names_the_file_and_the_line(tmp_path: Path) -> None:
     broken = tmp_path / "broken.toml"
-    broken.write_text("[learner\n")
-    with pytest.raises(ConfigError, match=r"broken\.toml"):
+    broken.write_text("[learner]\nsteps = forty\n")
+    with pytest.raises(ConfigError, match=r"broken\.toml.* a text needs quotes") as raised:
+        read([str(broken)])
+    assert str(raised.value).endswith("\n    steps = forty\n            ^")
+    broken.write_text('[learner]\nsteps = "40')
+    with pytest.raises(ConfigError, match=r'the last line: steps = "40$'):
         read([str(broken)])
 
 

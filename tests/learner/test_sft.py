@@ -163,7 +163,7 @@ def test_command_trains_on_the_traces_of_its_recipe(
     # A mistake is told before any trace is made.
     with pytest.raises(ConfigError, match="overwrite=true"):
         cli.sft(arguments, given)
-    with pytest.raises(ConfigError, match="unknown field `lrr`"):
+    with pytest.raises(ConfigError, match="lrr is not known; did you mean lr"):
         cli.sft([*arguments, "lrr=1"], given)
     assert len(asked) == 1
 
