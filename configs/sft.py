@@ -45,6 +45,11 @@ class TraceRecipe(_Section, frozen=True, kw_only=True):
     broken_json: NonNegative = 0.2
     """Weight of a call that does not parse."""
 
+    @property
+    def num_clean(self) -> int:
+        """Episodes, the first ones, that are played without mistakes."""
+        return round(self.count * self.clean)
+
 
 class PolicyRecipe(_Section, frozen=True, kw_only=True):
     """Shape of a new Qwen3 policy. vLLM's CPU attention takes head_dim 32, 64, 80, 96, 112, 128."""
