@@ -174,3 +174,31 @@ def test_eval_resumes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 def test_help_needs_no_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert launch.main(["train", "--help"]) == 0
     assert "usage" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["sft", "--help"], ["launch.py sft", "traces.spoiled=0.2", "policy.hidden=96"]),
+        (["report", "--help"], ["launch.py report DIR"]),
+        (["bench", "--help"], ["--json", "--steps", "--keep", "settings", *launch.BENCHES]),
+        (["eval", "--help"], ["launch.py eval"]),
+        (["show", "--help"], ["launch.py show"]),
+    ],
+)
+def test_a_command_has_help_of_its_own(
+    arguments: list[str], words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert launch.main(arguments) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("usage: python launch.py " + arguments[0])
+    assert [word for word in words if word not in said] == []
+
+
+def test_help_of_a_section_has_no_other(capsys: pytest.CaptureFixture[str]) -> None:
+    assert launch.main(["--help", "config", "learner"]) == 0
+    said = capsys.readouterr().out
+    assert "[learner]" in said and "learner.clip_high=0.2" in said and "learner.steps=160" in said
+    assert "[rollout]" not in said and "rollout." not in said
+    assert launch.main(["--help", "config", "lerner"]) == 2
+    assert "there are run, model, pools, rollout" in capsys.readouterr().err
