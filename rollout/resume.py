@@ -75,8 +75,9 @@ def check(run_dir: Path, overrides: list[str]) -> tuple[RunConfig, Resumed]:
     is_over = is_trained and (run_dir / "summary.json").exists()
     if is_over or config.learner.steps < state.step:
         raise ConfigError(
-            f"{where}: its checkpoint has all of learner.steps={config.learner.steps} steps; to train "
-            f"on, add learner.steps={2 * state.step}"
+            f"{where}: its checkpoint is at step {state.step}, so that learner.steps="
+            f"{config.learner.steps} leaves nothing to train; to train on, add "
+            f"learner.steps={2 * state.step}"
         )
     if not is_trained and state.lineage.place(state.version) > state.place:
         raise ConfigError(
