@@ -220,13 +220,13 @@ def run_holding(arguments: list[str], held: ExitStack, *, fixed: list[str], lear
         except (asyncio.CancelledError, KeyboardInterrupt):
             was_played = "what was played is" if (run_dir / "rollouts").exists() else "logs are"
             logger.warning("interrupted; %s in %s", was_played, run_dir)
-            announce.how_to_go_on(run_dir)
+            announce.how_to_go_on(run_dir, config)
             return EXIT_INTERRUPTED
         except Exception as error:
             cause = root_cause(error)
             logger.exception("failed: %s: %s", type(cause).__name__, cause)
             logger.info("logs of every process: %s", run_dir / "logs")
-            announce.how_to_go_on(run_dir)
+            announce.how_to_go_on(run_dir, config)
             make_report(run_dir)
             return EXIT_FAILED
         make_report(run_dir)
@@ -310,8 +310,10 @@ async def play(checked: "Checked", run_dir: Path, screen: "Screen", *, learns: b
 def acknowledge_interrupts() -> None:
     """Say at once that a Ctrl-C was heard: closing everything takes seconds."""
     cancel = signal.getsignal(signal.SIGINT)
+    if cancel == signal.SIG_IGN:  # as in `launch.py &` of a script
+        logger.info("Ctrl-C is ignored here (a background job): kill %d ends it", os.getpid())
     if not callable(cancel):
-        return  # a script's background job ignores Ctrl-C, and SIGTERM ends it
+        return
 
     def on_interrupt(number: int, frame: FrameType | None) -> None:
         logger.warning("interrupted: closing every process")

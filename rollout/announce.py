@@ -96,12 +96,15 @@ def closing(
         logger.info("  %s", command)
 
 
-def how_to_go_on(run_dir: Path) -> None:
-    """Say how a run that broke off is resumed, if it can be."""
+def how_to_go_on(run_dir: Path, config: RunConfig) -> None:
+    """Say how a run that broke off is resumed, or why it cannot be."""
     newest = checkpoints.latest(run_dir)
     if newest is not None:
         command = _command("--resume", _short(run_dir))
         logger.info("to go on from step %d: %s", checkpoints.step_of(newest), command)
+    elif config.learner.steps:
+        every = config.checkpoint.every
+        logger.info("no checkpoint yet (checkpoint.every=%d): it cannot be resumed", every)
 
 
 def next_commands(

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.text import Text
 
 from configs.load import load
-from rollout import announce, select
+from rollout import announce, checkpoints, select
 from rollout.control import Status
 from rollout.evaluate import Progress
 from rollout.files import RolloutRow, RunFiles
@@ -389,3 +389,17 @@ def test_the_next_commands_are_commands(arguments: list[str], has_checkpoint: bo
                     config.rollout.max_lag,
                     config.learner.steps,
                 )
+
+
+def test_a_run_that_broke_off_says_whether_it_goes_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    announce.how_to_go_on(tmp_path, load(["local.toml", "learner.steps=0"]))
+    assert caplog.text == ""  # an evaluation has nothing to go on from
+    config = load(["local.toml", "checkpoint.every=30"])
+    announce.how_to_go_on(tmp_path, config)
+    assert "no checkpoint yet (checkpoint.every=30): it cannot be resumed" in caplog.text
+    checkpoints.mark_done(checkpoints.begin(tmp_path, 30))
+    announce.how_to_go_on(tmp_path, config)
+    assert "to go on from step 30: " in caplog.text and f"--resume {tmp_path}" in caplog.text
