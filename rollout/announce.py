@@ -23,6 +23,24 @@ from rollout.summary import Summary, head, rows, table
 logger = logging.getLogger(__name__)
 
 
+# The settings that decide what an evaluation plays, and where.
+EVALUATION = (
+    "pools",
+    "eval.sets",
+    "eval.samples",
+    "run.seed",
+    "model.dtype",
+    "rollout.max_turns",
+    "rollout.max_reply_tokens",
+    "rollout.max_context_tokens",
+    "rollout.timeout_s",
+    "engine.threads",
+    "actors",
+    "envpool",
+    "cluster",
+)
+
+
 class Ready(Protocol):
     """What a process said when it was ready."""
 
@@ -81,10 +99,14 @@ def closing(
     if summary.eval:
         lines = table(summary.eval)
         logger.info("%s", "\n".join(lines), extra={"renderable": _score_table(summary)})
-    _ledger(summary)
-    logger.info(
-        "%d steps in %.0f s, largest lag %d", summary.steps, summary.wall_s, summary.lag_max
-    )
+    if config.learner.steps or not summary.ledger_balanced:
+        _ledger(summary)
+    if config.learner.steps:
+        logger.info(
+            "%d steps in %.0f s, largest lag %d", summary.steps, summary.wall_s, summary.lag_max
+        )
+    else:
+        logger.info("evaluated in %.0f s", summary.wall_s)
     newest = checkpoints.latest(run_dir)
     logger.info("summary: %s", _short(run_dir / "summary.json"))
     logger.info("rollouts: %s", _short(run_dir / "rollouts"))
@@ -119,7 +141,8 @@ def next_commands(
     if arguments is None:
         longer = _command("--resume", here, f"learner.steps={2 * config.learner.steps}")
         can_go_on = config.learner.steps % config.weights.every == 0
-        return [_command("show", here, "reward=0"), *([longer] if can_go_on else [])]
+        failures = _command("show", here, *_failures(config))
+        return [failures, *([longer] if can_go_on else [])]
     kept = [word for word in arguments if not word.startswith("run.dir=")]
     if newest is None:
         return [
@@ -134,10 +157,22 @@ def next_commands(
     else:
         third = _command(*kept, f"rollout.max_lag={other_lag}")
     return [
-        _command("show", here, "reward=0"),
-        _command("eval", *settings, f"model.path={_short(newest / 'hf')}"),
+        _command("show", here, *_failures(config)),
+        _command("eval", *filter(_shapes_evaluation, kept), f"model.path={_short(newest / 'hf')}"),
         third,
     ]
+
+
+def _failures(config: RunConfig) -> list[str]:
+    """Filters for rollouts that teach something: what is newest in training was cut off at its end."""
+    is_graded = config.eval.after and config.eval.sets
+    return ["reward=0", "eval=after" if is_graded else "state=trained"]
+
+
+def _shapes_evaluation(word: str) -> bool:
+    """Whether an argument of a run is a recipe, or a setting that changes what an evaluation plays."""
+    path, equals, _ = word.partition("=")
+    return not equals or any(path == one or path.startswith(f"{one}.") for one in EVALUATION)
 
 
 def _command(*words: str) -> str:

@@ -25,7 +25,7 @@ from rollout.books import Books
 from rollout.buffer import MEMBER_RETRIES, Ended, Group, ReplayQueue
 from rollout.control import PoolStatus, Status
 from rollout.curriculum import Curriculum, Draw, Share
-from rollout.evaluate import Evaluation
+from rollout.evaluate import Evaluation, doing
 from rollout.evaluator import Evaluator
 from rollout.files import RunFiles
 from rollout.fleet import Fleet, Stopwatch
@@ -324,10 +324,10 @@ class Coordinator:
         """Play the evaluation sets with the weights the engines hold now."""
         if not self._evaluation_sets:
             return {}
-        self._phase = f"evaluating ({label})"
+        self._phase = doing(label, steps=self._config.learner.steps)
         samples = self._config.eval.samples
         self._evaluation = evaluation = Evaluation(self._evaluation_sets, label, samples)
-        logger.info("evaluating %s training: %d episodes", label, evaluation.total)
+        logger.info("%s: %d episodes", self._phase, evaluation.total)
         self._feed_wake.set()
         while not evaluation.is_done:
             await self._train_wake.wait()

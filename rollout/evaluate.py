@@ -112,6 +112,11 @@ def place(group_id: str, member: int = 0) -> Place:
     return Place(name, mode, int(index), member)
 
 
+def doing(label: str, *, steps: int) -> str:
+    """What is said of an evaluation while it plays, in a run of so many steps."""
+    return f"evaluating {label} training" if steps else "evaluating"
+
+
 class Progress(msgspec.Struct, frozen=True, kw_only=True):
     """How far an evaluation is, in episodes."""
 
