@@ -166,7 +166,7 @@ def next_commands(
 def _failures(config: RunConfig) -> list[str]:
     """Filters for rollouts that teach something: what is newest in training was cut off at its end."""
     is_graded = config.eval.after and config.eval.sets
-    return ["reward=0", "eval=after" if is_graded else "state=trained"]
+    return ["eval=after", "reward=0"] if is_graded else ["reward=0", "state=trained"]
 
 
 def _shapes_evaluation(word: str) -> bool:

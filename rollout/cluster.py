@@ -117,6 +117,8 @@ class ActorProcess:
             num_parameters=engine.num_parameters,
             start_s=watch.seconds,
         )
+        what = f"{weights} as version {version}, pools {', '.join(config.pools)}"
+        _log_ready(what, threads=config.engine.threads)
         return msgspec.msgpack.encode(info)
 
     async def play(self, packed: list[bytes]) -> None:
@@ -177,6 +179,8 @@ class LearnerProcess:
             num_parameters=self._trainer.num_parameters,
             start_s=watch.seconds,
         )
+        what = checkpoint or config.model.path
+        _log_ready(f"{what} to train", threads=config.learner.threads)
         return msgspec.msgpack.encode(info)
 
     def train(self, packed: bytes) -> bytes:
@@ -226,6 +230,11 @@ class RayLearner:
 
     async def close(self) -> None:
         await _close("learner", self.handle)
+
+
+def _log_ready(what: str, *, threads: int) -> None:
+    """Leave a line in this process's log: an empty file looks broken."""
+    logger.info("ready: %s; pid %d, %d torch threads", what, os.getpid(), threads)
 
 
 def _shares_cpu(config: RunConfig) -> bool:

@@ -351,7 +351,7 @@ def test_after_a_resumed_run_nothing_is_said_of_a_recipe_nobody_named() -> None:
     newest = run_dir / "checkpoints" / "step_9"
     for settings, last in (
         (["learner.steps=9"], ["--resume", str(run_dir), "learner.steps=18"]),
-        (["learner.steps=9", "weights.every=2"], ["show", str(run_dir), "reward=0", "eval=after"]),
+        (["learner.steps=9", "weights.every=2"], ["show", str(run_dir), "eval=after", "reward=0"]),
     ):
         config = load(["local.toml", *settings])
         commands = announce.next_commands(config, run_dir, newest, None)
@@ -447,4 +447,4 @@ def test_eval_after_a_run_is_given_what_shapes_it_and_nothing_of_training() -> N
     assert words[1][-5:-1] == shaping and words[1][-6] == "eval"
     assert words[0][-2:] == ["reward=0", "state=trained"]  # nothing was evaluated afterwards
     graded = announce.next_commands(load(["local.toml"]), run_dir, run_dir / "step_9", [])
-    assert shlex.split(graded[0])[-2:] == ["reward=0", "eval=after"]
+    assert shlex.split(graded[0])[-2:] == ["eval=after", "reward=0"]
