@@ -289,7 +289,8 @@ def test_the_table_has_both_scores_and_their_difference() -> None:
     assert rows(paired) == [cells]
     assert all(cell in line for cell in cells)
     assert len(head(paired)) == len(cells)
-    assert rows(pair(before, {}, {}))[0][3:5] == ("-", "-")
+    alone = pair(before, {}, {})
+    assert (head(alone)[2:], rows(alone)[0][2:]) == (("avg@1", "n"), ("0.500 [.09, .91]", "2"))
     assert table({}) == []
 
 
