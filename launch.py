@@ -268,32 +268,32 @@ def resumed(run_dir: Path, overrides: list[str], held: ExitStack, *, is_dry: boo
 async def play(checked: "Checked", run_dir: Path, screen: "Screen", *, learns: bool) -> "Summary":
     """Start processes, play, and leave none behind, however it ends."""
     from rollout import announce, cluster, processes, run, weights
-    from rollout.stopwatch import Stopwatch
+    from rollout.laps import Laps
 
     config = checked.config
     started = [processes.describe("launch")]
-    watch = Stopwatch(earlier_s=time.time() - started[0].started)
+    laps = Laps(earlier_s=time.time() - started[0].started)
     announce.starting(run_dir)
-    watch.lap("checks")
+    laps.end("checks")
     this_task = asyncio.current_task()
     assert this_task is not None
     acknowledge_interrupts()
     try:
         cluster.join(config)
-        watch.lap("ray")
+        laps.end("ray")
         # After ray, which sets a handler of its own.
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, this_task.cancel)
         placed = await cluster.place(
             config, run_dir, trainer=TRAINER if learns else None, resumed=checked.resumed
         )
-        watch.lap("processes")
-        startup_s = watch.seconds | {
+        laps.end("processes")
+        startup_s = laps.seconds | {
             f"{info.name}/{part}": s for info in placed.infos for part, s in info.start_s.items()
         }
         started += [process for info in placed.infos for process in info.processes]
         started += processes.descendants("ray")
         processes.write_pids(run_dir, started)
-        announce.opening(checked, run_dir, placed.infos, watch.seconds)
+        announce.opening(checked, run_dir, placed.infos, laps.seconds)
         try:
             summary = await run.play(checked, run_dir, placed, screen, startup_s=startup_s)
         finally:
