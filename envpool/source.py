@@ -7,6 +7,7 @@ torch nor ray may be imported on the way.
 import hashlib
 import importlib
 import inspect
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -52,6 +53,8 @@ class PoolSource:
     train: tuple[str, ...]
     """Ids to train on."""
     trusted: bool
+    file: str = ""
+    """The file of the module that the pool's source names."""
 
     @property
     def key(self) -> PoolKey:
@@ -71,6 +74,7 @@ class PoolSource:
             envs=envs,
             train=tuple(section.train or envs),
             trusted=section.trusted,
+            file=getattr(sys.modules[section.source.partition(":")[0]], "__file__", None) or "",
         )
 
     def env(self, env_id: str) -> type[ToolEnv]:
@@ -135,7 +139,7 @@ def _import(where: str, name: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name is not None and f"{name}.".startswith(f"{error.name}."):
             raise ConfigError(
-                f"{where}: {error}; put it on PYTHONPATH, or correct the name"
+                f"{where}: {error}; put it beside the recipe or on PYTHONPATH, or correct the name"
             ) from error
         raise ConfigError(
             f"{where}: {raised_at(error)}: {error}; install it, or correct the import"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import transformers
 
-from configs.load import convert, read
+from configs.load import convert, folders, make_importable, read
 from configs.sft import MessagesRow, SftRecipe, TraceRecipe
 from learner.sft import check_output, train
 
@@ -22,6 +22,7 @@ def sft(arguments: Sequence[str], generate: Callable[[TraceRecipe], Sequence[Mes
     transformers.utils.logging.disable_progress_bar()
     has_file = any(argument.endswith(".toml") and "=" not in argument for argument in arguments)
     recipe = convert(read([*([] if has_file else [DEFAULT_RECIPE]), *arguments]), SftRecipe)
+    make_importable(folders(arguments))
     check_output(Path(recipe.out), overwrite=recipe.overwrite)
     train(generate(recipe.traces), recipe)
     return 0

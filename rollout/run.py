@@ -15,7 +15,7 @@ from typing import Protocol
 
 import msgspec
 
-from configs.load import ConfigError, find
+from configs.load import ConfigError, find, make_importable
 from configs.schema import RunConfig
 from envpool.conformance import check_envs
 from envpool.pool import refuse_untrusted
@@ -93,6 +93,7 @@ def check(
         )
     _check_reachable(config.cluster.address)
     refuse_untrusted(config.pools, config.envpool)  # before its code is imported here
+    make_importable(config.run.imports)
     sources = {name: PoolSource.load(name, section) for name, section in config.pools.items()}
     for name, used in _used(config, sources, evaluates_every_pool=evaluates_every_pool).items():
         check_envs(sources[name], used)

@@ -23,8 +23,8 @@ from tests.test_readme import block
 
 @pytest.fixture
 def pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The file of the pool, in a directory that can be imported from; a new module each time."""
-    monkeypatch.syspath_prepend(tmp_path)
+    """The file of the pool, beside its recipe; a new module each time."""
+    monkeypatch.setattr(sys, "path", [*sys.path])  # the recipe adds its directory
     monkeypatch.chdir(tmp_path)
     sys.modules.pop("my_pool", None)
     yield tmp_path / "my_pool.py"
