@@ -5,11 +5,14 @@ every rollout of it.
 """
 
 import random
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any, NoReturn, TypeVar
 
 import msgspec
@@ -30,12 +33,37 @@ T = TypeVar("T")
 _BASE = Path(base.__file__)
 
 
-def check_envs(source: PoolSource, used: Mapping[str, Iterable[int]]) -> None:
-    """Try environments of a pool, by id, at the levels given. Raises ConfigError for a mistake."""
+def check_envs(
+    source: PoolSource, used: Mapping[str, Iterable[int]], *, timeout_s: float = 20.0
+) -> None:
+    """Try environments of a pool, by id, at the levels given. Raises ConfigError for a mistake.
+
+    One that takes longer than `timeout_s`, which a session has to start, is a mistake too.
+    """
     with _chance_kept():
         for env_id, levels in used.items():
             for level in sorted(levels):
-                _Trial(source, env_id, level).run()
+                with _alarm(timeout_s):
+                    _Trial(source, env_id, level).run()
+
+
+@contextmanager
+def _alarm(timeout_s: float) -> Iterator[None]:
+    """Raise TimeoutError inside after `timeout_s`; signals reach the main thread only."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def on_alarm(number: int, frame: FrameType | None) -> None:
+        raise TimeoutError(f"it took over {timeout_s:g} s (envpool.start_timeout_s)")
+
+    before = signal.signal(signal.SIGALRM, on_alarm)
+    earlier = signal.setitimer(signal.ITIMER_REAL, timeout_s)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, *earlier)
+        signal.signal(signal.SIGALRM, before)
 
 
 @contextmanager

@@ -96,7 +96,7 @@ def check(
     make_importable(config.run.imports)
     sources = {name: PoolSource.load(name, section) for name, section in config.pools.items()}
     for name, used in _used(config, sources, evaluates_every_pool=evaluates_every_pool).items():
-        check_envs(sources[name], used)
+        check_envs(sources[name], used, timeout_s=config.envpool.start_timeout_s)
     sets = draw_sets(config.eval.sets, sources, seed=config.run.seed)
     missing = default_sets(sources, sets, seed=config.run.seed) if evaluates_every_pool else {}
     model = msgspec.structs.replace(config.model, path=str(model_path))

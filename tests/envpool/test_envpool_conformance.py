@@ -4,6 +4,7 @@ README.md's own environment, with one mistake at a time.
 """
 
 import random
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -199,3 +200,17 @@ def test_global_chance_is_seeded_as_in_a_session_and_left_as_it_was() -> None:
     before = random.getstate()
     check_envs(source(Global), {"a": {0}})
     assert random.getstate() == before
+
+
+def test_an_environment_that_hangs_is_named_with_the_line_where_it_does() -> None:
+    class Stuck(SumList):
+        def setup(self, config: Any) -> None:
+            while True:
+                pass
+
+    line = Stuck.setup.__code__.co_firstlineno
+    before = signal.getsignal(signal.SIGALRM)
+    with pytest.raises(ConfigError, match=r"Stuck\.setup\(\) raised TimeoutError") as raised:
+        check_envs(source(Stuck), {"a": {0}}, timeout_s=0.05)
+    assert any(f"conformance.py:{line + n}" in str(raised.value) for n in (1, 2))
+    assert signal.getsignal(signal.SIGALRM) is before
