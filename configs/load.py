@@ -4,7 +4,9 @@ Files and overrides merge in the order given, later wins. Relative recipe and mo
 looked up beside this file, so that a run does not depend on the working directory.
 """
 
+import importlib
 import re
+import sys
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,7 +31,36 @@ class ConfigError(ValueError):
 
 def load(arguments: Sequence[str]) -> RunConfig:
     """Merge files and overrides into a config; raises ConfigError."""
-    return convert(read(arguments), RunConfig)
+    tree = read(arguments)
+    add_imports(tree, arguments)
+    return convert(tree, RunConfig)
+
+
+def folders(arguments: Sequence[str]) -> list[str]:
+    """The directories of the recipes among `arguments`, but for the program's own recipes'."""
+    files = [find(word) for word in arguments if word.endswith(".toml") and "=" not in word]
+    found = [path.absolute().parent for path in files]
+    return [str(folder) for folder in dict.fromkeys(found) if folder != RECIPES]
+
+
+def add_imports(tree: Tree, arguments: Sequence[str]) -> None:
+    """Note in a run's tree that modules beside the recipes named can be imported.
+
+    It is a setting, so that every process of the run has it, and the run that goes on from it.
+    """
+    run = tree.setdefault("run", {})
+    known = run.get("imports", []) if isinstance(run, dict) else None
+    if isinstance(known, list):  # else it is refused as every wrong value
+        run["imports"] = [*known, *(one for one in folders(arguments) if one not in known)]
+
+
+def make_importable(directories: Sequence[str]) -> None:
+    """Put directories on the import path of this process, right after the program's own."""
+    own = str(RECIPES.parent)
+    at = sys.path.index(own) + 1 if own in sys.path else 1
+    wanted = [str(Path(one).expanduser().absolute()) for one in directories]
+    sys.path[at:at] = [one for one in dict.fromkeys(wanted) if one not in sys.path]
+    importlib.invalidate_caches()
 
 
 def read(arguments: Sequence[str]) -> Tree:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import transformers
 
-from configs.load import convert, find, read
+from configs.load import convert, find, folders, make_importable, read
 from configs.sft import MessagesRow, SftRecipe, TraceRecipe
 from learner.sft import check_output, train
 
@@ -27,6 +27,7 @@ def sft(arguments: Sequence[str], generate: Callable[[TraceRecipe], Sequence[Mes
     files = [word for word in arguments if word.endswith(".toml") and "=" not in word]
     given = [*([] if files else [DEFAULT_RECIPE]), *arguments]
     recipe = convert(read(given), SftRecipe)
+    make_importable(folders(arguments))
     check_output(Path(recipe.out), overwrite=recipe.overwrite)
     begun_s = time.monotonic()
     _opening(recipe, files or [str(find(DEFAULT_RECIPE))])

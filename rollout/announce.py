@@ -80,8 +80,13 @@ def opening(
     size = infos[0].num_parameters / 1e6
     logger.info("model: %s, %.2f M parameters", _short(Path(config.model.path)), size)
     for source in checked.sources.values():
-        envs = len(source.envs)
-        logger.info("pool %s: version %s, %d envs", source.name, source.version, envs)
+        logger.info(
+            "pool %s: version %s, %d envs, from %s",
+            source.name,
+            source.version,
+            len(source.envs),
+            _short(Path(source.file)),
+        )
     _evaluations(checked)
     logger.info("sandbox: %s", SANDBOX)
     logger.info("W&B: %s", config.logging.wandb)

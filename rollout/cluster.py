@@ -18,6 +18,7 @@ import msgspec
 import ray
 from ray.exceptions import RayError
 
+from configs.load import make_importable
 from configs.schema import RunConfig
 from envpool.pool import EnvPool
 from rollout import types
@@ -85,6 +86,7 @@ class ActorProcess:
             max_context_tokens=config.rollout.max_context_tokens,
             timeout_s=config.rollout.timeout_s,
         )
+        make_importable(config.run.imports)  # zygotes get the import path of this process
         self._pool = await EnvPool.start(config.pools, limits=config.envpool)
         laps.end("environments")
         if name == NAME and _shares_cpu(config):

@@ -132,11 +132,7 @@ class Coordinator:
         self._cancels: dict[str, list[str]] = defaultdict(list)
         self._newest: Manifest | None = None
         self._blocked = Stopwatch(clock)
-        self._watchdog = Watchdog(
-            stall_s=config.control.stall_s,
-            groups_per_step=rollout.groups_per_step,
-            clock=clock,
-        )
+        self._watchdog = Watchdog(config, clock=clock)
         self._feed_wake = asyncio.Event()
         self._train_wake = asyncio.Event()
         self._sync_wake = asyncio.Event()
@@ -318,6 +314,7 @@ class Coordinator:
         if self._evaluator is not None:
             self._evaluator.end()
         self._queue.cancel_all()
+        self._watchdog.training_ended()
         self._feed_wake.set()
 
     async def _evaluate(self, label: str) -> Scores:

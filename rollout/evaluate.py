@@ -34,7 +34,7 @@ def draw_sets(
         if not spec.envs:
             raise ConfigError(f"eval.sets.{name}.envs is empty: name at least one environment")
         rng = random.Random(f"{seed}/eval/{name}")
-        chosen = [_locate(name, env, sources) for env in spec.envs]
+        chosen = [locate(name, env, sources) for env in spec.envs]
         tasks = []
         seen: set[str] = set()
         for index in range(spec.count):
@@ -81,7 +81,8 @@ def _draw_new(source: PoolSource, env: str, rng: random.Random, level: int, seen
     return task
 
 
-def _locate(name: str, env: str, sources: Mapping[str, PoolSource]) -> tuple[PoolSource, str]:
+def locate(name: str, env: str, sources: Mapping[str, PoolSource]) -> tuple[PoolSource, str]:
+    """The pool of an environment that set `name` names, and its id there; raises ConfigError."""
     pool, slash, rest = env.partition("/")
     candidates = [sources[pool]] if slash and pool in sources else list(sources.values())
     wanted = rest if slash else env

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 
-from configs.load import ConfigError, convert, find, merge, read
+from configs.load import ConfigError, add_imports, convert, find, merge, read
 from configs.schema import RunConfig, Tree
 from envpool.source import PoolSource
 from rollout import checkpoints, processes, rundir, snapshot
@@ -177,6 +177,7 @@ def _config(path: Path, overrides: list[str], run_dir: Path, where: str) -> RunC
     old.pop("format", None)
     before = _resolved(convert(old, RunConfig))
     merge(old, read(overrides))
+    add_imports(old, overrides)
     merge(old, {"run": {"dir": str(run_dir)}})
     after = _resolved(convert(old, RunConfig))
     for field, reason in FIXED.items():

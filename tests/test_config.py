@@ -1,5 +1,6 @@
 """Configuration: recipes load, overrides merge, mistakes are named with their path."""
 
+import sys
 from pathlib import Path
 
 import msgspec
@@ -7,7 +8,7 @@ import pytest
 
 import launch
 from configs.describe import describe_settings, settings
-from configs.load import RECIPES, ConfigError, convert, load, merge, read
+from configs.load import RECIPES, ConfigError, convert, load, make_importable, merge, read
 from configs.schema import RunConfig
 
 
@@ -19,6 +20,27 @@ def test_recipe_loads(recipe: Path) -> None:
 def test_recipe_is_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert load(["local.toml"]).pools
+
+
+def test_modules_beside_a_named_recipe_are_found_after_the_programs_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a").mkdir()
+    mine = tmp_path / "a" / "mine.toml"
+    mine.write_text("[run]\nimports = ['/given']\n")
+    config = load(["local.toml", str(mine), str(mine), "learner.steps=7"])
+    assert config.run.imports == ["/given", str(mine.parent)]
+    own = str(RECIPES.parent)
+    monkeypatch.setattr(sys, "path", ["/before", own, "/after"])
+    for _ in range(2):
+        make_importable(config.run.imports)
+        assert sys.path == ["/before", own, "/given", str(mine.parent), "/after"]
+
+
+@pytest.mark.parametrize("override", ["run=3", "run.imports=3"])
+def test_wrong_imports_are_refused_as_every_wrong_value(override: str) -> None:
+    with pytest.raises(ConfigError, match=r"\$\.run"):
+        load([override])
 
 
 def test_later_arguments_win(tmp_path: Path) -> None:
