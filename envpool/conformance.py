@@ -164,15 +164,14 @@ class _Trial:
     def _answer(self, env: ToolEnv) -> None:
         """Whether the right answer is one, and is right."""
         is_judged_by_author = self._env.check is not ToolEnv.check
-        if is_judged_by_author and self._env.reference is ToolEnv.reference:
-            return  # nothing but its check() knows what is right
+        if is_judged_by_author:
+            return  # what is right, and from when on, nothing but its check() knows
         reference = self._call("reference", env.reference, "it must return the right answer")
         answer = self._fitting(reference)
         is_right = self._call(
             "check", lambda: bool(env.check(answer)), "it must judge any answer of type Answer"
         )
-        # An author's own may want more than the answer: work that no tool call has done yet.
-        if not is_right and not is_judged_by_author:
+        if not is_right:
             self._refuse(
                 "check",
                 f"says that reference(), {shorten(repr(reference))}, is wrong: reference() must give "
