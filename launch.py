@@ -26,56 +26,6 @@ if TYPE_CHECKING:
     from rollout.summary import Summary
     from rollout.terminal import Screen
 
-HELP = """\
-usage: python launch.py [command] [recipe.toml ...] [section.field=value ...]
-
-commands
-  train   train a policy (the default; recipe: configs/local.toml)
-  eval    play evaluation sets with fixed weights: model.path=DIR   (eval --help)
-  sft     warm-start a policy from oracle traces (recipe: configs/tiny_policy/recipe.toml)
-  bench   measure: bench engine | envpool | overlap | learning | cost   [--json]   (--help)
-  show    read the rollouts of a run, or list runs: show [DIR] [filter ...]   (show --help)
-  report  make DIR/report.html of a run: report DIR   (a run makes its own when it ends)
-
-options
-  --help      this text        --help config   every setting, its default and its meaning
-  --dry-run   write the resolved configuration to the run directory and stop
-  --resume DIR   go on with a run from its newest checkpoint; settings change on top
-
-Recipes and overrides merge in the order given; later wins. Examples:
-  python launch.py
-  python launch.py learner.steps=40 run.dir=runs/short logging.wandb=off
-  python launch.py configs/local.toml my_cluster.toml cluster.address=auto
-  python launch.py show runs/short reward=0 order=longest
-"""
-
-EVAL_HELP = """\
-usage: python launch.py eval model.path=DIR [recipe.toml ...] [section.field=value ...]
-
-Plays evaluation sets with the weights in DIR (Hugging Face format) and trains nothing. Pools and sets
-are the recipe's (configs/local.toml where none is named). A pool that is in no [eval.sets] is
-evaluated on all of its environments. Configurations come from the evaluation split, which training
-never sees, and are the same for every policy: run.seed chooses others.
-
-  eval.samples=K                 episodes of each configuration when sampled (1); greedy has one
-  eval.sets.NAME.count=N         configurations of a set of the recipe
-  eval.sets.NAME.envs='["a"]'    a set of your own: environment ids, pool/env or env
-  eval.sets.NAME.level=L         difficulty handed to the environments; 0 is that of training
-  pools.NAME.source=MODULE:ATTR  environments of your own (pools.NAME.trusted=true to run them)
-  rollout.max_turns=N and more   --help config has every setting
-
-What it prints, and writes to summary.json, for each set, sampled and greedy, with 95 % intervals over
-configurations; episodes that faulted are counted apart:
-  avg@k    mean reward
-  pass@k   chance that at least one of k samples gets the full reward; unbiased, for k = 1, 2, 4, .. K
-  pass^k   chance that all of them do
-
-Examples:
-  python launch.py eval model.path=runs/short/checkpoints/step_40/hf
-  python launch.py eval model.path=my_policy eval.samples=8 run.dir=runs/my_eval
-  python launch.py eval model.path=my_policy my_pools.toml eval.samples=4
-"""
-
 BENCHES = {
     "engine": "rollout.bench.engine",
     "envpool": "envpool.bench",
@@ -97,10 +47,11 @@ logger = logging.getLogger("launch")
 def main(argv: Sequence[str]) -> int:
     """Run a command; returns the exit code."""
     arguments = list(argv)
-    is_bench = arguments[:1] == ["bench"] and arguments[1:2] != ["--help"]  # has help of its own
-    if not is_bench and any(word in ("--help", "-h", "help") for word in arguments):
-        sys.stdout.write(help_text(arguments))
-        return EXIT_DONE
+    asks = [word in ("--help", "-h", "help") for word in arguments]
+    # Each benchmark has help of its own.
+    is_one_bench = arguments[:1] == ["bench"] and not any(asks[1:2])
+    if any(asks) and not is_one_bench:
+        return give_help(arguments)
     command = arguments.pop(0) if arguments and arguments[0] in COMMANDS else "train"
     try:
         from configs.load import ConfigError
@@ -129,17 +80,34 @@ def main(argv: Sequence[str]) -> int:
         return EXIT_INTERRUPTED
 
 
-def help_text(arguments: list[str]) -> str:
-    """What `--help` says beside the other arguments."""
+def give_help(arguments: list[str]) -> int:
+    """Write what `--help` says beside the other arguments; returns the exit code."""
+    from configs import help as texts
+
+    plain = {"eval": texts.EVAL_HELP, "report": texts.REPORT_HELP, "bench": texts.BENCH_HELP}
     if arguments[0] == "show":
         from rollout import show
 
-        return show.HELP
-    if arguments[0] == "eval":
-        return EVAL_HELP
-    from configs.describe import describe_settings
+        text = show.HELP
+    elif arguments[0] == "sft":
+        from configs.describe import describe_sft
 
-    return describe_settings() if "config" in arguments else HELP
+        text = texts.SFT_HELP + describe_sft()
+    elif arguments[0] not in COMMANDS and "config" in arguments:
+        from configs.describe import describe_settings, section_names
+
+        words = [word for word in arguments[arguments.index("config") + 1 :] if word[0] != "-"]
+        sections = [word.partition(".")[0] for word in words]
+        unknown = [section for section in sections if section not in section_names()]
+        if unknown:
+            known = ", ".join(section_names())
+            sys.stderr.write(f"error: config has no section {unknown[0]}: there are {known}\n")
+            return EXIT_USAGE
+        text = describe_settings(sections)
+    else:
+        text = plain.get(arguments[0], texts.HELP)
+    sys.stdout.write(text)
+    return EXIT_DONE
 
 
 def train(arguments: list[str]) -> int:
@@ -252,13 +220,13 @@ def run_holding(arguments: list[str], held: ExitStack, *, fixed: list[str], lear
         except (asyncio.CancelledError, KeyboardInterrupt):
             was_played = "what was played is" if (run_dir / "rollouts").exists() else "logs are"
             logger.warning("interrupted; %s in %s", was_played, run_dir)
-            announce.how_to_go_on(run_dir)
+            announce.how_to_go_on(run_dir, config)
             return EXIT_INTERRUPTED
         except Exception as error:
             cause = root_cause(error)
             logger.exception("failed: %s: %s", type(cause).__name__, cause)
             logger.info("logs of every process: %s", run_dir / "logs")
-            announce.how_to_go_on(run_dir)
+            announce.how_to_go_on(run_dir, config)
             make_report(run_dir)
             return EXIT_FAILED
         make_report(run_dir)
@@ -300,32 +268,32 @@ def resumed(run_dir: Path, overrides: list[str], held: ExitStack, *, is_dry: boo
 async def play(checked: "Checked", run_dir: Path, screen: "Screen", *, learns: bool) -> "Summary":
     """Start processes, play, and leave none behind, however it ends."""
     from rollout import announce, cluster, processes, run, weights
-    from rollout.stopwatch import Stopwatch
+    from rollout.laps import Laps
 
     config = checked.config
     started = [processes.describe("launch")]
-    watch = Stopwatch(earlier_s=time.time() - started[0].started)
+    laps = Laps(earlier_s=time.time() - started[0].started)
     announce.starting(run_dir)
-    watch.lap("checks")
+    laps.end("checks")
     this_task = asyncio.current_task()
     assert this_task is not None
     acknowledge_interrupts()
     try:
         cluster.join(config)
-        watch.lap("ray")
+        laps.end("ray")
         # After ray, which sets a handler of its own.
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, this_task.cancel)
         placed = await cluster.place(
             config, run_dir, trainer=TRAINER if learns else None, resumed=checked.resumed
         )
-        watch.lap("processes")
-        startup_s = watch.seconds | {
+        laps.end("processes")
+        startup_s = laps.seconds | {
             f"{info.name}/{part}": s for info in placed.infos for part, s in info.start_s.items()
         }
         started += [process for info in placed.infos for process in info.processes]
         started += processes.descendants("ray")
         processes.write_pids(run_dir, started)
-        announce.opening(checked, run_dir, placed.infos, watch.seconds)
+        announce.opening(checked, run_dir, placed.infos, laps.seconds)
         try:
             summary = await run.play(checked, run_dir, placed, screen, startup_s=startup_s)
         finally:
@@ -342,8 +310,10 @@ async def play(checked: "Checked", run_dir: Path, screen: "Screen", *, learns: b
 def acknowledge_interrupts() -> None:
     """Say at once that a Ctrl-C was heard: closing everything takes seconds."""
     cancel = signal.getsignal(signal.SIGINT)
+    if cancel == signal.SIG_IGN:  # as in `launch.py &` of a script
+        logger.info("Ctrl-C is ignored here (a background job): kill %d ends it", os.getpid())
     if not callable(cancel):
-        return  # a script's background job ignores Ctrl-C, and SIGTERM ends it
+        return
 
     def on_interrupt(number: int, frame: FrameType | None) -> None:
         logger.warning("interrupted: closing every process")

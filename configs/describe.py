@@ -3,18 +3,18 @@
 `python -m configs.describe` prints the reference in README.md.
 """
 
-import ast
-import inspect
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from itertools import groupby
-from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 
 import msgspec
 
 from configs import schema
+from configs.fields import bounds, docs
 from configs.load import DEFAULT_RECIPE, read
 from configs.schema import Tree
+from configs.sft import SftRecipe
 
 _WIDTH = 34
 
@@ -39,19 +39,34 @@ def settings() -> Iterator[Setting]:
         yield from _of_section(name, name, kind)
 
 
-def describe_settings() -> str:
-    """Every setting of `RunConfig`, one per line, grouped by section."""
-    lines: list[str] = [
-        "Each setting with its default. Without a recipe configs/local.toml is used, which sets its own:",
-        *(f"  {line}" for line in _leaves(read([DEFAULT_RECIPE]))),
-        "",
+def section_names() -> list[str]:
+    """The sections of `RunConfig`."""
+    return [field.name for field in msgspec.structs.fields(schema.RunConfig)]
+
+
+def describe_settings(sections: Collection[str] = ()) -> str:
+    """Every setting of `RunConfig`, one per line, grouped by section; or those of some sections."""
+    recipe = read([DEFAULT_RECIPE])
+    shown = {name: tree for name, tree in recipe.items() if name in (sections or recipe)}
+    lines = [
+        "Each setting with its default. Without a recipe configs/local.toml is used, which sets"
     ]
-    for section, those in groupby(settings(), key=lambda setting: setting.section):
-        lines += ["", f"[{section}]"]
-        for one in those:
+    lines += [f"  {line}" for line in _leaves(shown)] or ["nothing here."]
+    chosen = (one for one in settings() if one.path.split(".")[0] in (sections or section_names()))
+    return "\n".join([*lines, *_listed(chosen)]) + "\n"
+
+
+def describe_sft() -> str:
+    """Every setting of a warm start's recipe."""
+    return "\n".join(_listed(_of_section("", "", SftRecipe))) + "\n"
+
+
+def _listed(those: Iterable[Setting]) -> Iterator[str]:
+    for section, some in groupby(those, key=lambda setting: setting.section):
+        yield from ("", f"[{section}]") if section else ()
+        for one in some:
             allowed = f" ({one.allowed})" if one.allowed else ""
-            lines.append(f"  {f'{one.path}={one.default}':<{_WIDTH}} {one.text}{allowed}")
-    return "\n".join(lines) + "\n"
+            yield f"  {f'{one.path}={one.default}':<{_WIDTH}} {one.text}{allowed}"
 
 
 def reference() -> str:
@@ -73,25 +88,16 @@ def _leaves(tree: Tree, path: str = "") -> Iterator[str]:
 
 def _of_section(section: str, path: str, kind: type) -> Iterator[Setting]:
     hints = get_type_hints(kind, include_extras=True)
-    docs = _docs(kind)
+    about = docs(kind)
     for field in msgspec.structs.fields(kind):
-        hint, inside = hints[field.name], f"{path}.{field.name}"
-        if get_origin(hint) is dict:
+        hint, inside = hints[field.name], f"{path}.{field.name}".removeprefix(".")
+        if isinstance(hint, type) and issubclass(hint, msgspec.Struct):
+            yield from _of_section(inside, inside, hint)
+        elif get_origin(hint) is dict:
             yield from _of_section(section, f"{inside}.<name>", get_args(hint)[1])
         else:
-            text = docs.get(field.name, "")
-            yield Setting(section, inside, _default(field), _allowed(hint), text)
-
-
-def _allowed(hint: Any) -> str:
-    if get_origin(hint) is Literal:
-        return " | ".join(map(str, get_args(hint)))
-    if get_origin(hint) is not Annotated:
-        return ""
-    _, meta = get_args(hint)
-    if meta.ge is not None and meta.le is not None:
-        return f"{meta.ge} to {meta.le}"
-    return f"> {meta.gt}" if meta.gt is not None else f">= {meta.ge}"
+            text = about.get(field.name, "")
+            yield Setting(section, inside, _default(field), bounds(hint), text)
 
 
 def _default(field: Any) -> str:
@@ -100,21 +106,6 @@ def _default(field: Any) -> str:
     if field.default_factory is not msgspec.NODEFAULT:
         return str(field.default_factory())
     return "(required)"
-
-
-def _docs(kind: type) -> dict[str, str]:
-    """The string under each field."""
-    (tree,) = ast.parse(inspect.getsource(kind)).body
-    assert isinstance(tree, ast.ClassDef)
-    docs = {}
-    for node, after in zip(tree.body, tree.body[1:], strict=False):
-        match node, after:
-            case (
-                ast.AnnAssign(target=ast.Name(id=name)),
-                ast.Expr(value=ast.Constant(value=str(text))),
-            ):
-                docs[name] = " ".join(text.split())
-    return docs
 
 
 if __name__ == "__main__":

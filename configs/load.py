@@ -4,15 +4,17 @@ Files and overrides merge in the order given, later wins. Relative recipe and mo
 looked up beside this file, so that a run does not depend on the working directory.
 """
 
-import difflib
+import importlib
 import re
+import sys
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import TypeVar
 
 import msgspec
 
+from configs.fields import mistake
 from configs.schema import RunConfig, Tree
 
 RECIPES = Path(__file__).parent
@@ -29,7 +31,36 @@ class ConfigError(ValueError):
 
 def load(arguments: Sequence[str]) -> RunConfig:
     """Merge files and overrides into a config; raises ConfigError."""
-    return convert(read(arguments), RunConfig)
+    tree = read(arguments)
+    add_imports(tree, arguments)
+    return convert(tree, RunConfig)
+
+
+def folders(arguments: Sequence[str]) -> list[str]:
+    """The directories of the recipes among `arguments`, but for the program's own recipes'."""
+    files = [find(word) for word in arguments if word.endswith(".toml") and "=" not in word]
+    found = [path.absolute().parent for path in files]
+    return [str(folder) for folder in dict.fromkeys(found) if folder != RECIPES]
+
+
+def add_imports(tree: Tree, arguments: Sequence[str]) -> None:
+    """Note in a run's tree that modules beside the recipes named can be imported.
+
+    It is a setting, so that every process of the run has it, and the run that goes on from it.
+    """
+    run = tree.setdefault("run", {})
+    known = run.get("imports", []) if isinstance(run, dict) else None
+    if isinstance(known, list):  # else it is refused as every wrong value
+        run["imports"] = [*known, *(one for one in folders(arguments) if one not in known)]
+
+
+def make_importable(directories: Sequence[str]) -> None:
+    """Put directories on the import path of this process, right after the program's own."""
+    own = str(RECIPES.parent)
+    at = sys.path.index(own) + 1 if own in sys.path else 1
+    wanted = [str(Path(one).expanduser().absolute()) for one in directories]
+    sys.path[at:at] = [one for one in dict.fromkeys(wanted) if one not in sys.path]
+    importlib.invalidate_caches()
 
 
 def read(arguments: Sequence[str]) -> Tree:
@@ -47,38 +78,11 @@ def read(arguments: Sequence[str]) -> Tree:
 
 
 def convert(tree: Tree, kind: type[T]) -> T:
-    """Validate a merged tree; raises ConfigError with the path of the wrong field."""
+    """Validate a merged tree; raises ConfigError with the wrong field, its value and what is right."""
     try:
         return msgspec.convert(tree, kind)
     except msgspec.ValidationError as error:
-        raise ConfigError(f"{error}{_cure(str(error), kind)}") from error
-
-
-def _cure(message: str, kind: type) -> str:
-    """What would be right, for what msgspec calls an unknown field or an invalid choice."""
-    match = re.search(r"`([^`]*)`(?: - at `\$\.?(.*)`)?$", message)
-    if match is None or not message.startswith(("Object contains unknown", "Invalid enum")):
-        return ""
-    word, path = match.groups()
-    is_field = message.startswith("Object contains unknown")
-    if not is_field:
-        word, path = re.findall(r"'([^']*)'", message)[0], word.removeprefix("$.")
-    keys = (path or "").replace("[...]", "[]").split(".")
-    choices = _choices(kind, [key for key in keys if key], is_field=is_field)
-    near = difflib.get_close_matches(word, choices, n=2)
-    hint = f"did you mean {' or '.join(near)}? " if near else ""
-    return f"; {hint}there are {', '.join(choices)}" if choices else ""
-
-
-def _choices(kind: Any, path: list[str], *, is_field: bool) -> list[str]:
-    """The fields, or the allowed values, at `path` of a type."""
-    for key in path:
-        kind = get_type_hints(kind)[key.removesuffix("[]")]
-        if key.endswith("[]"):
-            kind = get_args(kind)[-1]
-    if is_field:
-        return [field.name for field in msgspec.structs.fields(kind)]
-    return [str(value) for value in get_args(kind)]
+        raise ConfigError(mistake(tree, kind) or str(error)) from error
 
 
 def find(path: str) -> Path:
@@ -106,9 +110,24 @@ def _same_variant(old: Tree, new: Tree) -> bool:
 def _file(name: str) -> Tree:
     path = find(name)
     try:
-        return tomllib.loads(path.read_text())
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: {error}") from error
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: {error}{_shown(str(error), text)}") from error
+
+
+def _shown(message: str, text: str) -> str:
+    """The line that a TOML error is about, with a mark below the place."""
+    match = re.search(r"\(at line (\d+), column (\d+)\)", message)
+    lines = text.splitlines()
+    if match is None or int(match[1]) > len(lines):
+        return f"; the last line: {lines[-1].strip()}" if lines else ""
+    line, column = lines[int(match[1]) - 1].replace("\t", " "), int(match[2])
+    cure = '; a text needs quotes: "text"' if message.startswith("Invalid value") else ""
+    return f"{cure}\n    {line}\n    {' ' * (column - 1)}^"
 
 
 def _override(path: str, text: str) -> Tree:

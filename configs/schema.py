@@ -27,6 +27,8 @@ class RunSection(_Section, frozen=True, kw_only=True):
     """Shown in W&B and in the directory's name."""
     seed: Whole = 0
     """Seeds task drawing and sampling. Scheduling is asynchronous, so runs are not bit-equal."""
+    imports: list[str] = []
+    """Directories to import pools from, after the program's own; recipes named add theirs."""
 
 
 class ModelSection(_Section, frozen=True, kw_only=True):

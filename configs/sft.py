@@ -45,16 +45,27 @@ class TraceRecipe(_Section, frozen=True, kw_only=True):
     broken_json: NonNegative = 0.2
     """Weight of a call that does not parse."""
 
+    @property
+    def num_clean(self) -> int:
+        """Episodes, the first ones, that are played without mistakes."""
+        return round(self.count * self.clean)
+
 
 class PolicyRecipe(_Section, frozen=True, kw_only=True):
     """Shape of a new Qwen3 policy. vLLM's CPU attention takes head_dim 32, 64, 80, 96, 112, 128."""
 
     hidden: Count = 96
+    """Width of a layer's input and output."""
     layers: Count = 3
+    """Layers."""
     heads: Count = 4
+    """Attention heads of a layer."""
     kv_heads: Count = 2
+    """Keys and values of a layer, each shared by heads / kv_heads heads."""
     head_dim: Count = 32
+    """Width of a head."""
     ffn: Count = 288
+    """Width inside the feed-forward block."""
     vocabulary: Annotated[int, Meta(ge=512)] = 640
     """Most tokens; more shorten the text, up to what the traces' words need."""
     max_positions: Count = 1024

@@ -19,13 +19,16 @@ from gymnasium.spaces import Text
 from configs.load import ConfigError
 from envpool.tools import (
     Arguments,
+    DefinitionError,
     Schema,
     Tool,
     ToolInputError,
     at,
     call_text,
+    check_type,
     describe,
     is_tool,
+    mistake,
     parse_call,
     tool,
 )
@@ -73,8 +76,15 @@ class ToolEnv(gymnasium.Env[str, str]):
         members = [
             getattr(cls, name) for name in dict.fromkeys(names) if is_tool(getattr(cls, name))
         ]
-        if any(member.__name__ == "done" for member in members):
-            raise TypeError(f"{cls.__name__}: the tool `done` is built in; set Answer instead")
+        for member in members:
+            if member.__name__ == "done":
+                raise mistake(member, "the tool `done` is built in: set Answer instead")
+            if member.__name__ in _TAKEN:
+                raise mistake(member, "ToolEnv has a method of this name: choose another")
+        try:
+            check_type(cls.Answer)
+        except TypeError as error:
+            raise DefinitionError(f"class {cls.__qualname__}: Answer: {error}") from error
         cls._tools = {member.__name__: describe(member) for member in members}
         cls._tools["done"] = describe(ToolEnv.done, {"answer": cls.Answer})
 
@@ -161,6 +171,10 @@ class ToolEnv(gymnasium.Env[str, str]):
         except Exception as error:  # the grader is code of its author
             raise GraderError(f"{type(self).__name__} could not judge {answer!r}") from error
         return observation, float(is_right), True, False, {"is_bad_call": False}
+
+
+# Methods of a ToolEnv that are no tools: a tool of that name would take their place.
+_TAKEN = frozenset(name for name in vars(ToolEnv) if not name.startswith("_"))
 
 
 def canonical(value: Any, kind: Any) -> Any:

@@ -7,17 +7,21 @@ torch nor ray may be imported on the way.
 import hashlib
 import importlib
 import inspect
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from random import Random
+from types import ModuleType
 
 import envpool
 from configs.load import ConfigError
 from configs.schema import PoolSection
+from envpool.blame import defined_at, in_words, raised_at
 from envpool.env import ToolEnv
 from envpool.task import Config, PoolKey, Split, Task, config_split
+from envpool.tools import DefinitionError
 
 # Draws before `draw` gives up. One in eight configurations is for evaluation, so that a generator
 # with enough configurations fails this often with probability (7/8)^1000.
@@ -49,6 +53,8 @@ class PoolSource:
     train: tuple[str, ...]
     """Ids to train on."""
     trusted: bool
+    file: str = ""
+    """The file of the module that the pool's source names."""
 
     @property
     def key(self) -> PoolKey:
@@ -68,6 +74,7 @@ class PoolSource:
             envs=envs,
             train=tuple(section.train or envs),
             trusted=section.trusted,
+            file=getattr(sys.modules[section.source.partition(":")[0]], "__file__", None) or "",
         )
 
     def env(self, env_id: str) -> type[ToolEnv]:
@@ -77,12 +84,18 @@ class PoolSource:
         return self.envs[env_id]
 
     def draw(self, env_id: str, rng: Random, split: Split, level: int = 0) -> Config:
-        """Draw a configuration of `split`; raises ConfigError if the generator gives none."""
+        """Draw a configuration of `split`; raises ConfigError if the generator fails or gives none."""
         env = self.env(env_id)
-        for _ in range(MAX_DRAWS):
-            config = env.sample(rng, level)
-            if config_split(env_id, config) is split:
-                return config
+        try:
+            for _ in range(MAX_DRAWS):
+                config = env.sample(rng, level)
+                if config_split(env_id, config) is split:
+                    return config
+        except Exception as error:  # whatever an author's generator raises now and then
+            raise ConfigError(
+                f"env {env_id!r} of pool {self.name}: {env.__name__}.sample() raised "
+                f"{in_words(error)} at {raised_at(error)}: it must give a configuration every time"
+            ) from error
         raise ConfigError(
             f"env {env_id!r} of pool {self.name} gave no {split} configuration of level {level} in "
             f"{MAX_DRAWS} draws: its sample() must draw from more configurations"
@@ -98,10 +111,7 @@ def _find_envs(name: str, source: str) -> dict[str, type[ToolEnv]]:
     module_name, _, attribute = source.partition(":")
     if not module_name or not attribute:
         raise ConfigError(f"{where} is not module:attribute")
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        raise ConfigError(f"{where}: {error}; put it on PYTHONPATH, or correct the name") from error
+    module = _import(where, module_name)
     envs = getattr(module, attribute, None)
     if envs is None:
         names = [word for word in vars(module) if not word.startswith("_")]
@@ -111,7 +121,35 @@ def _find_envs(name: str, source: str) -> dict[str, type[ToolEnv]]:
     for env_id, env in envs.items():
         if not isinstance(env, type) or not issubclass(env, ToolEnv):
             raise ConfigError(f"{where}: {env_id!r} is {env!r}, not a ToolEnv class")
+        if not isinstance(getattr(env, "Config", None), type):
+            raise ConfigError(
+                f"{where}: {defined_at(env)}: class {env.__qualname__} (env {env_id!r}) has no Config: "
+                "set Config to a msgspec.Struct of what the policy cannot see"
+            )
     return dict(envs)
+
+
+def _import(where: str, name: str) -> ModuleType:
+    """Import a module of an author; raises ConfigError with file and line of what is wrong in it."""
+    try:
+        return importlib.import_module(name)
+    except DefinitionError as error:
+        place = "" if error.place else f"{raised_at(error)}: "
+        raise ConfigError(f"{where}: {place}{error}") from error
+    except ModuleNotFoundError as error:
+        if error.name is not None and f"{name}.".startswith(f"{error.name}."):
+            raise ConfigError(
+                f"{where}: {error}; put it beside the recipe or on PYTHONPATH, or correct the name"
+            ) from error
+        raise ConfigError(
+            f"{where}: {raised_at(error)}: {error}; install it, or correct the import"
+        ) from error
+    # Whatever an author's module does while it is imported, which may also be sys.exit().
+    except (Exception, SystemExit) as error:
+        place = f"{raised_at(error)}: " if raised_at(error) else ""
+        raise ConfigError(
+            f"{where}: {place}{in_words(error)}: correct it; the module could not be imported"
+        ) from error
 
 
 def _version(envs: Mapping[str, type[ToolEnv]]) -> str:

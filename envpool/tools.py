@@ -12,6 +12,8 @@ from typing import Any, TypeVar, get_type_hints
 
 import msgspec
 
+from envpool.blame import defined_at
+
 Schema = dict[str, Any]
 Arguments = dict[str, Any]
 
@@ -24,6 +26,15 @@ _ARGUMENT = re.compile(r"(\w+)(?: \([^)]*\))?: *(.*)")
 
 class ToolInputError(Exception):
     """A call that cannot be carried out. Its text is shown to the policy, so it must stay short."""
+
+
+class DefinitionError(TypeError):
+    """A tool or an environment that cannot be one; the text says where, what is wrong, the cure."""
+
+    def __init__(self, text: str, place: str = "") -> None:
+        super().__init__(f"{place}: {text}" if place else text)
+        self.place = place
+        """`file:line` of the definition, where it has one of its own."""
 
 
 class Call(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -62,30 +73,46 @@ def is_tool(member: object) -> bool:
 
 
 def describe(method: Callable[..., Any], types: dict[str, Any] | None = None) -> Tool:
-    """Derive a tool from a method; `types` replaces annotations. Raises TypeError if it cannot be."""
+    """Derive a tool from a method; `types` replaces annotations. Raises DefinitionError."""
     name = method.__name__
-    hints = {**get_type_hints(method, include_extras=True), **(types or {})}
+    hints = {**_hints(method), **(types or {})}
     text, described = _parse_docstring(inspect.getdoc(method) or "")
+    if not text:
+        raise mistake(method, "no docstring: describe in it what the tool does")
     parameters = list(inspect.signature(method).parameters.values())[1:]  # without self
-    for parameter in parameters:
-        if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
-            raise TypeError(f"tool {name}: argument {parameter.name} must be a named one")
-        if parameter.name not in hints or parameter.name not in described:
-            raise TypeError(f"tool {name}: {parameter.name} needs a type and a line under Args:")
-    unknown = described.keys() - {parameter.name for parameter in parameters}
-    if unknown or not text:
-        raise TypeError(f"tool {name}: its docstring is missing or describes unknown {unknown}")
-    return Tool(
-        name=name,
-        signature=f"({', '.join(f'{p.name}: {_type_name(hints[p.name])}' for p in parameters)})",
-        schema=_schema(name, text, parameters, hints, described),
-        arguments_type=msgspec.defstruct(
+    _check_arguments(method, parameters, hints, described)
+    try:
+        arguments_type = msgspec.defstruct(
             f"{name}_arguments",
             [_field(parameter, hints[parameter.name]) for parameter in parameters],
             kw_only=True,
             forbid_unknown_fields=True,
-        ),
+        )
+    except TypeError as error:
+        raise mistake(method, f"{error}: give it other arguments or defaults") from error
+    return Tool(
+        name=name,
+        signature=f"({', '.join(f'{p.name}: {_type_name(hints[p.name])}' for p in parameters)})",
+        schema=_schema(name, text, parameters, hints, described),
+        arguments_type=arguments_type,
     )
+
+
+def mistake(method: Callable[..., Any], text: str) -> DefinitionError:
+    """What is wrong with a tool, with the place of its definition."""
+    name = method.__qualname__.rpartition("<locals>.")[2]
+    return DefinitionError(f"tool {name}: {text}", defined_at(method))
+
+
+def check_type(kind: Any) -> None:
+    """Raise TypeError for a type whose values a call cannot carry."""
+    try:
+        msgspec.json.schema_components([kind])
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"type {_type_name(kind)} cannot be written in JSON: use int, float, bool, str, Literal, "
+            "list, dict or a msgspec.Struct of these"
+        ) from error
 
 
 def parse_call(action: str) -> Call:
@@ -109,6 +136,45 @@ def at(items: Sequence[T], index: int) -> T:
 
 
 _decode_call = msgspec.json.Decoder(Call).decode
+
+
+def _hints(method: Callable[..., Any]) -> dict[str, Any]:
+    try:
+        return get_type_hints(method, include_extras=True)
+    except (NameError, TypeError, SyntaxError, AttributeError) as error:
+        raise mistake(method, f"its annotations cannot be read: {error}: correct them") from error
+
+
+def _check_arguments(
+    method: Callable[..., Any],
+    parameters: list[inspect.Parameter],
+    hints: dict[str, Any],
+    described: dict[str, str],
+) -> None:
+    """Raise DefinitionError unless each argument has a name, a type and a line that describes it."""
+    names = [parameter.name for parameter in parameters]
+    for parameter in parameters:
+        name = parameter.name
+        if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+            raise mistake(method, f"argument {name} must be a named one: write it without * or /")
+        if name not in hints:
+            raise mistake(method, f"argument {name} has no type: write `{name}: int`, or another")
+        try:
+            check_type(hints[name])
+        except TypeError as error:
+            raise mistake(method, f"argument {name}: {error}") from error
+    for name in described:
+        if name not in names:
+            known = f"its arguments are {', '.join(names)}" if names else "it takes none"
+            raise mistake(
+                method, f"Args: describes {name}, and {known}: correct the name or remove the line"
+            )
+    for name in names:
+        if name not in described:
+            raise mistake(
+                method,
+                f"argument {name} has no line in the docstring: add `{name}: what it is` under Args:",
+            )
 
 
 def _field(parameter: inspect.Parameter, hint: Any) -> Any:

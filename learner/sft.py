@@ -50,10 +50,13 @@ def train(rows: Sequence[MessagesRow], recipe: SftRecipe) -> None:
     with _one_thread():
         torch.manual_seed(recipe.seed)
         model, tokens = _start(rows, recipe)
-        trained = [row for demonstration in rows for row in encode(demonstration, tokens)]
+        encoded = [encode(demonstration, tokens) for demonstration in rows]
+        trained = [row for some in encoded for row in some]
         if not trained:
             raise ConfigError(f"traces: none of the {len(rows)} rows has a reply to learn")
-        fit(model, trained, recipe)
+        has_slips = recipe.traces.spoiled or recipe.traces.hasty
+        num_clean = sum(map(len, encoded[: recipe.traces.num_clean])) if has_slips else 0
+        fit(model, trained, recipe, num_clean=num_clean)
         if isinstance(model, Qwen3ForCausalLM) and not recipe.base:
             untie(model)
     save(model, tokens, out, metadata={"recipe": recipe_hash(recipe), "traces": rows_hash(rows)})
@@ -84,13 +87,27 @@ def encode(row: MessagesRow, tokens: ChatTokens) -> list[Row]:
     return conversation.rows()
 
 
-def fit(model: PreTrainedModel, rows: Sequence[Row], recipe: SftRecipe) -> list[float]:
-    """Minimise cross-entropy on masked tokens; returns the loss of each step, in nats per token."""
+def fit(
+    model: PreTrainedModel, rows: Sequence[Row], recipe: SftRecipe, *, num_clean: int = 0
+) -> list[float]:
+    """Minimise cross-entropy on masked tokens; returns the loss of each step, in nats per token.
+
+    The first `num_clean` rows are of demonstrations without mistakes: where they end is said.
+    """
     batches = _batches(rows, recipe)
+    # Rows are sorted within windows, so that the first of another kind may be anywhere in its own.
+    turn = num_clean // (recipe.batch_rows * _SORTED_BATCHES) * _SORTED_BATCHES + 1
+    _log.info("sft: %d steps on %d rows", len(batches), len(rows))
     optimizer = _optimizer(model, recipe)
     losses, started_s = [], time.perf_counter()
     model.train()
     for step, batch in enumerate(batches, start=1):
+        if step == turn and num_clean:
+            _log.info(
+                "sft step %d: the demonstrations without mistakes end, those of the sloppy hand "
+                "begin: the loss jumps here, since nobody can foresee a slip",
+                step,
+            )
         for group in optimizer.param_groups:
             group["lr"] = recipe.lr * _schedule(step, recipe.warmup_steps, len(batches))
         loss = batch_loss(model, batch)

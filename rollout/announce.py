@@ -22,6 +22,24 @@ from rollout.summary import Summary, head, rows, table
 logger = logging.getLogger(__name__)
 
 
+# The settings that decide what an evaluation plays, and where.
+EVALUATION = (
+    "pools",
+    "eval.sets",
+    "eval.samples",
+    "run.seed",
+    "model.dtype",
+    "rollout.max_turns",
+    "rollout.max_reply_tokens",
+    "rollout.max_context_tokens",
+    "rollout.timeout_s",
+    "engine.threads",
+    "actors",
+    "envpool",
+    "cluster",
+)
+
+
 class Ready(Protocol):
     """What a process said when it was ready."""
 
@@ -64,10 +82,11 @@ def opening(
     logger.info("model: %s, %.2f M parameters", _short(Path(config.model.path)), size)
     for source in checked.sources.values():
         logger.info(
-            "pool %s: version %s, %d envs, sandbox: %s",
+            "pool %s: version %s, %d envs, from %s, sandbox: %s",
             source.name,
             source.version,
             len(source.envs),
+            _short(Path(source.file)),
             ", ".join(infos[0].layers.get(source.name, ())) or "none",
         )
     _evaluations(checked)
@@ -86,10 +105,14 @@ def closing(
     if summary.eval:
         lines = table(summary.eval)
         logger.info("%s", "\n".join(lines), extra={"renderable": _score_table(summary)})
-    _ledger(summary)
-    logger.info(
-        "%d steps in %.0f s, largest lag %d", summary.steps, summary.wall_s, summary.lag_max
-    )
+    if config.learner.steps or not summary.ledger_balanced:
+        _ledger(summary)
+    if config.learner.steps:
+        logger.info(
+            "%d steps in %.0f s, largest lag %d", summary.steps, summary.wall_s, summary.lag_max
+        )
+    else:
+        logger.info("evaluated in %.0f s", summary.wall_s)
     newest = checkpoints.latest(run_dir)
     logger.info("summary: %s", _short(run_dir / "summary.json"))
     logger.info("rollouts: %s", _short(run_dir / "rollouts"))
@@ -101,12 +124,15 @@ def closing(
         logger.info("  %s", command)
 
 
-def how_to_go_on(run_dir: Path) -> None:
-    """Say how a run that broke off is resumed, if it can be."""
+def how_to_go_on(run_dir: Path, config: RunConfig) -> None:
+    """Say how a run that broke off is resumed, or why it cannot be."""
     newest = checkpoints.latest(run_dir)
     if newest is not None:
         command = _command("--resume", _short(run_dir))
         logger.info("to go on from step %d: %s", checkpoints.step_of(newest), command)
+    elif config.learner.steps:
+        every = config.checkpoint.every
+        logger.info("no checkpoint yet (checkpoint.every=%d): it cannot be resumed", every)
 
 
 def next_commands(
@@ -121,7 +147,8 @@ def next_commands(
     if arguments is None:
         longer = _command("--resume", here, f"learner.steps={2 * config.learner.steps}")
         can_go_on = config.learner.steps % config.weights.every == 0
-        return [_command("show", here, "reward=0"), *([longer] if can_go_on else [])]
+        failures = _command("show", here, *_failures(config))
+        return [failures, *([longer] if can_go_on else [])]
     kept = [word for word in arguments if not word.startswith("run.dir=")]
     if newest is None:
         return [
@@ -136,10 +163,22 @@ def next_commands(
     else:
         third = _command(*kept, f"rollout.max_lag={other_lag}")
     return [
-        _command("show", here, "reward=0"),
-        _command("eval", *settings, f"model.path={_short(newest / 'hf')}"),
+        _command("show", here, *_failures(config)),
+        _command("eval", *filter(_shapes_evaluation, kept), f"model.path={_short(newest / 'hf')}"),
         third,
     ]
+
+
+def _failures(config: RunConfig) -> list[str]:
+    """Filters for rollouts that teach something: what is newest in training was cut off at its end."""
+    is_graded = config.eval.after and config.eval.sets
+    return ["eval=after", "reward=0"] if is_graded else ["reward=0", "state=trained"]
+
+
+def _shapes_evaluation(word: str) -> bool:
+    """Whether an argument of a run is a recipe, or a setting that changes what an evaluation plays."""
+    path, equals, _ = word.partition("=")
+    return not equals or any(path == one or path.startswith(f"{one}.") for one in EVALUATION)
 
 
 def _command(*words: str) -> str:

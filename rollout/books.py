@@ -3,17 +3,15 @@
 Decides nothing. One `Books` per run.
 """
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 
 from rollout.buffer import Group
 from rollout.evaluate import Evaluation
+from rollout.fault_log import Faults
 from rollout.files import BusySpan, Flushed, Mark, RolloutRow, RunFiles, TrainedStep
 from rollout.ledger import GroupState
 from rollout.metrics import Values, Window, trained_values
 from rollout.types import Busy, Rollout, StepReport
-
-logger = logging.getLogger(__name__)
 
 # (group id, member) -> lag of the member's oldest trained token.
 Lags = Mapping[tuple[str, int], int]
@@ -25,6 +23,7 @@ class Books:
     def __init__(self, files: RunFiles, *, clock: Callable[[], float]) -> None:
         self._files = files
         self._clock = clock
+        self._faults = Faults()
         self._window = Window()
         self._step = 0
         self._lags: Lags = {}
@@ -56,16 +55,9 @@ class Books:
         return self._files.flush()
 
     def ended(self, rollout: Rollout) -> None:
-        """A member ended; a fault is said aloud."""
+        """A member ended; a fault is said aloud, the same one a few times."""
         if rollout.stop.is_fault:
-            logger.warning(
-                "rollout %s/%d of %s: %s: %s",
-                rollout.group_id,
-                rollout.member,
-                rollout.task_id,
-                rollout.stop,
-                rollout.error.strip().rsplit("\n", 1)[-1],
-            )
+            self._faults.say(rollout)
 
     def evaluated(self, evaluation: Evaluation, rollout: Rollout) -> None:
         """An evaluation's rollout came back."""

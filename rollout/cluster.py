@@ -18,6 +18,7 @@ import msgspec
 import ray
 from ray.exceptions import RayError
 
+from configs.load import make_importable
 from configs.schema import RunConfig
 from envpool.pool import EnvPool
 from rollout import types
@@ -25,10 +26,10 @@ from rollout.actor import Actor
 from rollout.engine import UpdateMode, UpdateReport
 from rollout.episode import Limits
 from rollout.evaluator import MAX_IN_FLIGHT, NAME, is_wanted
+from rollout.laps import Laps
 from rollout.logs import log_to_file
 from rollout.processes import Process, describe
 from rollout.resume import Resumed
-from rollout.stopwatch import Stopwatch
 from rollout.types import ActorEvent, Grant, StepReport, TrainBatch
 from rollout.weights import Manifest
 
@@ -65,7 +66,7 @@ class ActorProcess:
         self, name: str, config_json: bytes, run_dir: str, weights: str, version: int
     ) -> bytes:
         """Load engine, with `weights` as `version`, and environments; returns a packed ProcessInfo."""
-        watch = Stopwatch()
+        laps = Laps()
         # The engine brings torch: only the processes that compute import it.
         from rollout.engine_local import LocalEngine
         from rollout.tokens import ChatTokens
@@ -73,7 +74,7 @@ class ActorProcess:
         # The stepping thread gives the interpreter up at every torch call, and would wait 5 ms to get
         # it back from a busy event loop: measured, a fifth of the engine's throughput.
         sys.setswitchinterval(5e-4)
-        watch.lap("imports")
+        laps.end("imports")
         config = msgspec.json.decode(config_json, type=RunConfig)
         log_to_file(Path(run_dir), name, config.logging.level)
         section = config.engine
@@ -87,8 +88,9 @@ class ActorProcess:
             max_context_tokens=config.rollout.max_context_tokens,
             timeout_s=config.rollout.timeout_s,
         )
+        make_importable(config.run.imports)  # zygotes get the import path of this process
         self._pool = await EnvPool.start(config.pools, limits=config.envpool)
-        watch.lap("environments")
+        laps.end("environments")
         if name == NAME and _shares_cpu(config):
             # The engine's threads inherit it: they get what actors and learner leave, however nice
             # those are. Environments, which have deadlines, do not.
@@ -108,7 +110,7 @@ class ActorProcess:
             limits=limits,
             update_mode=UpdateMode(config.engine.update_mode),
         )
-        watch.lap("engine")
+        laps.end("engine")
         zygotes = [
             describe(f"{name}/zygote-{pool}", pid) for pool, pid in self._pool.pids().items()
         ]
@@ -117,9 +119,11 @@ class ActorProcess:
             node=os.uname().nodename,
             processes=[describe(name), *zygotes],
             num_parameters=engine.num_parameters,
-            start_s=watch.seconds,
+            start_s=laps.seconds,
             layers=self._pool.layers(),
         )
+        what = f"{weights} as version {version}, pools {', '.join(config.pools)}"
+        _log_ready(what, threads=config.engine.threads)
         return msgspec.msgpack.encode(info)
 
     async def play(self, packed: list[bytes]) -> None:
@@ -160,7 +164,7 @@ class LearnerProcess:
         `trainer` is `module:function`; the function makes a `Trains` from config, run directory and
         the checkpoint to go on from.
         """
-        watch = Stopwatch()
+        laps = Laps()
         config = msgspec.json.decode(config_json, type=RunConfig)
         log_to_file(Path(run_dir), "learner", config.logging.level)
         if _shares_cpu(config):
@@ -168,18 +172,20 @@ class LearnerProcess:
             os.nice(LEARNER_NICENESS)
         module, _, function = trainer.partition(":")
         make = getattr(importlib.import_module(module), function)
-        watch.lap("imports")
+        laps.end("imports")
         self._trainer: Trains = make(
             config, Path(run_dir), Path(checkpoint) if checkpoint else None
         )
-        watch.lap("trainer")
+        laps.end("trainer")
         info = ProcessInfo(
             name="learner",
             node=os.uname().nodename,
             processes=[describe("learner")],
             num_parameters=self._trainer.num_parameters,
-            start_s=watch.seconds,
+            start_s=laps.seconds,
         )
+        what = checkpoint or config.model.path
+        _log_ready(f"{what} to train", threads=config.learner.threads)
         return msgspec.msgpack.encode(info)
 
     def train(self, packed: bytes) -> bytes:
@@ -229,6 +235,11 @@ class RayLearner:
 
     async def close(self) -> None:
         await _close("learner", self.handle)
+
+
+def _log_ready(what: str, *, threads: int) -> None:
+    """Leave a line in this process's log: an empty file looks broken."""
+    logger.info("ready: %s; pid %d, %d torch threads", what, os.getpid(), threads)
 
 
 def _shares_cpu(config: RunConfig) -> bool:

@@ -25,7 +25,7 @@ from rollout.books import Books
 from rollout.buffer import MEMBER_RETRIES, Ended, Group, ReplayQueue
 from rollout.control import PoolStatus, Status
 from rollout.curriculum import Curriculum, Draw, Share
-from rollout.evaluate import Evaluation
+from rollout.evaluate import Evaluation, doing
 from rollout.evaluator import Evaluator
 from rollout.files import RunFiles
 from rollout.fleet import Fleet, Stopwatch
@@ -132,11 +132,7 @@ class Coordinator:
         self._cancels: dict[str, list[str]] = defaultdict(list)
         self._newest: Manifest | None = None
         self._blocked = Stopwatch(clock)
-        self._watchdog = Watchdog(
-            stall_s=config.control.stall_s,
-            groups_per_step=rollout.groups_per_step,
-            clock=clock,
-        )
+        self._watchdog = Watchdog(config, clock=clock)
         self._feed_wake = asyncio.Event()
         self._train_wake = asyncio.Event()
         self._sync_wake = asyncio.Event()
@@ -318,16 +314,17 @@ class Coordinator:
         if self._evaluator is not None:
             self._evaluator.end()
         self._queue.cancel_all()
+        self._watchdog.training_ended()
         self._feed_wake.set()
 
     async def _evaluate(self, label: str) -> Scores:
         """Play the evaluation sets with the weights the engines hold now."""
         if not self._evaluation_sets:
             return {}
-        self._phase = f"evaluating ({label})"
+        self._phase = doing(label, steps=self._config.learner.steps)
         samples = self._config.eval.samples
         self._evaluation = evaluation = Evaluation(self._evaluation_sets, label, samples)
-        logger.info("evaluating %s training: %d episodes", label, evaluation.total)
+        logger.info("%s: %d episodes", self._phase, evaluation.total)
         self._feed_wake.set()
         while not evaluation.is_done:
             await self._train_wake.wait()

@@ -34,7 +34,7 @@ def draw_sets(
         if not spec.envs:
             raise ConfigError(f"eval.sets.{name}.envs is empty: name at least one environment")
         rng = random.Random(f"{seed}/eval/{name}")
-        chosen = [_locate(name, env, sources) for env in spec.envs]
+        chosen = [locate(name, env, sources) for env in spec.envs]
         tasks = []
         seen: set[str] = set()
         for index in range(spec.count):
@@ -81,7 +81,8 @@ def _draw_new(source: PoolSource, env: str, rng: random.Random, level: int, seen
     return task
 
 
-def _locate(name: str, env: str, sources: Mapping[str, PoolSource]) -> tuple[PoolSource, str]:
+def locate(name: str, env: str, sources: Mapping[str, PoolSource]) -> tuple[PoolSource, str]:
+    """The pool of an environment that set `name` names, and its id there; raises ConfigError."""
     pool, slash, rest = env.partition("/")
     candidates = [sources[pool]] if slash and pool in sources else list(sources.values())
     wanted = rest if slash else env
@@ -110,6 +111,11 @@ def place(group_id: str, member: int = 0) -> Place:
     key, _, index = group_id.split("/", 2)[2].rpartition("/")
     name, _, mode = key.rpartition(".")
     return Place(name, mode, int(index), member)
+
+
+def doing(label: str, *, steps: int) -> str:
+    """What is said of an evaluation while it plays, in a run of so many steps."""
+    return f"evaluating {label} training" if steps else "evaluating"
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 
-from configs.load import ConfigError, convert, find, merge, read
+from configs.load import ConfigError, add_imports, convert, find, merge, read
 from configs.schema import RunConfig, Tree
 from envpool.source import PoolSource
 from rollout import checkpoints, processes, rundir, snapshot
@@ -75,8 +75,9 @@ def check(run_dir: Path, overrides: list[str]) -> tuple[RunConfig, Resumed]:
     is_over = is_trained and (run_dir / "summary.json").exists()
     if is_over or config.learner.steps < state.step:
         raise ConfigError(
-            f"{where}: its checkpoint has all of learner.steps={config.learner.steps} steps; to train "
-            f"on, add learner.steps={2 * state.step}"
+            f"{where}: its checkpoint is at step {state.step}, so that learner.steps="
+            f"{config.learner.steps} leaves nothing to train; to train on, add "
+            f"learner.steps={2 * state.step}"
         )
     if not is_trained and state.lineage.place(state.version) > state.place:
         raise ConfigError(
@@ -176,6 +177,7 @@ def _config(path: Path, overrides: list[str], run_dir: Path, where: str) -> RunC
     old.pop("format", None)
     before = _resolved(convert(old, RunConfig))
     merge(old, read(overrides))
+    add_imports(old, overrides)
     merge(old, {"run": {"dir": str(run_dir)}})
     after = _resolved(convert(old, RunConfig))
     for field, reason in FIXED.items():

@@ -15,15 +15,16 @@ from typing import Protocol
 
 import msgspec
 
-from configs.load import ConfigError, find
+from configs.load import ConfigError, find, make_importable
 from configs.schema import RunConfig
+from envpool.conformance import check_envs
 from envpool.pool import refuse_untrusted
 from envpool.source import PoolSource
 from envpool.task import Task
 from rollout import audit, checkpoints, rundir
 from rollout.control import serve
 from rollout.coordinator import Coordinator
-from rollout.evaluate import default_sets, draw_sets
+from rollout.evaluate import default_sets, draw_sets, locate
 from rollout.evaluator import Evaluator
 from rollout.files import RunFiles
 from rollout.metrics import MetricsWriter, WandbSink
@@ -65,7 +66,7 @@ class Running(Protocol):
 def check(
     config: RunConfig, resumed: Resumed | None = None, *, evaluates_every_pool: bool = False
 ) -> Checked:
-    """Find model and pools and draw the evaluation sets; raises ConfigError.
+    """Find model and pools, try the environments, draw the evaluation sets; raises ConfigError.
 
     With `evaluates_every_pool` a pool that no set is about gets one of its own.
     """
@@ -92,7 +93,10 @@ def check(
         )
     _check_reachable(config.cluster.address)
     refuse_untrusted(config.pools, config.envpool)  # before its code is imported here
+    make_importable(config.run.imports)
     sources = {name: PoolSource.load(name, section) for name, section in config.pools.items()}
+    for name, used in _used(config, sources, evaluates_every_pool=evaluates_every_pool).items():
+        check_envs(sources[name], used, timeout_s=config.envpool.start_timeout_s)
     sets = draw_sets(config.eval.sets, sources, seed=config.run.seed)
     missing = default_sets(sources, sets, seed=config.run.seed) if evaluates_every_pool else {}
     model = msgspec.structs.replace(config.model, path=str(model_path))
@@ -105,6 +109,23 @@ def check(
         default_sets=tuple(missing),
         resumed=resumed,
     )
+
+
+def _used(
+    config: RunConfig, sources: Mapping[str, PoolSource], *, evaluates_every_pool: bool
+) -> dict[str, dict[str, set[int]]]:
+    """The levels at which a run draws each environment, by pool and id; raises ConfigError."""
+    used: dict[str, dict[str, set[int]]] = {name: {} for name in sources}
+    for name, spec in config.eval.sets.items():
+        for env in spec.envs:
+            source, env_id = locate(name, env, sources)
+            used[source.name].setdefault(env_id, set()).add(spec.level)
+    for name, source in sources.items():
+        is_default = evaluates_every_pool and not used[name]
+        drawn = source.envs if is_default else source.train if config.learner.steps else ()
+        for env_id in drawn:
+            used[name].setdefault(env_id, set()).add(0)
+    return used
 
 
 def _check_reachable(address: str) -> None:

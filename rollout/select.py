@@ -61,6 +61,9 @@ CHOICES: Mapping[str, Sequence[str]] = {
     "mode": list(MODES),
 }
 
+# Texts whose values are few: one that no rollout has may be a slip.
+NAMED = ("env", "pool")
+
 _COMPARE: Mapping[str, Callable[[float, float], bool]] = {
     "=": operator.eq,
     "!=": operator.ne,
@@ -92,6 +95,8 @@ class Query:
     """What to show: rollouts that every one of `tests` accepts."""
 
     tests: tuple[Callable[[RolloutRow], bool], ...] = ()
+    named: tuple[tuple[str, str], ...] = ()
+    """Environments and pools that a filter wants: `env` or `pool`, and the name."""
     label: str = ""
     """Evaluation to read, `before`, `after` or `step_<N>`; empty: training."""
     order: Order = Order.NEWEST
@@ -105,8 +110,8 @@ class Selection:
     rows: list[RolloutRow] = field(default_factory=list)
     looked_at: int = 0
     unreadable: int = 0
-    envs: set[str] = field(default_factory=set)
-    """Environments among the rollouts looked at."""
+    names: dict[str, set[str]] = field(default_factory=lambda: {key: set() for key in NAMED})
+    """Environments (`env`) and pools (`pool`) among the rollouts looked at."""
 
 
 def is_filter(argument: str) -> bool:
@@ -119,6 +124,7 @@ def parse(arguments: Sequence[str]) -> Query:
     label, order, limit = "", Order.NEWEST, LIMIT
     tests: list[Callable[[RolloutRow], bool]] = []
     of_evaluation: list[str] = []
+    named: list[tuple[str, str]] = []
     for argument in arguments:
         match = _FILTER.fullmatch(argument)
         if match is None:
@@ -140,13 +146,26 @@ def parse(arguments: Sequence[str]) -> Query:
             tests.append(_number_test(key, compare, value))
         else:
             tests.append(_text_test(key, compare, value))
+            if key in NAMED and compare == "=":
+                named += [(key, one) for one in value.split(",")]
             if key in ("set", "mode"):
                 of_evaluation.append(argument)
     if of_evaluation and not label:
         raise ConfigError(
             f"filter {of_evaluation[0]!r} is about evaluation: add eval=before, eval=after or eval=step_N"
         )
-    return Query(tests=tuple(tests), label=label, order=order, limit=limit)
+    return Query(tests=tuple(tests), named=tuple(named), label=label, order=order, limit=limit)
+
+
+def unknown(query: Query, selection: Selection) -> list[str]:
+    """What is said of each environment and pool that a filter wants and no rollout has."""
+    said = []
+    for key, name in query.named:
+        if name not in (there := selection.names[key]):
+            near = difflib.get_close_matches(name, there, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(there))}"
+            said.append(f"no {key} {name}: {hint}")
+    return said
 
 
 def select(run_dir: Path, query: Query) -> Selection:
@@ -195,7 +214,8 @@ def _matches(paths: Iterable[Path], query: Query, selection: Selection) -> Itera
                     selection.unreadable += line.endswith(b"\n")
                     continue
                 selection.looked_at += 1
-                selection.envs.add(row.env)
+                for key in NAMED:
+                    selection.names[key].add(TEXTS[key](row))
                 if all(test(row) for test in query.tests):
                     yield row
 
@@ -238,10 +258,18 @@ def _text_test(key: str, compare: str, value: str) -> Callable[[RolloutRow], boo
         raise ConfigError(f"filter {key}{compare}{value}: {key} is a text and takes = and != only")
     get = TEXTS[key]
     wanted = value.split(",")
+    if key == "group":
+        wanted = [_group_id(one) for one in wanted]
     for one in wanted:
         if key in CHOICES:
             _choice(key, one, CHOICES[key])
     return lambda row: (get(row) in wanted) is (compare == "=")
+
+
+def _group_id(text: str) -> str:
+    """A group's id by its number: `12` and `g12` are g000012."""
+    match = re.fullmatch(r"g?([0-9]+)", text)
+    return f"g{match[1]:0>6}" if match else text
 
 
 def _choice(key: str, value: str, choices: Sequence[str], said: Sequence[str] | None = None) -> str:

@@ -26,7 +26,7 @@ directory of runs (runs/, where none is named) the runs are listed, newest first
 
 filters: all of them must hold. A text takes = and !=, and several values with commas between them;
 a number takes = != < <= > >= ; put quotes around < and >, which the shell takes for itself
-  env pool task group actor    as the run's files name them           env=sum_list  group=g000012
+  env pool task group actor    as the run's files name them           env=sum_list  group=12
   stop       how it ended: {stop}
   state      end of its group: {state}
   step       the optimizer step that trained on it                    step=17
@@ -84,6 +84,11 @@ def _show(words: list[str], *, is_json: bool) -> None:
     elif words:
         raise ConfigError(f"name the directory of a run before {words[0]}{_newest()}")
     else:
+        if has_folder and folder.resolve() != RUNS.resolve() and not listing.runs(folder):
+            raise ConfigError(
+                f"{str(folder)!r} is not the directory of a run, and there is none directly under it"
+                f"{_newest()}"
+            )
         _list_runs(console, folder, is_json=is_json)
 
 
@@ -107,7 +112,9 @@ def _count(run_dir: Path, query: select.Query, selection: select.Selection) -> s
         more = f"; limit={query.limit * 4} shows more" if len(selection.rows) == query.limit else ""
         return f"{len(selection.rows)} shown, {query.order} first, of {looked}{more}"
     if selection.looked_at:
-        return f"nothing matches: {looked}, of {printable(', '.join(sorted(selection.envs)))}"
+        unknown = "".join(f"; {words}" for words in select.unknown(query, selection))
+        envs = ", ".join(sorted(selection.names["env"]))
+        return f"nothing matches: {looked}, of {printable(envs + unknown)}"
     others = [f"eval={label}" for label in select.labels(run_dir)]
     hint = f"; there are evaluation episodes: {' or '.join(others)}" if others else ""
     return f"no {kind} in {run_dir} yet{damaged}{hint}"

@@ -106,13 +106,10 @@ def pair(
 
 def head(evaluation: Mapping[str, Mapping[str, BeforeAfter]]) -> tuple[str, ...]:
     """What the cells of `rows` are; with k samples of a task also pass@k and pass^k."""
-    most = _most_samples(evaluation)
-    if most == 1:
-        return ("set", "mode", "before", "after", "change, paired", "n")
-    averages = (
-        ("before", "after", "change, paired") if _is_trained(evaluation) else (f"avg@{most}",)
-    )
-    return ("set", "mode", *averages, f"pass@{most}", f"pass^{most}", "n")
+    most, is_trained = _most_samples(evaluation), _is_trained(evaluation)
+    averages = ("before", "after", "change, paired") if is_trained else (f"avg@{most}",)
+    passes = (f"pass@{most}", f"pass^{most}") if most > 1 else ()
+    return ("set", "mode", *averages, *passes, "n")
 
 
 def rows(evaluation: Mapping[str, Mapping[str, BeforeAfter]]) -> list[tuple[str, ...]]:
@@ -123,7 +120,7 @@ def rows(evaluation: Mapping[str, Mapping[str, BeforeAfter]]) -> list[tuple[str,
         for mode, scores in modes.items():
             known = [s for s in (scores.before, scores.after) if s is not None]
             row = [name, mode, cell(scores.before)]
-            if is_trained or most == 1:
+            if is_trained:
                 row += [cell(scores.after), _change(scores.difference)]
             if most > 1:
                 row.append(_pass_cell([s.pass_at.get(most) for s in known]))

@@ -63,12 +63,7 @@ class Screen:
         if status.evaluation is not None and is_due and not self.is_live:
             self._quiet_since_s = now_s
             progress = status.evaluation
-            logger.info(
-                "evaluating %s training: %d/%d episodes",
-                progress.label,
-                progress.done,
-                progress.total,
-            )
+            logger.info("%s: %d/%d episodes", status.phase, progress.done, progress.total)
 
     @asynccontextmanager
     async def following(

@@ -45,7 +45,6 @@ def generate(recipe: TraceRecipe) -> list[MessagesRow]:
     source = PoolSource.load("traces", PoolSection(source=recipe.source, trusted=True))
     env_ids = recipe.envs or list(source.envs)
     envs = {env_id: source.env(env_id)() for env_id in env_ids}
-    num_clean = round(recipe.count * recipe.clean)
     careful = msgspec.structs.replace(recipe, spoiled=0.0)
     rows = []
     for index in range(recipe.count):
@@ -53,8 +52,8 @@ def generate(recipe: TraceRecipe) -> list[MessagesRow]:
         # Each episode has its own chance, so that a longer recipe begins with the shorter one's rows.
         rng = Random(f"{recipe.seed}/{index}")
         config = source.draw(env_id, rng, Split.TRAIN, recipe.level)
-        hand = careful if index < num_clean else recipe
-        is_hasty = index >= num_clean and rng.random() < recipe.hasty
+        hand = careful if index < recipe.num_clean else recipe
+        is_hasty = index >= recipe.num_clean and rng.random() < recipe.hasty
         messages, reward = play(envs[env_id], config, rng, hand, is_hasty=is_hasty)
         tools = type(envs[env_id]).tools()
         rows.append(MessagesRow(env=env_id, messages=messages, tools=tools, reward=reward))

@@ -1,5 +1,7 @@
 """Configuration: recipes load, overrides merge, mistakes are named with their path."""
 
+import re
+import sys
 from pathlib import Path
 
 import msgspec
@@ -7,7 +9,7 @@ import pytest
 
 import launch
 from configs.describe import describe_settings, settings
-from configs.load import RECIPES, ConfigError, convert, load, merge, read
+from configs.load import RECIPES, ConfigError, convert, load, make_importable, merge, read
 from configs.schema import RunConfig
 
 
@@ -19,6 +21,27 @@ def test_recipe_loads(recipe: Path) -> None:
 def test_recipe_is_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert load(["local.toml"]).pools
+
+
+def test_modules_beside_a_named_recipe_are_found_after_the_programs_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a").mkdir()
+    mine = tmp_path / "a" / "mine.toml"
+    mine.write_text("[run]\nimports = ['/given']\n")
+    config = load(["local.toml", str(mine), str(mine), "learner.steps=7"])
+    assert config.run.imports == ["/given", str(mine.parent)]
+    own = str(RECIPES.parent)
+    monkeypatch.setattr(sys, "path", ["/before", own, "/after"])
+    for _ in range(2):
+        make_importable(config.run.imports)
+        assert sys.path == ["/before", own, "/given", str(mine.parent), "/after"]
+
+
+@pytest.mark.parametrize("override", ["run=3", "run.imports=3"])
+def test_wrong_imports_are_refused_as_every_wrong_value(override: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(f"{override} must be")):
+        load([override])
 
 
 def test_later_arguments_win(tmp_path: Path) -> None:
@@ -40,13 +63,36 @@ def test_table_whose_type_changes_is_replaced_whole() -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["learner.lrr=1"], ["lrr", "$.learner", "did you mean lr", "grad_clip"]),
+        (["learner.lrr=1"], ["learner.lrr", "[learner] has", "did you mean lr", "grad_clip"]),
         (["lerner.lr=1"], ["lerner", "did you mean learner"]),
-        (["pools.basics.trusty=1"], ["trusty", "did you mean trusted"]),
-        (["rollout.draw=evn"], ["evn", "$.rollout.draw", "did you mean even", "signal"]),
-        (["learner.lr=fast"], ["float", "$.learner.lr"]),
-        (["learner.lr=-1"], ["$.learner.lr"]),
-        (["rollout.group_size=1"], [">= 2", "$.rollout.group_size"]),
+        (["pools.basics.trusty=1"], ["pools.basics.trusty", "did you mean trusted"]),
+        (["rollout.draw=evn"], ["rollout.draw='evn'", "even | signal", "did you mean even"]),
+        (
+            ["learner.steps=x"],
+            [
+                "learner.steps='x' must be an int >= 0 (Optimizer steps of the run; 0 only evaluates.)"
+            ],
+        ),
+        (["learner.steps=-1"], ["learner.steps=-1 must be an int >= 0 (Optimizer"]),
+        (["learner.lr=fast"], ["learner.lr='fast' must be a number >= 0 (Peak"]),
+        (["eval.before=1"], ["eval.before=1 must be true or false (Play them"]),
+        (["control.port=99999"], ["control.port=99999 must be an int from 0 to 65535"]),
+        (["rollout.group_size=1"], ["rollout.group_size=1 must be an int >= 2 (Rollouts per task"]),
+        (["run.name=3"], ["run.name=3 must be a text", 'in quotes it is one: "3"']),
+        (["learner=3"], ["learner=3 must be a table of settings: learner.steps"]),
+        (
+            ["pools.a.source=b", "pools.b.source=b", "pools.b.weight=0"],
+            ["pools.b.weight=0 must be a number > 0 (Share"],
+        ),
+        (
+            ["pools.a.source=b", "pools.a.train=sum"],
+            ["pools.a.train='sum' must be a list of texts", '["sum"]'],
+        ),
+        (["pools.a.trusted=true"], ["pools.a.source is missing (`module:attribute`"]),
+        (
+            ["pools.a.source=b", "pools.a.sessions_per_process=2"],
+            ["pools.a: sessions_per_process=2 would let", "trusted=true"],
+        ),
         (["weights.every=5"], ["weights.every", "rollout.max_lag", "lower"]),
         (["rollout.min_members=9"], ["min_members", "group_size"]),
         (["rollout.max_reply_tokens=999"], ["max_reply_tokens", "max_context_tokens"]),
@@ -61,10 +107,14 @@ def test_mistake_is_named(arguments: list[str], words: list[str]) -> None:
     assert all(word in str(raised.value) for word in words), raised.value
 
 
-def test_broken_toml_names_the_file(tmp_path: Path) -> None:
+def test_broken_toml_names_the_file_and_the_line(tmp_path: Path) -> None:
     broken = tmp_path / "broken.toml"
-    broken.write_text("[learner\n")
-    with pytest.raises(ConfigError, match=r"broken\.toml"):
+    broken.write_text("[learner]\nsteps = forty\n")
+    with pytest.raises(ConfigError, match=r"broken\.toml.* a text needs quotes") as raised:
+        read([str(broken)])
+    assert str(raised.value).endswith("\n    steps = forty\n            ^")
+    broken.write_text('[learner]\nsteps = "40')
+    with pytest.raises(ConfigError, match=r'the last line: steps = "40$'):
         read([str(broken)])
 
 
@@ -147,3 +197,31 @@ def test_eval_resumes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 def test_help_needs_no_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert launch.main(["train", "--help"]) == 0
     assert "usage" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["sft", "--help"], ["launch.py sft", "traces.spoiled=0.2", "policy.hidden=96"]),
+        (["report", "--help"], ["launch.py report DIR"]),
+        (["bench", "--help"], ["--json", "--steps", "--keep", "settings", *launch.BENCHES]),
+        (["eval", "--help"], ["launch.py eval"]),
+        (["show", "--help"], ["launch.py show"]),
+    ],
+)
+def test_a_command_has_help_of_its_own(
+    arguments: list[str], words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert launch.main(arguments) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("usage: python launch.py " + arguments[0])
+    assert [word for word in words if word not in said] == []
+
+
+def test_help_of_a_section_has_no_other(capsys: pytest.CaptureFixture[str]) -> None:
+    assert launch.main(["--help", "config", "learner"]) == 0
+    said = capsys.readouterr().out
+    assert "[learner]" in said and "learner.clip_high=0.2" in said and "learner.steps=160" in said
+    assert "[rollout]" not in said and "rollout." not in said
+    assert launch.main(["--help", "config", "lerner"]) == 2
+    assert "there are run, model, pools, rollout" in capsys.readouterr().err

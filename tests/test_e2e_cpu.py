@@ -108,8 +108,9 @@ def test_the_run_directory_is_complete(run_dir: Path) -> None:
                 score = summary["eval"][name][mode][when]
                 assert score["count"] + score["faults"] == 8
                 assert score["low"] <= score["mean"] <= score["high"]
-    for name in ("launch", "actor-0", "learner"):
-        assert (run_dir / "logs" / f"{name}.log").exists()
+    assert (run_dir / "logs" / "launch.log").exists()
+    for name in ("actor-0", "learner"):
+        assert "ready: " in (run_dir / "logs" / f"{name}.log").read_text()
     assert sorted(p.name for p in (run_dir / "checkpoints").iterdir()) == ["step_20", "step_40"]
     assert (run_dir / "report.html").exists() and (run_dir / "report" / "success.png").exists()
 

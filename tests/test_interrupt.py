@@ -1,5 +1,7 @@
 """Ctrl-C at several moments: exit 130, files flushed, no process of ours left."""
 
+import logging
+import os
 import signal
 import subprocess
 import sys
@@ -57,10 +59,14 @@ def test_ctrl_c_leaves_nothing_running_and_loses_nothing(tmp_path: Path, moment:
         assert sum(counts.groups.values()) > 0
 
 
-def test_a_job_that_ignores_ctrl_c_goes_on_ignoring_it() -> None:
+def test_a_job_that_ignores_ctrl_c_goes_on_ignoring_it_and_says_what_ends_it(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in `launch.py &` of a script
     try:
         launch.acknowledge_interrupts()
         assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+        assert f"Ctrl-C is ignored here (a background job): kill {os.getpid()} ends" in caplog.text
     finally:
         signal.signal(signal.SIGINT, before)

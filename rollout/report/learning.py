@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from rollout.evaluate import MODES
 from rollout.report.curves import binned, running_mean
 from rollout.report.digest import Digest
+from rollout.report.lines import Settings
 from rollout.report.section import Picture, Section, Table
 from rollout.report.theme import FULL, Draw, Theme, from_zero, subplots
 from rollout.report.transcripts import changes
@@ -97,6 +98,7 @@ def success_section(digest: Digest) -> Section:
     section.pictures.append(
         Picture(name="success", alt=f"Mean reward by evaluation set. {words}", draw=success(modes))
     )
+    section.notes += set_notes(digest.settings, [one.name for one in next(iter(modes.values()))])
     section.notes.append(
         "Mean reward of the graded episodes of each set (the share solved, where rewards are 0 or 1) "
         "with Wilson's 95 % interval over tasks; faulted episodes are counted apart, never as zeros. No run "
@@ -106,6 +108,31 @@ def success_section(digest: Digest) -> Section:
         "greedy takes its likeliest token, so it shows competence without slips."
     )
     return section
+
+
+def set_notes(settings: Settings, names: Sequence[str]) -> list[str]:
+    """Where these evaluation sets come from, as far as the recipe sets them up."""
+    notes = []
+    for name in names:
+        if (spec := settings.eval.sets.get(name)) is None:
+            continue
+        level = (
+            f"level {spec.level}, {'that' if spec.level == 0 else 'where 0 is that'} of training"
+        )
+        what = f"Set {name}: {spec.count:,} configurations of {', '.join(spec.envs)}; {level}"
+        new = [env for env in spec.envs if not _is_trained_on(env, settings)]
+        if new and settings.learner.steps:
+            all_new = len(new) == len(spec.envs)
+            what += f"; not trained on in this run{'' if all_new else ': ' + ', '.join(new)}"
+        notes.append(f"{what}.")
+    return notes
+
+
+def _is_trained_on(env: str, settings: Settings) -> bool:
+    """`env` as a set names it: `pool/env`, or `env` where there is one pool."""
+    pool, _, name = env.rpartition("/")
+    pools = [settings.pools[pool]] if pool in settings.pools else settings.pools.values()
+    return any(not one.train or name in one.train for one in pools)
 
 
 def reward_section(digest: Digest) -> Section:

@@ -44,6 +44,8 @@ class _Learner(msgspec.Struct, frozen=True):
 
 
 class _EvalSet(msgspec.Struct, frozen=True):
+    envs: list[str] = []
+    level: int = 0
     count: int = 0
 
 

@@ -81,7 +81,9 @@ def step_section(digest: Digest) -> Section:
         "publishing the weights, checkpoints, and hand-over between the two."
         + (f" A bar is the mean of {each} steps." if each > 1 else "")
         + f" Besides, generation was held back for {held_s:,.1f} s ({share(held_s / total)}) because "
-        "every slot was taken: starting more would have passed the bound on lag."
+        "every slot was taken: starting more would have passed the bound on lag. Only the start of "
+        "rollouts is held back: those already begun went on, so that the engines may have computed "
+        "all the while."
     )
     return section
 

@@ -8,6 +8,7 @@ any run at any time, also while it plays.
 """
 
 import base64
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,6 +80,7 @@ def write(run_dir: Path) -> Path:
     ledger = balance(run_dir, found)
     page = _templates.get_template(TEMPLATE).render(
         name=run_dir.resolve().name,
+        place=shlex.quote(str(run_dir.resolve())),
         status=status(found),
         what=what(found),
         outcome=outcome(found),

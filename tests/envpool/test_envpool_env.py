@@ -329,6 +329,14 @@ def variable_arguments() -> None:
             return index[0]
 
 
+def tool_of_a_taken_name() -> None:
+    class Wrong(ToolEnv):
+        @tool
+        def check(self) -> bool:  # pyright: ignore[reportIncompatibleMethodOverride]
+            """Check."""
+            return True
+
+
 def second_done() -> None:
     class Wrong(ToolEnv):
         @tool
@@ -344,10 +352,11 @@ def second_done() -> None:
 @pytest.mark.parametrize(
     ("define", "text"),
     [
-        (no_docstring, "tool get: index needs"),
-        (undescribed_argument, "tool get: index needs"),
-        (argument_that_is_not_there, "tool get: .* unknown {'index'}"),
-        (variable_arguments, "tool get: argument index must be a named one"),
+        (no_docstring, "tool Wrong.get: no docstring: describe"),
+        (undescribed_argument, "tool Wrong.get: argument index has no line .* add `index: "),
+        (argument_that_is_not_there, "tool Wrong.get: Args: describes index, and it takes none"),
+        (variable_arguments, "tool Wrong.get: argument index must be a named one"),
+        (tool_of_a_taken_name, "tool Wrong.check: ToolEnv has a method of this name"),
         (second_done, "`done` is built in"),
     ],
 )

@@ -73,6 +73,17 @@ def test_generator_with_too_few_configurations_is_named() -> None:
         source.draw("a", Random(0), missing)
 
 
+def test_a_generator_that_fails_now_and_then_is_named_with_its_line() -> None:
+    class Moody(SumList):
+        @classmethod
+        def sample(cls, rng: Random, level: int) -> dict[str, Any]:
+            return {"numbers": [1 // rng.randrange(5)]}
+
+    source = PoolSource(name="p", version="", envs={"a": Moody}, train=("a",), trusted=True)
+    with pytest.raises(ConfigError, match=r"Moody.sample\(\) raised ZeroDivisionError.*py:\d+: it"):
+        _ = [source.draw("a", Random(seed), Split.TRAIN) for seed in range(100)]
+
+
 def write(path: Path, text: str) -> None:
     path.parent.mkdir(exist_ok=True)
     path.write_text(text)

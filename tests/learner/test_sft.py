@@ -1,5 +1,6 @@
 """`learner.sft`: what is imitated, that it is reproducible, and what is written."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -127,6 +128,22 @@ def test_training_goes_on_from_a_base_model(rows: list[MessagesRow], tmp_path: P
     assert losses[1] < losses[0]
 
 
+@pytest.mark.parametrize(("clean", "told"), [(0.0, None), (0.5, 5), (1.0, None)])
+def test_the_step_at_which_mistakes_begin_is_told(
+    rows: list[MessagesRow],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    clean: float,
+    told: int | None,
+) -> None:
+    caplog.set_level(logging.INFO)
+    traces = msgspec.structs.replace(_TRACES, count=16, clean=clean)
+    made = msgspec.structs.replace(recipe(tmp_path / "out"), batch_rows=2, traces=traces)
+    sft.train(rows[:16], made)
+    said = [record.message for record in caplog.records if "sloppy" in record.message]
+    assert [line.split(":")[0] for line in said] == ([f"sft step {told}"] if told else [])
+
+
 def test_weights_name_their_recipe(rows: list[MessagesRow], tmp_path: Path) -> None:
     made = recipe(tmp_path / "out")
     sft.train(rows, made)
@@ -148,8 +165,9 @@ def test_output_is_refused_when_it_holds_something(rows: list[MessagesRow], tmp_
 
 
 def test_command_trains_on_the_traces_of_its_recipe(
-    rows: list[MessagesRow], tmp_path: Path
+    rows: list[MessagesRow], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO)
     asked: list[TraceRecipe] = []
 
     def given(traces: TraceRecipe) -> Sequence[MessagesRow]:
@@ -160,10 +178,13 @@ def test_command_trains_on_the_traces_of_its_recipe(
     assert cli.sft([*arguments, "traces.count=7"], given) == 0
     assert [traces.count for traces in asked] == [7]
     assert set(asked[0].envs) == set(basics) - {"price_total"}
+    opening, closing = caplog.text.split("sft: 1 steps")
+    assert str(tmp_path / "out") in opening and "tiny_policy/recipe.toml" in opening
+    assert f"launch.py model.path={tmp_path / 'out'}" in closing
     # A mistake is told before any trace is made.
     with pytest.raises(ConfigError, match="overwrite=true"):
         cli.sft(arguments, given)
-    with pytest.raises(ConfigError, match="unknown field `lrr`"):
+    with pytest.raises(ConfigError, match="lrr is not known; did you mean lr"):
         cli.sft([*arguments, "lrr=1"], given)
     assert len(asked) == 1
 

@@ -102,11 +102,11 @@ def test_only_the_command_evaluates_a_bare_pool() -> None:
 @pytest.mark.parametrize(
     ("setting", "words"),
     [
-        ("eval.samples=0", [">= 1", "$.eval.samples"]),
-        ("eval.samples=2.5", ["int", "$.eval.samples"]),
+        ("eval.samples=0", ["eval.samples=0", ">= 1"]),
+        ("eval.samples=2.5", ["eval.samples=2.5", "int"]),
         ("eval.sets.fresh.count=0", [">= 1", "count"]),
         ("eval.sets.fresh.envs=['nope']", ["eval.sets.fresh.envs", "'nope'", "basics/sum_list"]),
-        ("eval.sets.mine.count=3", ["envs", "$.eval.sets"]),
+        ("eval.sets.mine.count=3", ["eval.sets.mine.envs is missing"]),
     ],
 )
 def test_a_mistake_exits_2_and_is_named(

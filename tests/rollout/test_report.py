@@ -217,6 +217,7 @@ def test_counts_are_those_that_the_audit_recomputes(run_dir: Path, html: str) ->
     assert f"both at once {share.both:.0%}".replace("%", " %") in text_of(html)
     assert rows["waiting for rollouts"] == ["1.5 s", "25 %", "0.25 s"]
     assert rows["training"] == ["3.0 s", "50 %", "0.50 s"]
+    assert "those already begun went on" in text_of(html) and "Set fresh: 400" in text_of(html)
 
 
 def test_scores_are_those_of_the_episodes(run_dir: Path, html: str) -> None:

@@ -144,8 +144,9 @@ async def test_a_run_that_came_to_its_end_is_over_until_it_is_trained_on(tmp_pat
     await asyncio.to_thread(rundir.write_config, tmp_path, config)
     await play(tmp_path, config)
     await asyncio.to_thread(rundir.write_json, tmp_path / "summary.json", {"steps": 4})
-    with pytest.raises(ConfigError, match=r"add learner\.steps=8"):
-        await go_on(tmp_path)
+    for settings in ([], ["learner.steps=2"]):
+        with pytest.raises(ConfigError, match=r"is at step 4, .* add learner\.steps=8"):
+            await go_on(tmp_path, *settings)
     # What it came to is no longer so: nobody may read it as the end of what begins now.
     await go_on(tmp_path, "learner.steps=8")
     paths = await asyncio.to_thread(lambda: [*tmp_path.rglob("summary.json")])

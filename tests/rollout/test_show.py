@@ -200,7 +200,7 @@ def test_a_missing_directory_exits_2(
 def test_nothing_found_says_what_was_looked_at(
     run_dir: Path, tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    text = show(capsys, run_dir, "env=sum_lists")
+    text = show(capsys, run_dir, "env=sum_list", "reward=7")
     assert text == "nothing matches: 6 rollouts looked at, of find_max, sum_list\n"
     only_evaluated = tmp_path_factory.mktemp("evaluated")
     write(only_evaluated, make_row("eval/before/fresh.greedy/0", state=None), label="before")
@@ -326,6 +326,26 @@ def test_runs_are_listed_newest_first(
     assert broken == ["stopped", "0/9", "-", "-", "runs/broken"]
     assert going == ["running", "1/9", "0.125", "-", "runs/going"]
     assert done == ["done", "9/9", "0.500", "fresh", "0.500", "->", "1.000", "runs/done"]
+
+
+def test_a_group_is_found_by_its_number(run_dir: Path) -> None:
+    for text in ("group=1", "group=g1", "group=g000001", "group=000001"):
+        assert found(run_dir, text) == ["g000001/1", "g000001/0"]
+    assert found(run_dir, "group=2,eval/x", "member=0") == ["g000002/0"]
+    assert len(found(run_dir, "group=eval/before/fresh.greedy/0", "eval=before")) == 1
+
+
+def test_a_slip_in_a_name_is_told(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "; no env sumlist: did you mean sum_list?" in show(capsys, run_dir, "env=sumlist")
+    assert "; no pool basic: did you mean basics?" in show(capsys, run_dir, "pool=basic")
+    assert "; no pool xyz: there are basics" in show(capsys, run_dir, "pool=xyz", "env=sum_list")
+
+
+def test_a_directory_that_is_no_run_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert launch.main(["show", str(tmp_path)]) == 2
+    assert f"'{tmp_path}' is not the directory of a run" in capsys.readouterr().err
 
 
 def test_no_runs_is_said(

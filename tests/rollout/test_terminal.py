@@ -17,14 +17,15 @@ from rich.console import Console
 from rich.text import Text
 
 from configs.load import load
-from rollout import announce, select
+from rollout import announce, checkpoints, select
 from rollout.control import Status
-from rollout.evaluate import Progress
+from rollout.evaluate import Progress, doing
 from rollout.files import RolloutRow, RunFiles
+from rollout.ledger import LedgerCounts
 from rollout.metrics import Values
 from rollout.panel import Moment, draw
 from rollout.scores import Score, score
-from rollout.summary import Difference, differences, head, pair, rows, table
+from rollout.summary import Difference, Summary, differences, head, pair, rows, table
 from rollout.terminal import ConsoleLines, Screen, open_screen
 from rollout.types import StopReason
 from tests.fakes import make_rollout
@@ -65,7 +66,7 @@ def make_status(
 
 def evaluating(done: int) -> Status:
     progress = Progress(label="before", done=done, total=840)
-    return make_status("evaluating (before)", step=0, progress=progress)
+    return make_status("evaluating before training", step=0, progress=progress)
 
 
 def drawn(moment: Moment | None, *, width: int = 100) -> str:
@@ -96,7 +97,7 @@ def test_training_shows_progress_reward_lag_and_who_waits() -> None:
 
 def test_an_evaluation_shows_its_episodes() -> None:
     text = drawn(at(evaluating(210)))
-    assert "evaluating (before)" in text and "210/840" in text and "1:30 left" in text
+    assert "evaluating before training" in text and "210/840" in text and "1:30 left" in text
     assert "left" not in drawn(at(evaluating(0)))
 
 
@@ -288,7 +289,8 @@ def test_the_table_has_both_scores_and_their_difference() -> None:
     assert rows(paired) == [cells]
     assert all(cell in line for cell in cells)
     assert len(head(paired)) == len(cells)
-    assert rows(pair(before, {}, {}))[0][3:5] == ("-", "-")
+    alone = pair(before, {}, {})
+    assert (head(alone)[2:], rows(alone)[0][2:]) == (("avg@1", "n"), ("0.500 [.09, .91]", "2"))
     assert table({}) == []
 
 
@@ -350,11 +352,11 @@ def test_after_a_resumed_run_nothing_is_said_of_a_recipe_nobody_named() -> None:
     newest = run_dir / "checkpoints" / "step_9"
     for settings, last in (
         (["learner.steps=9"], ["--resume", str(run_dir), "learner.steps=18"]),
-        (["learner.steps=9", "weights.every=2"], ["show", str(run_dir), "reward=0"]),
+        (["learner.steps=9", "weights.every=2"], ["show", str(run_dir), "eval=after", "reward=0"]),
     ):
         config = load(["local.toml", *settings])
         commands = announce.next_commands(config, run_dir, newest, None)
-        assert shlex.split(commands[-1])[-3:] == last
+        assert shlex.split(commands[-1])[-len(last) :] == last
 
 
 @pytest.mark.parametrize(
@@ -383,9 +385,67 @@ def test_the_next_commands_are_commands(arguments: list[str], has_checkpoint: bo
             loaded = load(["local.toml", *settings])
             assert not loaded.run.dir
             if after_program[0] == "eval":
+                assert not [word for word in line if "max_lag" in word or "weights" in word]
+                assert ("eval.sets.fresh.count=5" in line) is (
+                    "eval.sets.fresh.count=5" in arguments
+                )
                 assert loaded.model.path == str(run_dir / "checkpoints/step_9/hf")
             elif has_checkpoint:
                 assert (loaded.rollout.max_lag, loaded.learner.steps) != (
                     config.rollout.max_lag,
                     config.learner.steps,
                 )
+
+
+def test_a_run_that_broke_off_says_whether_it_goes_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    announce.how_to_go_on(tmp_path, load(["local.toml", "learner.steps=0"]))
+    assert caplog.text == ""  # an evaluation has nothing to go on from
+    config = load(["local.toml", "checkpoint.every=30"])
+    announce.how_to_go_on(tmp_path, config)
+    assert "no checkpoint yet (checkpoint.every=30): it cannot be resumed" in caplog.text
+    checkpoints.mark_done(checkpoints.begin(tmp_path, 30))
+    announce.how_to_go_on(tmp_path, config)
+    assert "to go on from step 30: " in caplog.text and f"--resume {tmp_path}" in caplog.text
+
+
+def summary(**changes: object) -> Summary:
+    counts = LedgerCounts(groups={"trained": 4}, rollouts={"trained": 16})
+    made = Summary(eval={}, steps=0, wall_s=2.0, lag_max=0, ledger=counts, ledger_balanced=True)
+    return msgspec.structs.replace(made, **changes)
+
+
+def test_a_run_without_steps_speaks_of_evaluation_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    config = load(["local.toml", "learner.steps=0"])
+    announce.closing(summary(), config, tmp_path, ["learner.steps=0"])
+    assert "evaluated in 2 s" in caplog.text
+    assert "steps in" not in caplog.text and "trained" not in caplog.text
+    broken = summary(ledger_balanced=False, ledger_error="files give 3")
+    announce.closing(broken, config, tmp_path, ["learner.steps=0"])
+    assert "does NOT balance" in caplog.text and "files give 3" in caplog.text
+    caplog.clear()
+    announce.closing(summary(steps=4), load(["local.toml"]), tmp_path, [])
+    assert "4 steps in 2 s" in caplog.text and "4 trained" in caplog.text
+    assert [doing("before", steps=steps) for steps in (0, 9)] == [
+        "evaluating",
+        "evaluating before training",
+    ]
+
+
+def test_eval_after_a_run_is_given_what_shapes_it_and_nothing_of_training() -> None:
+    run_dir = Path("/tmp/a")
+    shaping = ["mine.toml", "pools.basics.train=[]", "eval.samples=4", "rollout.max_turns=3"]
+    others = ["eval.after=false", "eval.every=4", "learner.lr=1", "logging.wandb=off"]
+    others += ["checkpoint.every=1", "rollout.max_lag=0", "rollout.group_size=4"]
+    config = load(["local.toml", *shaping[1:], *others])
+    commands = announce.next_commands(config, run_dir, run_dir / "step_9", [*shaping, *others])
+    words = [shlex.split(command) for command in commands]
+    assert words[1][-5:-1] == shaping and words[1][-6] == "eval"
+    assert words[0][-2:] == ["reward=0", "state=trained"]  # nothing was evaluated afterwards
+    graded = announce.next_commands(load(["local.toml"]), run_dir, run_dir / "step_9", [])
+    assert shlex.split(graded[0])[-2:] == ["eval=after", "reward=0"]

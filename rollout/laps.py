@@ -3,15 +3,15 @@
 import time
 
 
-class Stopwatch:
-    """Seconds by part, from one `lap` to the next."""
+class Laps:
+    """Seconds by part, from one lap to the next."""
 
     def __init__(self, *, earlier_s: float = 0.0) -> None:
         """With `earlier_s`, the first part began that much before."""
         self._last = time.monotonic() - earlier_s
         self.seconds: dict[str, float] = {}
 
-    def lap(self, part: str) -> None:
+    def end(self, part: str) -> None:
         """`part` ends now."""
         now = time.monotonic()
         self.seconds[part] = round(now - self._last, 3)

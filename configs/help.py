@@ -1,0 +1,109 @@
+"""What `launch.py` and its commands say to `--help`. Plain texts: they need no package."""
+
+HELP = """\
+usage: python launch.py [command] [recipe.toml ...] [section.field=value ...]
+
+commands
+  train   train a policy (the default; recipe: configs/local.toml)
+  eval    play evaluation sets with fixed weights: model.path=DIR   (eval --help)
+  sft     warm-start a policy from oracle traces: out=DIR    (sft --help)
+  bench   measure: bench engine | envpool | overlap | learning | cost   (bench --help)
+  show    read the rollouts of a run, or list runs: show [DIR] [filter ...]   (show --help)
+  report  make DIR/report.html of a run: report DIR          (report --help)
+
+options
+  --help      this text
+  --help config [SECTION]   every setting, or those of a section: default and meaning
+  --dry-run   write the resolved configuration to the run directory and stop
+  --resume DIR   go on with a run from its newest checkpoint; settings change on top
+
+Recipes and overrides merge in the order given; later wins. Examples:
+  python launch.py
+  python launch.py learner.steps=40 run.dir=runs/short logging.wandb=off
+  python launch.py configs/local.toml my_cluster.toml cluster.address=auto
+  python launch.py show runs/short reward=0 order=longest
+"""
+
+EVAL_HELP = """\
+usage: python launch.py eval model.path=DIR [recipe.toml ...] [section.field=value ...]
+
+Plays evaluation sets with the weights in DIR (Hugging Face format) and trains nothing. Pools and sets
+are the recipe's (configs/local.toml where none is named). A pool that is in no [eval.sets] is
+evaluated on all of its environments. Configurations come from the evaluation split, which training
+never sees, and are the same for every policy: run.seed chooses others.
+
+  eval.samples=K                 episodes of each configuration when sampled (1); greedy has one
+  eval.sets.NAME.count=N         configurations of a set of the recipe
+  eval.sets.NAME.envs='["a"]'    a set of your own: environment ids, pool/env or env
+  eval.sets.NAME.level=L         difficulty handed to the environments; 0 is that of training
+  pools.NAME.source=MODULE:ATTR  environments of your own (pools.NAME.trusted=true to run them)
+  rollout.max_turns=N and more   --help config has every setting
+
+What it prints, and writes to summary.json, for each set, sampled and greedy, with 95 % intervals over
+configurations; episodes that faulted are counted apart:
+  avg@k    mean reward
+  pass@k   chance that at least one of k samples gets the full reward; unbiased, for k = 1, 2, 4, .. K
+  pass^k   chance that all of them do
+
+Examples:
+  python launch.py eval model.path=runs/short/checkpoints/step_40/hf
+  python launch.py eval model.path=my_policy eval.samples=8 run.dir=runs/my_eval
+  python launch.py eval model.path=my_policy my_pools.toml eval.samples=4
+"""
+
+SFT_HELP = """\
+usage: python launch.py sft [recipe.toml ...] [setting=value ...]
+
+Makes a policy that can be trained further: environments' oracles play demonstrations, well at first and
+then with slips, and a model learns to imitate them, on one CPU thread. Without a recipe
+configs/tiny_policy/recipe.toml is used, which makes the policy that this project ships in about six
+minutes. Where demonstrations with slips begin, the loss jumps: nobody can foresee a slip.
+
+Examples:
+  python launch.py sft out=runs/my_policy                      the shipped recipe again
+  python launch.py sft out=runs/quick traces.count=2000        a poor policy, soon
+  python launch.py sft out=runs/mine base=my_model lr=1e-4     a model of yours, trained further
+  python launch.py model.path=runs/my_policy                   what it is for
+
+settings, with their defaults where no recipe is used
+"""
+
+REPORT_HELP = """\
+usage: python launch.py report DIR
+
+Makes DIR/report.html, and its figures as PNG files in DIR/report/, from the files of the run in DIR
+alone. A run makes its own when it ends. This makes it again, or makes one of a run that was interrupted
+or still plays; it changes nothing else there. The page is one file that needs no network: success
+before and after training, reward over steps, lag, who worked when, the ledger, rollouts side by side.
+
+Example:
+  python launch.py report runs/short
+"""
+
+BENCH_HELP = """\
+usage: python launch.py bench NAME [option ...] [recipe.toml ...] [section.field=value ...]
+
+  engine    tokens per CPU second of the embedded engine against generate() of transformers
+            --json
+  envpool   steps per second of the environment pool against bare socket pairs, its bound, and
+            against gymnasium's AsyncVectorEnv
+            --json  --sessions N  --steps N
+  overlap   a training run as it is against the same one that generates and trains in turn
+            (rollout.max_lag=0): seconds a step, tokens a second, lag, reward
+            --json  --steps N  --keep DIR  settings
+  learning  success before against after training, the mean over runs with several seeds
+            --json  --seeds 0,1,2  --keep DIR  settings
+  cost      CPU time a rollout costs beside the policy, by part of the system, and what starting costs
+            --json  --steps N  --keep DIR  settings
+
+  --json       also print one JSON object, on the last line
+  --steps N    optimizer steps of each run; of envpool, steps of each session
+  --keep DIR   keep the runs in this new directory; else they are removed
+  settings     recipes and overrides, as of a run (configs/local.toml where no recipe is named)
+  bench NAME --help has the defaults. Nothing else should run on the machine meanwhile.
+
+Examples:
+  python launch.py bench engine --json
+  python launch.py bench overlap --steps 40 --keep runs/overlap
+  python launch.py bench learning --seeds 0,1 learner.steps=80
+"""
