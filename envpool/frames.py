@@ -60,6 +60,23 @@ class Step(msgspec.Struct, frozen=True, kw_only=True, tag="step"):
     action: str
 
 
+class Draw(msgspec.Struct, frozen=True, kw_only=True, tag="draw"):
+    """Pool to session: draw configurations of `env`. Answered by `Drawn` or `Failed`."""
+
+    id: int
+    env: str
+    level: int
+    seed: int
+    count: int
+
+
+class Drawn(msgspec.Struct, frozen=True, kw_only=True, tag="drawn"):
+    """Session to pool: what `sample` gave, which may repeat itself."""
+
+    id: int
+    configs: list[dict[str, Any]]
+
+
 class Ready(msgspec.Struct, frozen=True, kw_only=True, tag="ready"):
     """Session to pool: the task statement and the OpenAI schemas of the tools."""
 
@@ -150,8 +167,8 @@ class Exited(msgspec.Struct, frozen=True, kw_only=True, tag="exited"):
     status: int
 
 
-Request = Start | Step
-Reply = Ready | Stepped | Failed
+Request = Start | Step | Draw
+Reply = Ready | Stepped | Drawn | Failed
 Order = Serve | Fork | Kill
 Report = Serving | Refused | Forked | NotForked | Exited
 

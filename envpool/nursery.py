@@ -120,8 +120,8 @@ class Nursery:
                     serving = await _shake_hands(control, serve)
             except TimeoutError as error:
                 raise ConfigError(
-                    f"pools.{serve.name}: importing {serve.source!r} took over {timeout_s} s: make it faster, "
-                    "or raise envpool.start_timeout_s"
+                    f"pools.{serve.name}: importing {serve.source!r} and trying its environments took over "
+                    f"{timeout_s} s: make it faster, or raise envpool.start_timeout_s"
                 ) from error
             undo.pop_all()
         return cls(pid, control, serving)

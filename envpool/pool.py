@@ -19,12 +19,12 @@ from typing import Self
 from configs.load import ConfigError
 from configs.schema import EnvPoolSection, PoolSection
 from envpool import sandbox
-from envpool.frames import Outcome, Ready, Serve, Start
+from envpool.frames import Draw, Drawn, Outcome, Ready, Serve, Start
 from envpool.lasting import Session
 from envpool.nursery import Child, Nursery
 from envpool.session import EnvFault, Life, StepResult, Wire, Worker
 from envpool.source import near
-from envpool.task import Task
+from envpool.task import Config, Task
 
 __all__ = ["EnvFault", "EnvPool", "Outcome", "Session", "StepResult"]
 
@@ -81,6 +81,10 @@ class EnvPool:
         """Content hash of the code served, by pool."""
         return {name: nursery.version for name, nursery in self._nurseries.items()}
 
+    def envs(self) -> dict[str, list[str]]:
+        """Ids of the environments, by pool."""
+        return {name: nursery.envs for name, nursery in self._nurseries.items()}
+
     def layers(self) -> dict[str, list[str]]:
         """What isolates the code of a pool, by pool; nothing for those that are trusted."""
         return {name: nursery.layers for name, nursery in self._nurseries.items()}
@@ -100,6 +104,22 @@ class EnvPool:
         life = await self._open_life(task)
         open_life = partial(self._open_life, task) if is_replayable else None
         return Session(task.id, life, open_life)
+
+    async def draw(self, pool: str, env: str, *, level: int, seed: int, count: int) -> list[Config]:
+        """`count` configurations of an environment, in a process of their own. Raises EnvFault."""
+        await self._slots.acquire()
+        with ExitStack() as undo:
+            undo.callback(self._slots.release)
+            worker = await self._fork(self._nurseries[pool])
+            undo.pop_all()
+        try:
+            request = Draw(id=worker.next_id(), env=env, level=level, seed=seed, count=count)
+            reply = await worker.ask(request, self._limits.step_timeout_s)
+            if not isinstance(reply, Drawn):
+                raise EnvFault(Outcome.ENV_ERROR, f"the draw was answered by {reply}")
+            return reply.configs
+        finally:
+            await worker.close()
 
     async def _open_life(self, task: Task) -> Life:
         """Start an episode in a process that waits for one, or in a new one."""
@@ -127,21 +147,29 @@ class EnvPool:
         with ExitStack() as undo:
             undo.callback(self._slots.release)
             async with self._starting:
-                nursery = await self._nursery(task)
-                ours, theirs = _socketpair()
-                child = nursery.fork(theirs, when_gone=self._free)
-                self._holding.add(child)
-                if child.gone.is_set():  # Not forked at all: its zygote had just died.
-                    self._free(child)
+                worker = await self._fork(await self._nursery(task))
                 undo.pop_all()
-                wire = Wire()
-                worker = Worker(child, wire)
                 undo.callback(worker.let_go)
-                loop = asyncio.get_running_loop()
-                await loop.create_unix_connection(lambda: wire, sock=ours)
                 life = await self._start(worker, task)
                 undo.pop_all()
                 return life
+
+    async def _fork(self, nursery: Nursery) -> Worker:
+        """A new process that holds the slot of the caller. Raises EnvFault."""
+        ours, theirs = _socketpair()
+        child = nursery.fork(theirs, when_gone=self._free)
+        self._holding.add(child)
+        if child.gone.is_set():  # Not forked at all: its zygote had just died.
+            self._free(child)
+        wire = Wire()
+        worker = Worker(child, wire)
+        try:
+            loop = asyncio.get_running_loop()
+            await loop.create_unix_connection(lambda: wire, sock=ours)
+        except BaseException:
+            worker.let_go()
+            raise
+        return worker
 
     def _free(self, child: Child) -> None:
         """A session ended, or its process did: its slot is free."""

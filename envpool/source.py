@@ -8,12 +8,13 @@ import hashlib
 import importlib
 import inspect
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from random import Random
 from types import ModuleType
+from typing import Protocol
 
 import envpool
 from configs.load import ConfigError
@@ -26,6 +27,10 @@ from envpool.tools import DefinitionError
 # Draws before `draw` gives up. One in eight configurations is for evaluation, so that a generator
 # with enough configurations fails this often with probability (7/8)^1000.
 MAX_DRAWS = 1000
+NO_CONFIGURATION = (
+    "env {!r} of pool {} gave no {} configuration of level {} in {} draws: its sample() must draw from "
+    "more configurations"
+)
 
 
 def check_package() -> None:
@@ -41,6 +46,25 @@ def near(word: str, words: Iterable[str]) -> str:
     known = sorted(words)
     close = get_close_matches(word, known, n=3)
     return f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(known)}"
+
+
+class Source(Protocol):
+    """A pool as the coordinator sees it, whether its code is imported here or not."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def version(self) -> str: ...
+    @property
+    def key(self) -> PoolKey: ...
+    @property
+    def envs(self) -> Collection[str]: ...
+    @property
+    def train(self) -> tuple[str, ...]: ...
+    @property
+    def file(self) -> str: ...
+    def draw(self, env_id: str, rng: Random, split: Split, level: int = 0) -> Config: ...
+    def task(self, env_id: str, config: Config, seed: int) -> Task: ...
 
 
 @dataclass(slots=True, kw_only=True, frozen=True)
@@ -96,10 +120,7 @@ class PoolSource:
                 f"env {env_id!r} of pool {self.name}: {env.__name__}.sample() raised "
                 f"{in_words(error)} at {raised_at(error)}: it must give a configuration every time"
             ) from error
-        raise ConfigError(
-            f"env {env_id!r} of pool {self.name} gave no {split} configuration of level {level} in "
-            f"{MAX_DRAWS} draws: its sample() must draw from more configurations"
-        )
+        raise ConfigError(NO_CONFIGURATION.format(env_id, self.name, split, level, MAX_DRAWS))
 
     def task(self, env_id: str, config: Config, seed: int) -> Task:
         self.env(env_id)

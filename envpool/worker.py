@@ -13,6 +13,8 @@ from collections.abc import Mapping
 
 from envpool.env import GraderError, ToolEnv
 from envpool.frames import (
+    Draw,
+    Drawn,
     Failed,
     FrameError,
     Outcome,
@@ -73,7 +75,13 @@ class Session:
 
     def _reply(self, request: Request) -> Reply:
         try:
-            return self._start(request) if isinstance(request, Start) else self._step(request)
+            match request:
+                case Start():
+                    return self._start(request)
+                case Draw():
+                    return self._draw(request)
+                case Step():
+                    return self._step(request)
         except GraderError:
             return _failed(request.id, Outcome.GRADER_ERROR)
         except MemoryError:
@@ -87,6 +95,12 @@ class Session:
         self._env = self._envs[request.env]()
         prompt, _ = self._env.reset(seed=request.seed, options=request.config)
         return Ready(id=request.id, prompt=prompt, tools=self._env.tools())
+
+    def _draw(self, request: Draw) -> Drawn:
+        seed_globals(request.seed)
+        env, rng = self._envs[request.env], random.Random(request.seed)
+        configs = [env.sample(rng, request.level) for _ in range(request.count)]
+        return Drawn(id=request.id, configs=configs)
 
     def _step(self, request: Step) -> Stepped:
         if self._env is None:

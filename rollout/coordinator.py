@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from configs.schema import RunConfig
-from envpool.source import PoolSource
+from envpool.source import Source
 from envpool.task import Task
 from rollout.books import Books
 from rollout.buffer import MEMBER_RETRIES, Ended, Group, ReplayQueue
@@ -63,7 +63,7 @@ class Coordinator:
         *,
         config: RunConfig,
         run_dir: Path,
-        sources: Mapping[str, PoolSource],
+        sources: Mapping[str, Source],
         evaluation_sets: Mapping[str, list[Task]],
         actors: Mapping[str, ActorPort],
         learner: LearnerPort | None,

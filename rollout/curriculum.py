@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from envpool.source import PoolSource
+from envpool.source import Source
 from envpool.task import PoolKey, Split, Task
 
 
@@ -17,7 +17,7 @@ from envpool.task import PoolKey, Split, Task
 class Share:
     """A pool in the mixture: its weight and the environments trained on."""
 
-    source: PoolSource
+    source: Source
     weight: float
     envs: tuple[str, ...]
 

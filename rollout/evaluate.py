@@ -13,7 +13,7 @@ import msgspec
 
 from configs.load import ConfigError
 from configs.schema import EvalSet
-from envpool.source import PoolSource
+from envpool.source import Source
 from envpool.task import Split, Task
 from rollout.files import RolloutRow
 from rollout.scores import Score, score
@@ -26,7 +26,7 @@ MODES: Mapping[str, float] = {"sampled": 1.0, "greedy": 0.0}
 
 
 def draw_sets(
-    sets: Mapping[str, EvalSet], sources: Mapping[str, PoolSource], *, seed: int
+    sets: Mapping[str, EvalSet], sources: Mapping[str, Source], *, seed: int
 ) -> dict[str, list[Task]]:
     """The tasks of each set. Raises ConfigError for an unknown environment."""
     drawn: dict[str, list[Task]] = {}
@@ -45,7 +45,7 @@ def draw_sets(
 
 
 def default_sets(
-    sources: Mapping[str, PoolSource], drawn: Mapping[str, list[Task]], *, seed: int
+    sources: Mapping[str, Source], drawn: Mapping[str, list[Task]], *, seed: int
 ) -> dict[str, list[Task]]:
     """A set of all environments, named like the pool, for each pool that `drawn` has no task of.
 
@@ -69,7 +69,7 @@ def default_sets(
         ) from error
 
 
-def _draw_new(source: PoolSource, env: str, rng: random.Random, level: int, seen: set[str]) -> Task:
+def _draw_new(source: Source, env: str, rng: random.Random, level: int, seen: set[str]) -> Task:
     """A configuration not in the set yet; a repeated one where the space is too small for that."""
     task = source.task(env, source.draw(env, rng, Split.EVAL, level), seed=rng.getrandbits(31))
     for _ in range(20):
@@ -81,7 +81,7 @@ def _draw_new(source: PoolSource, env: str, rng: random.Random, level: int, seen
     return task
 
 
-def locate(name: str, env: str, sources: Mapping[str, PoolSource]) -> tuple[PoolSource, str]:
+def locate(name: str, env: str, sources: Mapping[str, Source]) -> tuple[Source, str]:
     """The pool of an environment that set `name` names, and its id there; raises ConfigError."""
     pool, slash, rest = env.partition("/")
     candidates = [sources[pool]] if slash and pool in sources else list(sources.values())

@@ -9,6 +9,7 @@ two steps of it.
 
 import logging
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import msgspec
 
 from configs.load import ConfigError, add_imports, convert, find, merge, read
 from configs.schema import RunConfig, Tree
-from envpool.source import PoolSource
+from envpool.source import Source
 from rollout import checkpoints, processes, rundir, snapshot
 from rollout.files import line_files
 from rollout.lineage import Lineage
@@ -91,7 +92,7 @@ def check(run_dir: Path, overrides: list[str]) -> tuple[RunConfig, Resumed]:
     return config, resumed
 
 
-def check_pools(resumed: Resumed, sources: dict[str, PoolSource]) -> None:
+def check_pools(resumed: Resumed, sources: Mapping[str, Source]) -> None:
     """Raise ConfigError when the code of a pool is not what the run was started with."""
     now = {source.name: source.version for source in sources.values()}
     for key in resumed.snapshot.pools:

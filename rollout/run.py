@@ -16,10 +16,11 @@ from typing import Protocol
 import msgspec
 
 from configs.load import ConfigError, find, make_importable
-from configs.schema import RunConfig
+from configs.schema import PoolSection, RunConfig
+from envpool import library
 from envpool.conformance import check_envs
 from envpool.pool import refuse_untrusted
-from envpool.source import PoolSource
+from envpool.source import PoolSource, Source
 from envpool.task import Task
 from rollout import audit, checkpoints, rundir
 from rollout.control import serve
@@ -45,7 +46,7 @@ class Checked:
     """A config whose every name was found: nothing has started yet."""
 
     config: RunConfig
-    sources: dict[str, PoolSource]
+    sources: Mapping[str, Source]
     evaluation_sets: dict[str, list[Task]]
     default_sets: tuple[str, ...] = ()
     """Those of them that the config does not name."""
@@ -94,9 +95,13 @@ def check(
     _check_reachable(config.cluster.address)
     refuse_untrusted(config.pools, config.envpool)  # before its code is imported here
     make_importable(config.run.imports)
-    sources = {name: PoolSource.load(name, section) for name, section in config.pools.items()}
+    sources = {name: _source(name, section, config) for name, section in config.pools.items()}
     for name, used in _used(config, sources, evaluates_every_pool=evaluates_every_pool).items():
-        check_envs(sources[name], used, timeout_s=config.envpool.start_timeout_s)
+        source = sources[name]
+        if isinstance(source, PoolSource):
+            check_envs(source, used, timeout_s=config.envpool.start_timeout_s)
+        else:
+            library.fill(source, used, config.envpool)
     sets = draw_sets(config.eval.sets, sources, seed=config.run.seed)
     missing = default_sets(sources, sets, seed=config.run.seed) if evaluates_every_pool else {}
     model = msgspec.structs.replace(config.model, path=str(model_path))
@@ -111,8 +116,17 @@ def check(
     )
 
 
+def _source(
+    name: str, section: PoolSection, config: RunConfig
+) -> PoolSource | library.LibrarySource:
+    """A pool by its code, which is imported here only if that is trusted."""
+    if section.trusted or config.envpool.allow_unsandboxed:
+        return PoolSource.load(name, section)
+    return library.look_up(name, section, config.envpool)
+
+
 def _used(
-    config: RunConfig, sources: Mapping[str, PoolSource], *, evaluates_every_pool: bool
+    config: RunConfig, sources: Mapping[str, Source], *, evaluates_every_pool: bool
 ) -> dict[str, dict[str, set[int]]]:
     """The levels at which a run draws each environment, by pool and id; raises ConfigError."""
     used: dict[str, dict[str, set[int]]] = {name: {} for name in sources}

@@ -1,0 +1,120 @@
+"""`LibrarySource`: the environments of a pool that nobody trusts, as far as the coordinator may know them.
+
+Its code never runs in the coordinator's process, where nothing isolates it. A sandboxed session draws
+configurations once, before the run; tasks are then drawn from these.
+"""
+
+import asyncio
+from collections.abc import Iterable, Mapping
+from random import Random
+
+from configs.load import ConfigError
+from configs.schema import EnvPoolSection, PoolSection
+from envpool.frames import Outcome
+from envpool.pool import EnvFault, EnvPool
+from envpool.source import NO_CONFIGURATION, near
+from envpool.task import Config, PoolKey, Split, Task, config_digest, config_split
+
+# Draws for each environment and level, and how many of them one reply holds. One in eight
+# configurations is for evaluation.
+DRAWS, DRAWS_AT_ONCE = 2048, 512
+
+# Where a configuration is kept: environment, level, split.
+Shelf = tuple[str, int, Split]
+
+
+class LibrarySource:
+    """The environments of one pool by id, and configurations of those that a run uses."""
+
+    trusted = False
+
+    def __init__(self, name: str, section: PoolSection, version: str, envs: Iterable[str]) -> None:
+        self.name = name
+        self.version = version
+        self.envs = tuple(envs)
+        self.train = tuple(section.train or self.envs)
+        """Ids to train on."""
+        self.file = section.source
+        self._section = section
+        self._shelves: dict[Shelf, list[Config]] = {}
+        for env_id in self.train:
+            self._check(env_id, f"pools.{name}.train")
+
+    @property
+    def key(self) -> PoolKey:
+        return PoolKey(self.name, self.version)
+
+    @classmethod
+    async def find(cls, name: str, section: PoolSection, limits: EnvPoolSection) -> "LibrarySource":
+        """Import pool `name` in a sandbox; raises ConfigError where that fails."""
+        async with await EnvPool.start({name: section}, limits=limits) as pool:
+            return cls(name, section, pool.versions()[name], pool.envs()[name])
+
+    async def fill(self, used: Mapping[str, Iterable[int]], limits: EnvPoolSection) -> None:
+        """Draw configurations of environments, by id, at the levels given, and try one of each.
+
+        Raises ConfigError for an environment that gives none or cannot start.
+        """
+        async with await EnvPool.start({self.name: self._section}, limits=limits) as pool:
+            if (version := pool.versions()[self.name]) != self.version:
+                raise ConfigError(
+                    f"pools.{self.name}: its code changed while it was looked at ({self.version}, "
+                    f"then {version}): start again"
+                )
+            for env_id, levels in used.items():
+                for level in sorted(levels):
+                    await self._draw(pool, env_id, level)
+
+    def draw(self, env_id: str, rng: Random, split: Split, level: int = 0) -> Config:
+        """One of the configurations of `split`; raises ConfigError when there are none."""
+        shelf = self._shelves.get((env_id, level, split))
+        if not shelf:
+            self._check(env_id, f"pool {self.name}")
+            raise ConfigError(NO_CONFIGURATION.format(env_id, self.name, split, level, DRAWS))
+        return rng.choice(shelf)
+
+    def task(self, env_id: str, config: Config, seed: int) -> Task:
+        self._check(env_id, f"pool {self.name}")
+        return Task(pool=self.name, pool_version=self.version, env=env_id, config=config, seed=seed)
+
+    async def _draw(self, pool: EnvPool, env_id: str, level: int) -> None:
+        found: dict[str, Config] = {}
+        try:
+            for seed in range(DRAWS // DRAWS_AT_ONCE):
+                drawn = await pool.draw(
+                    self.name, env_id, level=level, seed=seed, count=DRAWS_AT_ONCE
+                )
+                found |= {config_digest(env_id, config): config for config in drawn}
+            for config in found.values():
+                # Where it belongs is decided here, whatever the environment thinks of it.
+                shelf = env_id, level, config_split(env_id, config)
+                self._shelves.setdefault(shelf, []).append(config)
+            await self._try(pool, env_id, next(iter(found.values())))
+        except EnvFault as fault:
+            raise ConfigError(
+                f"pools.{self.name}: env {env_id!r} at level {level} does not play: {_last(fault)}"
+            ) from fault
+
+    async def _try(self, pool: EnvPool, env_id: str, config: Config) -> None:
+        async with await pool.open(self.task(env_id, config, seed=0)) as session:
+            if not session.prompt.strip():
+                raise EnvFault(Outcome.ENV_ERROR, "its statement() is empty")
+
+    def _check(self, env_id: str, where: str) -> None:
+        if env_id not in self.envs:
+            raise ConfigError(f"{where}: no env {env_id!r}; {near(env_id, self.envs)}")
+
+
+def look_up(name: str, section: PoolSection, limits: EnvPoolSection) -> LibrarySource:
+    """`LibrarySource.find`, where no event loop runs."""
+    return asyncio.run(LibrarySource.find(name, section, limits))
+
+
+def fill(source: LibrarySource, used: Mapping[str, Iterable[int]], limits: EnvPoolSection) -> None:
+    """`LibrarySource.fill`, where no event loop runs."""
+    asyncio.run(source.fill(used, limits))
+
+
+def _last(fault: EnvFault) -> str:
+    """The line that a traceback ends with."""
+    return str(fault).strip().rsplit("\n", 1)[-1]
