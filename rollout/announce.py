@@ -192,7 +192,8 @@ def _program() -> list[str]:
         return [shlex.quote(program)]
     found = shutil.which("python")
     is_ours = found is not None and Path(found).parent == Path(sys.executable).parent
-    return ["python" if is_ours else shlex.quote(sys.executable), shlex.quote(program)]
+    interpreter = "python" if is_ours else _short(Path(sys.executable))
+    return [shlex.quote(interpreter), shlex.quote(program)]
 
 
 def _short(path: Path) -> str:

@@ -170,7 +170,9 @@ def make_report(run_dir: Path) -> None:
             run_dir,
         )
     else:
-        logger.info("report: %s", path)
+        here = Path.cwd()
+        shown = path.relative_to(here) if path.is_relative_to(here) else path
+        logger.info("report: %s", shown)
 
 
 async def play(
