@@ -35,7 +35,7 @@ def test_it_is_played_from_another_directory(recipe: Path, tmp_path: Path) -> No
         [*command, *settings], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert "1 envs, from mine/my_pool.py\n" in done.stdout
+    assert "1 envs, from mine/my_pool.py, sandbox: none\n" in done.stdout
     rows = (run_dir / "rollouts" / "eval_before.jsonl").read_text().splitlines()
     assert len(rows) == 8
     assert all(msgspec.json.decode(row)["reward"] is not None for row in rows)
