@@ -134,7 +134,7 @@ def test_every_setting_is_described() -> None:
         (["model.path=/nowhere"], "/nowhere"),
         (["pools.basics.train=['sum_lost']"], "sum_list"),
         (["pools.more.source='no.such:thing'", "pools.more.trusted=true"], "no.such"),
-        (["pools.more.source='no.such:thing'"], "pools.more.trusted=true"),
+        (["pools.more.source='no.such:thing'"], "pools.more"),
         (["eval.sets.fresh.envs=['nope']"], "nope"),
         (["engine.max_running=4"], "engine.max_running"),
         (["cluster.address=127.0.0.1:1"], "cluster.address=127.0.0.1:1: nothing answers"),
