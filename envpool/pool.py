@@ -4,7 +4,7 @@
 
 Sessions do not share anything, so that a slow, crashed or killed one delays and harms no other. All
 is done on the event loop of the caller, without threads. A zygote that died is started again by the
-next `open`; the sessions it had are lost.
+next `open`, and by the sessions it had, which go on in new processes (`envpool/lasting.py`).
 """
 
 import asyncio
@@ -108,10 +108,7 @@ class EnvPool:
     async def draw(self, pool: str, env: str, *, level: int, seed: int, count: int) -> list[Config]:
         """`count` configurations of an environment, in a process of their own. Raises EnvFault."""
         await self._slots.acquire()
-        with ExitStack() as undo:
-            undo.callback(self._slots.release)
-            worker = await self._fork(self._nurseries[pool])
-            undo.pop_all()
+        worker = await self._fork(self._nurseries[pool])
         try:
             request = Draw(id=worker.next_id(), env=env, level=level, seed=seed, count=count)
             reply = await worker.ask(request, self._limits.step_timeout_s)
@@ -147,18 +144,25 @@ class EnvPool:
         with ExitStack() as undo:
             undo.callback(self._slots.release)
             async with self._starting:
-                worker = await self._fork(await self._nursery(task))
+                nursery = await self._nursery(task)
                 undo.pop_all()
+                worker = await self._fork(nursery)
                 undo.callback(worker.let_go)
                 life = await self._start(worker, task)
                 undo.pop_all()
                 return life
 
     async def _fork(self, nursery: Nursery) -> Worker:
-        """A new process that holds the slot of the caller. Raises EnvFault."""
-        ours, theirs = _socketpair()
-        child = nursery.fork(theirs, when_gone=self._free)
-        self._holding.add(child)
+        """A new process, which holds the slot that the caller took; raises EnvFault.
+
+        The slot is freed once, by the end of the process, or here where none came to be.
+        """
+        with ExitStack() as undo:
+            undo.callback(self._slots.release)
+            ours, theirs = _socketpair()
+            child = nursery.fork(theirs, when_gone=self._free)
+            self._holding.add(child)
+            undo.pop_all()
         if child.gone.is_set():  # Not forked at all: its zygote had just died.
             self._free(child)
         wire = Wire()

@@ -3,7 +3,6 @@
 import os
 import signal
 import socket
-import time
 from random import Random
 from typing import Any
 
@@ -20,13 +19,6 @@ def attempt(name: str, deed: Any) -> None:
     except OSError:
         return
     GOT.append(name)
-
-
-def leave_a_process() -> None:
-    if os.fork() == 0:
-        os.setsid()
-        time.sleep(600)
-        os._exit(0)
 
 
 attempt("read", lambda: open("/etc/passwd").close())

@@ -11,8 +11,9 @@ import pytest
 
 from configs.schema import EnvPoolSection, PoolSection
 from envpool.env import call_text
-from envpool.pool import EnvFault, EnvPool, Outcome, Session, StepResult
+from envpool.pool import EnvFault, EnvPool, Outcome, StepResult
 from envpool.task import Task
+from tests.envpool.calls import call, task
 
 LIMITS = EnvPoolSection(step_timeout_s=2.0, max_sessions=400)
 SECTION = PoolSection(source="hostile_envs:pool", trusted=True)
@@ -22,15 +23,6 @@ SECTION = PoolSection(source="hostile_envs:pool", trusted=True)
 async def pool() -> AsyncIterator[EnvPool]:
     async with await EnvPool.start({"hostile": SECTION}, limits=LIMITS) as pool:
         yield pool
-
-
-def task(pool: EnvPool, **config: Any) -> Task:
-    version = pool.versions()["hostile"]
-    return Task(pool="hostile", pool_version=version, env="hostile", config=config, seed=3)
-
-
-async def call(session: Session, name: str, /, **arguments: Any) -> str:
-    return (await session.step(call_text(name, arguments))).observation
 
 
 async def test_a_killed_session_goes_on_where_it_was(pool: EnvPool) -> None:

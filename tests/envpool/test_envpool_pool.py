@@ -26,6 +26,7 @@ from envpool.nursery import Nursery
 from envpool.pool import EnvFault, EnvPool, Outcome, Session
 from envpool.source import PoolSource
 from envpool.task import Split, Task
+from tests.envpool.calls import call, task
 
 # A death is final here: how a session survives one is tested elsewhere.
 HOSTILE = PoolSection(source="hostile_envs:pool", trusted=True, is_replayable=False)
@@ -37,15 +38,6 @@ LIMITS = EnvPoolSection(step_timeout_s=5.0, start_timeout_s=20.0, max_sessions=6
 async def pool() -> AsyncIterator[EnvPool]:
     async with await EnvPool.start({"hostile": HOSTILE}, limits=LIMITS) as pool:
         yield pool
-
-
-def task(pool: EnvPool, **config: Any) -> Task:
-    version = pool.versions()["hostile"]
-    return Task(pool="hostile", pool_version=version, env="hostile", config=config, seed=3)
-
-
-async def call(session: Session, name: str, /, **arguments: Any) -> str:
-    return (await session.step(call_text(name, arguments))).observation
 
 
 async def fault(session: Session, name: str, /, **arguments: Any) -> EnvFault:
@@ -207,7 +199,11 @@ async def test_cancelled_open_and_step_leave_nothing() -> None:
                 await (await opening).close()
             except asyncio.CancelledError:
                 pass
-        await (await pool.open(task(pool))).close()
+        async with await pool.open(task(pool)):
+            # However a start was cut short, its room came back once, not twice.
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.3):
+                    await pool.open(task(pool))
         assert not await asyncio.to_thread(children, pool.pids()["hostile"])
 
 

@@ -13,8 +13,8 @@ from configs.schema import EnvPoolSection, PoolSection
 from envpool.env import ToolEnv, call_text
 from envpool.frames import Failed, Ready, Start, Step, Stepped, decode_reply
 from envpool.pool import EnvFault, EnvPool, Outcome
-from envpool.task import Task
 from envpool.worker import Session as WorkerSession
+from tests.envpool.calls import task
 from tests.envpool.hostile_envs import pool as hostile_pool
 
 SOURCE = "hostile_envs:pool"
@@ -26,11 +26,6 @@ async def pool() -> AsyncIterator[EnvPool]:
     limits = EnvPoolSection(step_timeout_s=1.0, start_timeout_s=20.0, max_sessions=2)
     async with await EnvPool.start({"hostile": section}, limits=limits) as pool:
         yield pool
-
-
-def task(pool: EnvPool, **config: Any) -> Task:
-    version = pool.versions()["hostile"]
-    return Task(pool="hostile", pool_version=version, env="hostile", config=config, seed=3)
 
 
 async def test_a_process_serves_its_number_of_sessions_then_ends(pool: EnvPool) -> None:

@@ -5,16 +5,15 @@ import os
 import textwrap
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from configs.schema import EnvPoolSection, PoolSection
 from envpool import landlock, sandbox
-from envpool.env import call_text
 from envpool.pool import EnvFault, EnvPool, Outcome, Session
 from envpool.sandbox import Layer
 from envpool.task import Task
+from tests.envpool.calls import call, task
 
 LIMITS = EnvPoolSection(step_timeout_s=3.0, max_sessions=64, memory_mb=1024)
 UNTRUSTED = PoolSection(source="hostile_envs:pool")
@@ -26,15 +25,6 @@ pytestmark = pytest.mark.skipif(bool(sandbox.lacking()), reason=str(sandbox.lack
 async def pool() -> AsyncIterator[EnvPool]:
     async with await EnvPool.start({"hostile": UNTRUSTED}, limits=LIMITS) as pool:
         yield pool
-
-
-def task(pool: EnvPool, **config: Any) -> Task:
-    version = pool.versions()["hostile"]
-    return Task(pool="hostile", pool_version=version, env="hostile", config=config, seed=3)
-
-
-async def call(session: Session, name: str, /, **arguments: Any) -> str:
-    return (await session.step(call_text(name, arguments))).observation
 
 
 async def run(session: Session, code: str) -> str:
