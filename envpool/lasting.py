@@ -85,7 +85,8 @@ class Session:
             if fault.outcome not in DEADLY or self._open_life is None:
                 raise
             return await self._survive(sent, fault)
-        self._record.append(Recorded(sent, _digest(result)))
+        if self._open_life is not None:
+            self._record.append(Recorded(sent, _digest(result)))
         return result
 
     async def close(self) -> None:

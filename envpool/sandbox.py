@@ -113,7 +113,7 @@ def enter(read: Sequence[Path], limits: SessionLimits, *, max_processes: int) ->
         _limit(resource.RLIMIT_AS, limits.memory_bytes)
         _limit(resource.RLIMIT_NOFILE, MAX_FILES)
         _limit(resource.RLIMIT_FSIZE, MAX_FILE_BYTES)
-        if Layer.PRIVILEGES in active:  # a user id of its own: nobody else's processes count
+        if os.getuid() >= FIRST_UID:  # its own: nobody else's processes count
             _limit(resource.RLIMIT_NPROC, max_processes)
         landlock.restrict(read=readable, write=[Path(os.devnull)])
         seccomp.load(of_zygote)

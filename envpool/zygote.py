@@ -71,10 +71,11 @@ def main(arguments: list[str]) -> int:
         order = decode_order(first)
         assert isinstance(order, Serve), f"the first order is {order}"
         layers: list[Layer] = []
+        limits = SessionLimits(order.memory_bytes, order.cpu_s) if order.is_sandboxed else None
         tasks = os.open("/proc/self/task", os.O_RDONLY)  # readable for as long as it is open
         try:
-            if order.is_sandboxed:
-                layers = _shut_in(order)
+            if limits is not None:
+                layers = _shut_in(order, limits)
             source = _load(order, package)
             check_single_threaded(tasks)
         # A process entry point: whatever the pool's modules raise is reported to who asked for them.
@@ -85,14 +86,13 @@ def main(arguments: list[str]) -> int:
             return 1
         warm(source.envs)
         serving = Serving(version=source.version, envs=list(source.envs), layers=list(layers))
-        Zygote(control, tasks, source.envs, order).run(serving)
+        Zygote(control, tasks, source.envs, limits).run(serving)
     return 0
 
 
-def _shut_in(order: Serve) -> list[Layer]:
+def _shut_in(order: Serve, limits: SessionLimits) -> list[Layer]:
     """Enter the sandbox, from which the code of this pool is read and no other."""
     code = sandbox.code_of(order.source.partition(":")[0])
-    limits = SessionLimits(memory_bytes=order.memory_bytes, cpu_s=order.cpu_s)
     return sandbox.enter(code, limits, max_processes=order.max_processes)
 
 
@@ -129,15 +129,13 @@ class Zygote:
         control: socket.socket,
         tasks: int,
         envs: Mapping[str, type[ToolEnv]],
-        order: Serve,
+        limits: SessionLimits | None,
     ) -> None:
-        """`tasks`: a descriptor of this process's directory of threads."""
+        """`tasks`: a descriptor of this process's directory of threads; `limits`: of a sandbox."""
         self._control = control
         self._tasks = tasks
         self._envs = envs
-        self._limits = None
-        if order.is_sandboxed:
-            self._limits = SessionLimits(memory_bytes=order.memory_bytes, cpu_s=order.cpu_s)
+        self._limits = limits
         self._pids: dict[int, int] = {}
         self._ids: dict[int, int] = {}
         self._wake, self._wake_writer = socket.socketpair()

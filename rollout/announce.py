@@ -17,6 +17,7 @@ from configs.schema import RunConfig
 from rollout import checkpoints
 from rollout.processes import Process
 from rollout.run import Checked
+from rollout.rundir import short
 from rollout.summary import Summary, head, rows, table
 
 logger = logging.getLogger(__name__)
@@ -57,7 +58,7 @@ class Ready(Protocol):
 
 def starting(run_dir: Path) -> None:
     """Say where the run is written; what follows takes a while."""
-    logger.info("run: %s", _short(run_dir))
+    logger.info("run: %s", short(run_dir))
     logger.info("starting Ray, actors and learner: about ten seconds")
 
 
@@ -79,14 +80,14 @@ def opening(
     for info in infos:
         logger.info("%s: on %s, pid %d", info.name, info.node, info.processes[0].pid)
     size = infos[0].num_parameters / 1e6
-    logger.info("model: %s, %.2f M parameters", _short(Path(config.model.path)), size)
+    logger.info("model: %s, %.2f M parameters", short(Path(config.model.path)), size)
     for source in checked.sources.values():
         logger.info(
             "pool %s: version %s, %d envs, from %s, sandbox: %s",
             source.name,
             source.version,
             len(source.envs),
-            _short(Path(source.file)),
+            short(Path(source.file)),
             ", ".join(infos[0].layers.get(source.name, ())) or "none",
         )
     _evaluations(checked)
@@ -114,11 +115,11 @@ def closing(
     else:
         logger.info("evaluated in %.0f s", summary.wall_s)
     newest = checkpoints.latest(run_dir)
-    logger.info("summary: %s", _short(run_dir / "summary.json"))
-    logger.info("rollouts: %s", _short(run_dir / "rollouts"))
+    logger.info("summary: %s", short(run_dir / "summary.json"))
+    logger.info("rollouts: %s", short(run_dir / "rollouts"))
     if newest is not None:
-        logger.info("policy: %s", _short(newest / "hf"))
-    logger.info("logs: %s", _short(run_dir / "logs"))
+        logger.info("policy: %s", short(newest / "hf"))
+    logger.info("logs: %s", short(run_dir / "logs"))
     logger.info("next:")
     for command in next_commands(config, run_dir, newest, arguments):
         logger.info("  %s", command)
@@ -128,7 +129,7 @@ def how_to_go_on(run_dir: Path, config: RunConfig) -> None:
     """Say how a run that broke off is resumed, or why it cannot be."""
     newest = checkpoints.latest(run_dir)
     if newest is not None:
-        command = _command("--resume", _short(run_dir))
+        command = _command("--resume", short(run_dir))
         logger.info("to go on from step %d: %s", checkpoints.step_of(newest), command)
     elif config.learner.steps:
         every = config.checkpoint.every
@@ -143,7 +144,7 @@ def next_commands(
     `newest` is the run's newest checkpoint, `arguments` what the run was started with; None where
     it was resumed: which recipes it began with nobody knows any more.
     """
-    here = _short(run_dir)
+    here = short(run_dir)
     if arguments is None:
         longer = _command("--resume", here, f"learner.steps={2 * config.learner.steps}")
         can_go_on = config.learner.steps % config.weights.every == 0
@@ -164,7 +165,7 @@ def next_commands(
         third = _command(*kept, f"rollout.max_lag={other_lag}")
     return [
         _command("show", here, *_failures(config)),
-        _command("eval", *filter(_shapes_evaluation, kept), f"model.path={_short(newest / 'hf')}"),
+        _command("eval", *filter(_shapes_evaluation, kept), f"model.path={short(newest / 'hf')}"),
         third,
     ]
 
@@ -192,13 +193,8 @@ def _program() -> list[str]:
         return [shlex.quote(program)]
     found = shutil.which("python")
     is_ours = found is not None and Path(found).parent == Path(sys.executable).parent
-    interpreter = "python" if is_ours else _short(Path(sys.executable))
+    interpreter = "python" if is_ours else short(Path(sys.executable))
     return [shlex.quote(interpreter), shlex.quote(program)]
-
-
-def _short(path: Path) -> str:
-    """The path from here, where it is below."""
-    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 def _evaluations(checked: Checked) -> None:

@@ -170,9 +170,7 @@ def make_report(run_dir: Path) -> None:
             run_dir,
         )
     else:
-        here = Path.cwd()
-        shown = path.relative_to(here) if path.is_relative_to(here) else path
-        logger.info("report: %s", shown)
+        logger.info("report: %s", rundir.short(path))
 
 
 async def play(

@@ -107,3 +107,9 @@ def _code() -> tuple[str, str]:
             return ""
 
     return git("rev-parse", "HEAD").strip() or "unknown", git("diff", "HEAD")
+
+
+def short(path: Path) -> str:
+    """The path from here, where it is below."""
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)

@@ -6,7 +6,6 @@ told from Python's by their names. Serialization is measured by packing and unpa
 the same rollouts again.
 """
 
-import argparse
 import json
 import sys
 import tempfile
@@ -24,6 +23,7 @@ from rich.table import Table
 from configs.load import ConfigError
 from rollout import audit
 from rollout.bench import runs
+from rollout.bench.runs import WARMUP_STEPS
 from rollout.files import RolloutRow, whole_lines
 from rollout.processes import read_pids
 from rollout.summary import Summary
@@ -40,9 +40,6 @@ from rollout.types import (
     decode_events,
     encode,
 )
-
-WARMUP_STEPS = 5
-STEPS = 60
 
 COORDINATOR, RAY, ENVIRONMENTS = "coordinator", "Ray", "environments"
 SERIALIZATION = "packing and unpacking messages"
@@ -117,14 +114,10 @@ class Watch:
 
 def main(arguments: list[str]) -> int:
     """Print tables; with --json also one JSON object on the last line."""
-    parser = argparse.ArgumentParser(prog="launch.py bench cost", description=__doc__)
-    parser.add_argument("--json", action="store_true", help="print a JSON object on the last line")
-    parser.add_argument("--steps", type=int, default=STEPS, help=f"of the run ({STEPS})")
-    parser.add_argument("--keep", metavar="DIR", help="keep the run in this new directory")
-    parser.add_argument("settings", nargs="*", help="recipes and overrides, as of a run")
+    parser = runs.make_parser("cost", __doc__)
+    runs.add_steps(parser)
     options = parser.parse_args(arguments)
-    if options.steps < 2 * WARMUP_STEPS:
-        raise ConfigError(f"--steps {options.steps}: {2 * WARMUP_STEPS} or more say something")
+    runs.check_steps(options.steps)
     if not Path("/proc/self/task").exists():
         raise ConfigError("bench cost reads /proc, which this system does not have")
     with tempfile.TemporaryDirectory() as scratch:

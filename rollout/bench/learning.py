@@ -5,7 +5,6 @@ is taken task by task (paired) with a 95 % interval over its tasks; the change o
 seeds with a 95 % interval of Student's t over seeds, which three seeds make wide.
 """
 
-import argparse
 import json
 import math
 import statistics
@@ -31,11 +30,8 @@ _T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 
 def main(arguments: list[str]) -> int:
     """Print a table; with --json also one JSON object on the last line."""
-    parser = argparse.ArgumentParser(prog="launch.py bench learning", description=__doc__)
-    parser.add_argument("--json", action="store_true", help="print a JSON object on the last line")
+    parser = runs.make_parser("learning", __doc__)
     parser.add_argument("--seeds", default=SEEDS, help=f"of the runs ({SEEDS})")
-    parser.add_argument("--keep", metavar="DIR", help="keep the runs in this new directory")
-    parser.add_argument("settings", nargs="*", help="recipes and overrides, as of a run")
     options = parser.parse_args(arguments)
     seeds = _seeds(options.seeds)
     with tempfile.TemporaryDirectory() as scratch:

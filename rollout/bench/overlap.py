@@ -6,7 +6,6 @@ learner does, whichever is more. The bound is a mean over steps; steps differ, a
 beside their median.
 """
 
-import argparse
 import json
 import statistics
 import sys
@@ -17,14 +16,10 @@ from typing import Any
 
 import msgspec
 
-from configs.load import ConfigError
 from rollout import audit
 from rollout.bench import runs
+from rollout.bench.runs import WARMUP_STEPS
 from rollout.metrics import RECENT_STEPS, Values
-
-# The pipeline fills up in the first steps.
-WARMUP_STEPS = 5
-STEPS = 60
 
 
 @dataclass(slots=True, kw_only=True, frozen=True)
@@ -47,14 +42,10 @@ class Pace:
 
 def main(arguments: list[str]) -> int:
     """Print a table; with --json also one JSON object on the last line."""
-    parser = argparse.ArgumentParser(prog="launch.py bench overlap", description=__doc__)
-    parser.add_argument("--json", action="store_true", help="print a JSON object on the last line")
-    parser.add_argument("--steps", type=int, default=STEPS, help=f"of each run ({STEPS})")
-    parser.add_argument("--keep", metavar="DIR", help="keep both runs in this new directory")
-    parser.add_argument("settings", nargs="*", help="recipes and overrides, as of a run")
+    parser = runs.make_parser("overlap", __doc__)
+    runs.add_steps(parser)
     options = parser.parse_args(arguments)
-    if options.steps < 2 * WARMUP_STEPS:
-        raise ConfigError(f"--steps {options.steps}: {2 * WARMUP_STEPS} or more say something")
+    runs.check_steps(options.steps)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(options.keep or scratch).absolute()
         paces = {

@@ -1,5 +1,6 @@
 """Whole runs of a recipe for the benchmarks, each in processes of its own, with its progress shown."""
 
+import argparse
 import subprocess
 import sys
 import time
@@ -29,8 +30,33 @@ _CLOSE_S = 30.0
 _EXIT_USAGE = 2
 
 
+# The pipeline fills up in the first steps, which are left out.
+WARMUP_STEPS = 5
+STEPS = 60
+
+
 class RunError(Exception):
     """A run failed; the message ends with what it printed last."""
+
+
+def make_parser(name: str, description: str | None) -> argparse.ArgumentParser:
+    """What every benchmark of a recipe takes."""
+    parser = argparse.ArgumentParser(prog=f"launch.py bench {name}", description=description)
+    parser.add_argument("--json", action="store_true", help="print a JSON object on the last line")
+    parser.add_argument("--keep", metavar="DIR", help="keep what is run in this new directory")
+    parser.add_argument("settings", nargs="*", help="recipes and overrides, as of a run")
+    return parser
+
+
+def add_steps(parser: argparse.ArgumentParser) -> None:
+    """For a benchmark of speed."""
+    parser.add_argument("--steps", type=int, default=STEPS, help=f"of each run ({STEPS})")
+
+
+def check_steps(steps: int) -> None:
+    """Raise ConfigError where too few are left to count."""
+    if steps < 2 * WARMUP_STEPS:
+        raise ConfigError(f"--steps {steps}: {2 * WARMUP_STEPS} or more say something")
 
 
 def play(
