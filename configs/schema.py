@@ -49,6 +49,12 @@ class PoolSection(_Section, frozen=True, kw_only=True):
     """Untrusted code runs in a sandbox, and not at all where there is none."""
     is_replayable: bool = True
     """Sessions whose process died go on in another, by playing their actions again."""
+    step_timeout_s: NonNegative = 0.0
+    """A step of it that takes longer is killed; 0: envpool.step_timeout_s."""
+    memory_mb: Annotated[int, Meta(ge=0)] = 0
+    """Address space of a session of it if it is untrusted; 0: envpool.memory_mb."""
+    cpu_s: Whole = 0
+    """CPU seconds of such a session; 0: envpool.cpu_s."""
     sessions_per_process: Count = 1
     """Sessions a process serves, one after another; more save forks, and only trusted code may."""
 
@@ -114,6 +120,10 @@ class EnvPoolSection(_Section, frozen=True, kw_only=True):
     """So is a session that takes longer to be ready."""
     max_sessions: Count = 2048
     """Live sessions per actor; openings beyond it wait."""
+    spares: Whole = 2
+    """Processes of each pool forked ahead, so that a session need not wait for its own."""
+    idle_timeout_s: Positive = 600.0
+    """The process of a session that is not used for longer is ended; a step starts another."""
     memory_mb: Annotated[int, Meta(ge=64)] = 2048
     """Address space of a session of an untrusted pool; more than it uses, as libraries reserve some."""
     cpu_s: Count = 60

@@ -20,10 +20,9 @@ import msgspec
 from configs.load import ConfigError
 from envpool import env as base
 from envpool.blame import defined_at, in_words, raised_at, shorten
-from envpool.env import ToolEnv, ToolInputError, canonical
+from envpool.env import ToolEnv, ToolInputError, canonical, seed_globals
 from envpool.source import PoolSource
 from envpool.task import Config, config_digest
-from envpool.worker import seed_globals
 
 # Of every trial: what is wrong for one configuration is most often wrong for all.
 SEED = 0
@@ -84,6 +83,7 @@ class _Trial:
     """One environment at one level."""
 
     def __init__(self, source: PoolSource, env_id: str, level: int) -> None:
+        self._source = source
         self._pool = source.name
         self._id = env_id
         self._env = source.env(env_id)
@@ -127,7 +127,7 @@ class _Trial:
     def _sample(self) -> Config:
         config = self._call(
             "sample",
-            lambda: self._env.sample(random.Random(SEED), self._level),
+            lambda: self._source.sample(self._id, random.Random(SEED), self._level),
             "it must return a dict that Config takes",
         )
         if not isinstance(config, dict):

@@ -7,7 +7,9 @@ it was right.
 """
 
 import math
+import random
 import string
+import sys
 from collections.abc import Generator, Iterator, Mapping
 from random import Random
 from typing import Any, ClassVar
@@ -50,6 +52,14 @@ _TEXT = Text(max_length=65536, charset=string.printable)
 
 class GraderError(Exception):
     """The environment could not judge an answer; the cause says why."""
+
+
+def seed_globals(seed: int) -> None:
+    """Seed the generators that an environment may use beside its own `np_random`."""
+    random.seed(seed)
+    numpy = sys.modules.get("numpy")
+    if numpy is not None:
+        numpy.random.seed(seed % 2**32)
 
 
 class ToolEnv(gymnasium.Env[str, str]):

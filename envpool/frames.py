@@ -12,6 +12,8 @@ from typing import Any
 
 import msgspec
 
+from configs.schema import PoolSection
+
 # Longer frames are refused on both sides: an observation is text for a context window.
 MAX_FRAME_BYTES = 16 * 2**20
 HEADER_BYTES = 4
@@ -77,6 +79,23 @@ class Drawn(msgspec.Struct, frozen=True, kw_only=True, tag="drawn"):
     configs: list[dict[str, Any]]
 
 
+class Try(msgspec.Struct, frozen=True, kw_only=True, tag="try"):
+    """Pool to session: begin an episode of `env` as a check of it. Answered by `Tried` or `Failed`."""
+
+    id: int
+    pool: str
+    env: str
+    level: int
+    timeout_s: float
+
+
+class Tried(msgspec.Struct, frozen=True, kw_only=True, tag="tried"):
+    """Session to pool: what is wrong with the environment, with its place and cure; empty if nothing."""
+
+    id: int
+    mistake: str
+
+
 class Ready(msgspec.Struct, frozen=True, kw_only=True, tag="ready"):
     """Session to pool: the task statement and the OpenAI schemas of the tools."""
 
@@ -105,10 +124,12 @@ class Failed(msgspec.Struct, frozen=True, kw_only=True, tag="failed"):
 
 
 class Serve(msgspec.Struct, frozen=True, kw_only=True, tag="serve"):
-    """Pool to zygote, once: import this source. Answered by `Serving` or `Refused`."""
+    """Pool to zygote, once: import the source of this section. Answered by `Serving` or `Refused`."""
 
     name: str
-    source: str
+    section: PoolSection
+    folder: str
+    """Where the copy of a pool lies whose source is a path; else empty."""
     is_sandboxed: bool
     """Shut in before the import, and each session once more."""
     memory_bytes: int
@@ -134,7 +155,7 @@ class Refused(msgspec.Struct, frozen=True, kw_only=True, tag="refused"):
 
 
 class Fork(msgspec.Struct, frozen=True, kw_only=True, tag="fork"):
-    """Pool to zygote: fork a session for the socket that comes along."""
+    """Pool to zygote: fork a session for the socket that comes along; to the root: a zygote."""
 
     id: int
 
@@ -167,8 +188,8 @@ class Exited(msgspec.Struct, frozen=True, kw_only=True, tag="exited"):
     status: int
 
 
-Request = Start | Step | Draw
-Reply = Ready | Stepped | Drawn | Failed
+Request = Start | Step | Draw | Try
+Reply = Ready | Stepped | Drawn | Tried | Failed
 Order = Serve | Fork | Kill
 Report = Serving | Refused | Forked | NotForked | Exited
 

@@ -40,12 +40,18 @@ class Session:
     """One episode of one environment. Close it, also after a fault; `async with` does."""
 
     def __init__(
-        self, name: str, life: Life, open_life: Callable[[], Awaitable[Life]] | None
+        self,
+        name: str,
+        life: Life,
+        open_life: Callable[[], Awaitable[Life]] | None,
+        *,
+        when_closed: Callable[[], None],
     ) -> None:
         """`name` is for the log; without `open_life` the first death is the last."""
         self._name = name
         self._life = life
         self._open_life = open_life
+        self._when_closed = when_closed
         self._start = _digest(life.prompt, life.tools)
         self._record: list[Recorded] = []
         self._num_deaths = 0
@@ -91,7 +97,9 @@ class Session:
 
     async def close(self) -> None:
         """End the session, and its process unless another may use it. Safe to call again."""
-        self._is_closed = True
+        if not self._is_closed:
+            self._is_closed = True
+            self._when_closed()
         await self._life.close()
 
     async def __aenter__(self) -> Self:

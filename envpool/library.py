@@ -10,7 +10,6 @@ from random import Random
 
 from configs.load import ConfigError
 from configs.schema import EnvPoolSection, PoolSection
-from envpool.frames import Outcome
 from envpool.pool import EnvFault, EnvPool
 from envpool.source import NO_CONFIGURATION, near
 from envpool.task import Config, PoolKey, Split, Task, config_digest, config_split
@@ -82,23 +81,23 @@ class LibrarySource:
         try:
             for seed in range(DRAWS // DRAWS_AT_ONCE):
                 drawn = await pool.draw(
-                    self.name, env_id, level=level, seed=seed, count=DRAWS_AT_ONCE
+                    self.key, env_id, level=level, seed=seed, count=DRAWS_AT_ONCE
                 )
                 found |= {config_digest(env_id, config): config for config in drawn}
+            if not found:
+                raise ConfigError(
+                    f"pools.{self.name}: env {env_id!r} has no task of level {level} in its tasks.jsonl: "
+                    "list some, or draw at another level"
+                )
             for config in found.values():
                 # Where it belongs is decided here, whatever the environment thinks of it.
                 shelf = env_id, level, config_split(env_id, config)
                 self._shelves.setdefault(shelf, []).append(config)
-            await self._try(pool, env_id, next(iter(found.values())))
+            await pool.try_env(self.key, env_id, level=level)
         except EnvFault as fault:
             raise ConfigError(
                 f"pools.{self.name}: env {env_id!r} at level {level} does not play: {_last(fault)}"
             ) from fault
-
-    async def _try(self, pool: EnvPool, env_id: str, config: Config) -> None:
-        async with await pool.open(self.task(env_id, config, seed=0)) as session:
-            if not session.prompt.strip():
-                raise EnvFault(Outcome.ENV_ERROR, "its statement() is empty")
 
     def _check(self, env_id: str, where: str) -> None:
         if env_id not in self.envs:

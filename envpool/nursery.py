@@ -29,7 +29,7 @@ from envpool.frames import (
     decode_report,
     pack_control,
 )
-from envpool.spawn import reap, spawn_zygote
+from envpool.spawn import Offspring, Root, wait_for
 
 # How long a zygote may take to end its sessions and itself before it is killed.
 CLOSE_GRACE_S = 5.0
@@ -91,13 +91,14 @@ class Child:
 class Nursery:
     """A zygote that serves one pool source, and its sessions by id."""
 
-    def __init__(self, pid: int, control: socket.socket, serving: Serving) -> None:
+    def __init__(self, process: Offspring, control: socket.socket, serving: Serving) -> None:
         self.version = serving.version
         """Content hash of the source it serves."""
         self.envs = serving.envs
         self.layers = serving.layers
         """What isolates it."""
-        self.pid = pid
+        self.pid = process.pid
+        self._pidfd = process.pidfd
         self._control = control
         self._is_lost = False
         self._is_reaped = False
@@ -108,23 +109,28 @@ class Nursery:
         self._loop.add_reader(control, self._on_readable)
 
     @classmethod
-    async def start(cls, serve: Serve, timeout_s: float) -> "Nursery":
-        """Start a zygote and wait until it serves; raises ConfigError if it cannot."""
-        pid, control = spawn_zygote()
+    async def start(cls, root: Root, serve: Serve, timeout_s: float) -> "Nursery":
+        """Start a zygote and wait until it serves; raises ConfigError if it cannot.
+
+        Raises ConnectionError when `root` is gone.
+        """
+        control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        control.setblocking(False)
         async with AsyncExitStack() as undo:
-            undo.push_async_callback(reap, pid)
-            undo.callback(os.kill, pid, signal.SIGKILL)
             undo.callback(control.close)
             try:
                 async with asyncio.timeout(timeout_s):
+                    with theirs:
+                        process = await root.fork(theirs)
+                    undo.push_async_callback(_end, process.pidfd)
                     serving = await _shake_hands(control, serve)
             except TimeoutError as error:
                 raise ConfigError(
-                    f"pools.{serve.name}: importing {serve.source!r} and trying its environments took over "
-                    f"{timeout_s} s: make it faster, or raise envpool.start_timeout_s"
+                    f"pools.{serve.name}: importing {serve.section.source!r} and trying its environments "
+                    f"took over {timeout_s} s: make it faster, or raise envpool.start_timeout_s"
                 ) from error
             undo.pop_all()
-        return cls(pid, control, serving)
+        return cls(process, control, serving)
 
     @property
     def is_alive(self) -> bool:
@@ -148,19 +154,20 @@ class Nursery:
             return
         try:
             async with asyncio.timeout(CLOSE_GRACE_S):
-                await reap(self.pid)
+                await wait_for(self._pidfd)
         except TimeoutError:
             self.kill()
-            await reap(self.pid)
+            await wait_for(self._pidfd)
         except asyncio.CancelledError:
             self.kill()
             raise
         self._is_reaped = True
+        os.close(self._pidfd)
 
     def kill(self) -> None:
         """Kill the zygote, and so its sessions: for when it does not answer."""
         if not self._is_reaped:
-            os.kill(self.pid, signal.SIGKILL)
+            _kill(self._pidfd)
 
     def order(self, order: Order, connection: socket.socket | None = None) -> None:
         """Send an order, later if the socket is full. Without a zygote nothing is left to order."""
@@ -230,6 +237,22 @@ class Nursery:
 
     def _end(self, child_id: int, death: Death, how: str) -> None:
         self._children.pop(child_id).end(death, how)
+
+
+def _kill(pidfd: int) -> None:
+    try:
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+
+
+async def _end(pidfd: int) -> None:
+    """Kill a process, wait until it is gone, and let go of it."""
+    try:
+        _kill(pidfd)
+        await wait_for(pidfd)
+    finally:
+        os.close(pidfd)
 
 
 async def _shake_hands(control: socket.socket, serve: Serve) -> Serving:

@@ -1,97 +1,165 @@
 """`EnvPool`: opens sessions, each a process forked from the warm zygote of its pool.
 
-    open(task) -- slot --> zygote (one per pool) -- fork --> session process -- ready --> Session
+    open(task) -- slot --> zygote (one per version of a pool) -- fork --> process -- ready --> Session
 
 Sessions do not share anything, so that a slow, crashed or killed one delays and harms no other. All
-is done on the event loop of the caller, without threads. A zygote that died is started again by the
-next `open`, and by the sessions it had, which go on in new processes (`envpool/lasting.py`).
+is done on the event loop of the caller. A zygote that died is started again by the next `open`, and by
+the sessions it had, which go on in new processes (`envpool/lasting.py`). Versions of pools are plugged in
+and retired while sessions run.
 """
 
 import asyncio
 import logging
 import resource
 import socket
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from contextlib import ExitStack, asynccontextmanager
 from functools import partial
-from typing import Self
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any, Self
+
+import msgspec
 
 from configs.load import ConfigError
 from configs.schema import EnvPoolSection, PoolSection
+from envpool import folder as folders
 from envpool import sandbox
-from envpool.frames import Draw, Drawn, Outcome, Ready, Serve, Start
+from envpool.frames import Draw, Drawn, Outcome, Ready, Reply, Start, Tried, Try
 from envpool.lasting import Session
 from envpool.nursery import Child, Nursery
+from envpool.served import MAX_PARKED, Limits, Served
 from envpool.session import EnvFault, Life, StepResult, Wire, Worker
 from envpool.source import near
-from envpool.task import Config, Task
+from envpool.spawn import Root
+from envpool.task import Config, PoolKey, Task
 
-__all__ = ["EnvFault", "EnvPool", "Outcome", "Session", "StepResult"]
+__all__ = ["EnvFault", "EnvPool", "Outcome", "Plugged", "Session", "StepResult"]
 
 # Sessions that start at once. Forks are made one after another, so that more would only make the
 # last ones miss their deadline.
 MAX_STARTING = 32
-# Processes of a pool that wait for their next session.
-MAX_PARKED = 128
 # Descriptors for everything else a process has open.
 SPARE_FDS = 256
 
 _log = logging.getLogger(__name__)
 
 
-class EnvPool:
-    """The zygotes of some pools and the sessions opened on them. Close it; `async with` does."""
+class Plugged(msgspec.Struct, frozen=True, kw_only=True):
+    """A version of a pool that is served."""
 
-    def __init__(
-        self,
-        sections: Mapping[str, PoolSection],
-        nurseries: dict[str, Nursery],
-        limits: EnvPoolSection,
-    ) -> None:
-        self._sections = sections
-        self._nurseries = nurseries
+    key: PoolKey
+    envs: list[str]
+    """Ids of the environments."""
+    layers: list[str]
+    """What isolates its code; nothing for a pool that is trusted."""
+
+
+class EnvPool:
+    """Versions of pools and the sessions opened on them. Close it; `async with` does."""
+
+    def __init__(self, limits: EnvPoolSection) -> None:
         self._limits = limits
+        self._served: dict[PoolKey, Served] = {}
+        # The version of a name that was plugged in last.
+        self._newest: dict[str, PoolKey] = {}
+        self._root: Root | None = None
+        self._copies: Path | None = None
+        self._num_copies = 0
+        self._plugging = asyncio.Lock()
         self._slots = asyncio.Semaphore(limits.max_sessions)
         self._starting = asyncio.Semaphore(MAX_STARTING)
-        self._restarting = asyncio.Lock()
-        # Processes with a live session, each of which holds a slot, and those between two sessions.
+        # Processes with a live session, each of which holds a slot.
         self._holding: set[Child] = set()
-        self._parked: dict[str, list[Worker]] = {name: [] for name in sections}
+        self._lives: set[Life] = set()
+        self._reaping: asyncio.Task[None] | None = None
+        self._background: set[asyncio.Task[None]] = set()
         self._is_closed = False
 
     @classmethod
     async def start(
-        cls, sections: Mapping[str, PoolSection], *, limits: EnvPoolSection
+        cls, sections: Mapping[str, PoolSection] | None = None, *, limits: EnvPoolSection
     ) -> "EnvPool":
-        """Start a zygote for each pool. Raises ConfigError for a pool that must not or cannot run.
+        """Serve some pools to begin with. Raises ConfigError for one that must not or cannot run.
 
         The calling thread must live as long as the pool: when it ends, the kernel ends the zygotes.
         """
-        _allow_descriptors(limits.max_sessions + MAX_PARKED * len(sections) + SPARE_FDS)
-        pool = cls(sections, {}, limits)
+        pool = cls(limits)
+        _allow_descriptors(limits.max_sessions + SPARE_FDS)
         try:
-            for name, section in sections.items():
-                pool._nurseries[name] = await pool._start_nursery(name, section)
-        except (ConfigError, OSError, asyncio.CancelledError):
+            pool._living_root()
+            for name, section in (sections or {}).items():
+                await pool.plug(name, section)
+        except BaseException:
             await pool.close()
             raise
+        pool._reaping = asyncio.create_task(pool._reap_idle(), name="reap idle sessions")
         return pool
 
+    async def plug(self, name: str, section: PoolSection) -> Plugged:
+        """Serve a version of a pool, beside the versions served already.
+
+        Nothing changes if it is served already. Raises ConfigError for what is wrong with it.
+        """
+        refuse_untrusted({name: section}, self._limits)
+        async with self._plugging:
+            if self._is_closed:
+                raise ConfigError(f"pools.{name}: the env pool is closed")
+            limits = Limits(section, self._limits)
+            served = Served(name, section, await self._copy(name, section), limits)
+            try:
+                await served.start(self._living_root)
+                key = served.key
+                known = self._served.get(key)
+                if known is None:
+                    self._served[key] = served
+            except BaseException:
+                await served.close()
+                raise
+            if known is not None:
+                known.section, known.limits, known.is_retired = section, limits, False
+                await served.close()
+            _allow_descriptors(
+                self._limits.max_sessions + MAX_PARKED * len(self._served) + SPARE_FDS
+            )
+            self._newest[name] = key
+            return self._plugged(key)
+
+    async def retire(self, key: PoolKey) -> None:
+        """Open no more sessions of a version; it is gone with the last one. Safe to call again."""
+        served = self._served.get(key)
+        if served is None:
+            return
+        served.is_retired = True
+        if self._newest.get(key.name) == key:
+            del self._newest[key.name]
+        if not served.num_sessions:
+            await self._forget(key)
+
+    def served(self) -> list[Plugged]:
+        """The versions that are served, those that are retired but in use among them."""
+        return [self._plugged(key) for key in self._served]
+
     def versions(self) -> dict[str, str]:
-        """Content hash of the code served, by pool."""
-        return {name: nursery.version for name, nursery in self._nurseries.items()}
+        """Content hash of the code served, by pool: that of the version plugged in last."""
+        return {name: key.version for name, key in self._newest.items()}
 
     def envs(self) -> dict[str, list[str]]:
         """Ids of the environments, by pool."""
-        return {name: nursery.envs for name, nursery in self._nurseries.items()}
+        return {name: self._plugged(key).envs for name, key in self._newest.items()}
 
     def layers(self) -> dict[str, list[str]]:
         """What isolates the code of a pool, by pool; nothing for those that are trusted."""
-        return {name: nursery.layers for name, nursery in self._nurseries.items()}
+        return {name: self._plugged(key).layers for name, key in self._newest.items()}
 
     def pids(self) -> dict[str, int]:
         """Process id of the zygote, by pool."""
-        return {name: nursery.pid for name, nursery in self._nurseries.items()}
+        return {name: self._served[key].nursery.pid for name, key in self._newest.items()}
+
+    @property
+    def root_pid(self) -> int:
+        """Process id of what zygotes are forked from."""
+        return self._root.pid if self._root is not None else 0
 
     def session_pids(self) -> list[int]:
         """Process ids of the live sessions."""
@@ -99,56 +167,179 @@ class EnvPool:
 
     async def open(self, task: Task) -> Session:
         """Start an episode of `task`, when there is room. Raises EnvFault."""
-        section = self._sections.get(task.pool)
-        is_replayable = section is not None and section.is_replayable
-        life = await self._open_life(task)
-        open_life = partial(self._open_life, task) if is_replayable else None
-        return Session(task.id, life, open_life)
-
-    async def draw(self, pool: str, env: str, *, level: int, seed: int, count: int) -> list[Config]:
-        """`count` configurations of an environment, in a process of their own. Raises EnvFault."""
-        await self._slots.acquire()
-        worker = await self._fork(self._nurseries[pool])
+        served = self._find(task)
+        if served.is_retired:
+            raise EnvFault(Outcome.CANCELLED, f"pool {task.pool} was removed or replaced")
+        served.num_sessions += 1
         try:
-            request = Draw(id=worker.next_id(), env=env, level=level, seed=seed, count=count)
-            reply = await worker.ask(request, self._limits.step_timeout_s)
-            if not isinstance(reply, Drawn):
-                raise EnvFault(Outcome.ENV_ERROR, f"the draw was answered by {reply}")
-            return reply.configs
+            life = await self._open_life(served, task)
+        except BaseException:
+            self._leave(served)
+            raise
+        open_life = partial(self._open_life, served, task) if served.section.is_replayable else None
+        return Session(task.id, life, open_life, when_closed=partial(self._leave, served))
+
+    @asynccontextmanager
+    async def session(self, task: Task) -> AsyncIterator[Session]:
+        """An episode of `task` that is closed at the end of the block. Raises EnvFault."""
+        async with await self.open(task) as session:
+            yield session
+
+    async def draw(
+        self, key: PoolKey, env: str, *, level: int, seed: int, count: int
+    ) -> list[Config]:
+        """`count` configurations of an environment, in a process of their own. Raises EnvFault.
+
+        Of an environment whose configurations are listed: the `seed`-th `count` of them.
+        """
+        request = partial(Draw, env=env, level=level, seed=seed, count=count)
+        reply = await self._ask(key, request)
+        if not isinstance(reply, Drawn):
+            raise EnvFault(Outcome.ENV_ERROR, f"the draw was answered by {reply}")
+        return reply.configs
+
+    async def try_env(self, key: PoolKey, env: str, *, level: int) -> None:
+        """Begin an episode of an environment as a check of it. Raises ConfigError for a mistake.
+
+        Raises EnvFault when the trial itself did not end.
+        """
+        timeout_s = self._limits.start_timeout_s
+        request = partial(Try, pool=key.name, env=env, level=level, timeout_s=timeout_s)
+        reply = await self._ask(key, request)
+        if not isinstance(reply, Tried):
+            raise EnvFault(Outcome.ENV_ERROR, f"the trial was answered by {reply}")
+        if reply.mistake:
+            raise ConfigError(self._served[key].in_their_words(reply.mistake))
+
+    async def close(self) -> None:
+        """End all sessions and zygotes. Safe to call again."""
+        self._is_closed = True
+        if self._reaping is not None:
+            self._reaping.cancel()
+        async with self._plugging, asyncio.TaskGroup() as group:
+            for key, served in self._served.items():
+                group.create_task(served.close(), name=f"close pool {key.name}")
+        if self._root is not None:
+            await self._root.close()
+        while self._background:
+            await asyncio.gather(*self._background, return_exceptions=True)
+        if self._copies is not None:
+            copies, self._copies = self._copies, None
+            await asyncio.to_thread(folders.remove, copies)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    # -- versions -----------------------------------------------------------------------------
+
+    def _living_root(self) -> Root:
+        """What zygotes are forked from, started again if it died. On the event loop's thread."""
+        if self._root is None or not self._root.is_alive:
+            if self._root is not None:
+                self._in_background(self._root.close(), name="close the root that died")
+            self._root = Root.spawn()
+        return self._root
+
+    async def _copy(self, name: str, section: PoolSection) -> Path | None:
+        """A copy of a pool's files, to serve from, if its source is a path."""
+        if not folders.is_path(section.source):
+            return None
+        where = f"pools.{name}.source={section.source!r}"
+        files = await asyncio.to_thread(folders.read, where, section.source)
+        if self._copies is None:
+            self._copies = Path(await asyncio.to_thread(mkdtemp, prefix="millrace-pools-"))
+            self._copies.chmod(0o755)  # a sandbox has a user of its own
+        self._num_copies += 1
+        folder = self._copies / f"{name}-{self._num_copies}"
+        await asyncio.to_thread(folders.write, files, folder)
+        return folder
+
+    def _plugged(self, key: PoolKey) -> Plugged:
+        nursery = self._served[key].nursery
+        return Plugged(key=key, envs=nursery.envs, layers=nursery.layers)
+
+    def _find(self, task: Task) -> Served:
+        """The version that serves `task`. Raises EnvFault when none does."""
+        served = self._served.get(task.pool_key)
+        if served is None:
+            newest = self._newest.get(task.pool)
+            if newest is None:
+                hint = near(task.pool, self._newest)
+                raise EnvFault(Outcome.ENV_ERROR, f"no pool {task.pool!r} is served; {hint}")
+            raise EnvFault(
+                Outcome.ENV_ERROR,
+                f"pool {task.pool!r} is served in version {newest.version}, the task is of "
+                f"{task.pool_version}: its code changed; start the run again",
+            )
+        if task.env not in served.nursery.envs:
+            hint = near(task.env, served.nursery.envs)
+            raise EnvFault(Outcome.ENV_ERROR, f"pool {task.pool!r} has no env {task.env!r}; {hint}")
+        return served
+
+    def _leave(self, served: Served) -> None:
+        """A session was closed: a retired version is gone with its last one."""
+        served.num_sessions -= 1
+        if served.is_retired and not served.num_sessions:
+            self._in_background(self._forget(served.key), name=f"forget {served.key.name}")
+
+    async def _forget(self, key: PoolKey) -> None:
+        served = self._served.pop(key, None)
+        if served is not None:
+            await served.close()
+
+    # -- processes ----------------------------------------------------------------------------
+
+    async def _ask(self, key: PoolKey, request: Callable[..., Draw | Try]) -> Reply:
+        """The answer of a process of its own to one request without an episode."""
+        served = self._served.get(key)
+        if served is None:
+            raise EnvFault(Outcome.ENV_ERROR, f"pool {key.name} is not served in {key.version}")
+        await self._slots.acquire()
+        with ExitStack() as undo:
+            undo.callback(self._slots.release)
+            nursery = await self._nursery(served)
+            undo.pop_all()
+        worker = await self._fork(nursery)
+        try:
+            return await worker.ask(request(id=worker.next_id()), self._limits.start_timeout_s)
         finally:
             await worker.close()
 
-    async def _open_life(self, task: Task) -> Life:
+    async def _open_life(self, served: Served, task: Task) -> Life:
         """Start an episode in a process that waits for one, or in a new one."""
         await self._slots.acquire()
         with ExitStack() as undo:
             undo.callback(self._slots.release)
-            nursery = await self._nursery(task)
-            worker = self._unpark(task.pool, nursery)
+            nursery = await self._nursery(served)
+            worker = served.unpark(nursery)
+            self._refill(served)
             if worker is not None:
                 self._holding.add(worker.child)
                 undo.pop_all()  # From here on the end of the process frees the slot.
                 try:
-                    return await self._start(worker, task)
+                    return await self._begin(served, worker, task)
                 except asyncio.CancelledError:
                     worker.let_go()
                     raise
                 except EnvFault:
                     # Perhaps the fault of the session before: this one gets a new process.
                     _log.info("pool %s: a used process did not start a session", task.pool)
-        return await self._open_new(task)
+        return await self._open_new(served, task)
 
-    async def _open_new(self, task: Task) -> Life:
+    async def _open_new(self, served: Served, task: Task) -> Life:
         """Start an episode in a process of its own."""
         await self._slots.acquire()
         with ExitStack() as undo:
             undo.callback(self._slots.release)
             async with self._starting:
-                nursery = await self._nursery(task)
+                nursery = await self._nursery(served)
                 undo.pop_all()
                 worker = await self._fork(nursery)
                 undo.callback(worker.let_go)
-                life = await self._start(worker, task)
+                life = await self._begin(served, worker, task)
                 undo.pop_all()
                 return life
 
@@ -165,15 +356,7 @@ class EnvPool:
             undo.pop_all()
         if child.gone.is_set():  # Not forked at all: its zygote had just died.
             self._free(child)
-        wire = Wire()
-        worker = Worker(child, wire)
-        try:
-            loop = asyncio.get_running_loop()
-            await loop.create_unix_connection(lambda: wire, sock=ours)
-        except BaseException:
-            worker.let_go()
-            raise
-        return worker
+        return await _connect(child, ours)
 
     def _free(self, child: Child) -> None:
         """A session ended, or its process did: its slot is free."""
@@ -181,40 +364,40 @@ class EnvPool:
             self._holding.discard(child)
             self._slots.release()
 
-    def _unpark(self, pool: str, nursery: Nursery) -> Worker | None:
-        """A process of this zygote that waits for its next session."""
-        parked = self._parked[pool]
-        while parked:
-            worker = parked.pop()
-            if worker.is_reusable and worker.child.nursery is nursery:
-                return worker
-            worker.let_go()
-        return None
+    def _refill(self, served: Served) -> None:
+        """Have as many processes wait as shall: a fork is then no part of a start."""
+        wanted = self._limits.spares if not served.is_retired else 0
+        if len(served.parked) < wanted and not served.is_forking_spares:
+            served.is_forking_spares = True
+            self._in_background(self._fork_spares(served, wanted), name="fork spares")
 
-    async def _give_back(self, pool: str, worker: Worker) -> None:
+    async def _fork_spares(self, served: Served, wanted: int) -> None:
+        try:
+            while len(served.parked) < wanted and not self._is_closed and not served.is_retired:
+                async with self._starting:
+                    nursery = await self._nursery(served)
+                    ours, theirs = _socketpair()
+                    child = nursery.fork(theirs, when_gone=self._free)  # it holds no slot yet
+                    worker = await _connect(child, ours)
+                    await child.forked.wait()
+                served.parked.append(worker)
+        except EnvFault as fault:
+            _log.warning("no process of pool %s is kept ready: %s", served.key.name, fault)
+        finally:
+            served.is_forking_spares = False
+
+    async def _give_back(self, served: Served, life: Life, worker: Worker) -> None:
         """Keep a session's process for the next one if its pool says so, else end it."""
-        is_spent = worker.num_sessions >= self._sections[pool].sessions_per_process
-        parked = self._parked[pool]
-        if is_spent or self._is_closed or not worker.is_reusable or len(parked) >= MAX_PARKED:
+        self._lives.discard(life)
+        is_spent = worker.num_sessions >= served.section.sessions_per_process
+        is_over = self._is_closed or served.is_retired
+        if is_spent or is_over or not worker.is_reusable or len(served.parked) >= MAX_PARKED:
             await worker.close()
             return
-        parked.append(worker)
+        served.parked.append(worker)
         self._free(worker.child)
 
-    async def close(self) -> None:
-        """End all sessions and zygotes. Safe to call again."""
-        self._is_closed = True
-        async with self._restarting, asyncio.TaskGroup() as group:
-            for name, nursery in self._nurseries.items():
-                group.create_task(nursery.close(), name=f"close pool {name}")
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.close()
-
-    async def _start(self, worker: Worker, task: Task) -> Life:
+    async def _begin(self, served: Served, worker: Worker, task: Task) -> Life:
         worker.num_sessions += 1
         request = Start(id=worker.next_id(), env=task.env, config=task.config, seed=task.seed)
         try:
@@ -226,54 +409,40 @@ class EnvPool:
         except EnvFault:
             await worker.close()
             raise
-        return Life(
+        life = Life(
             worker,
             ready.prompt,
             ready.tools,
-            step_timeout_s=self._limits.step_timeout_s,
-            give_back=partial(self._give_back, task.pool),
+            step_timeout_s=served.limits.step_timeout_s,
+            give_back=partial(self._give_back, served),
         )
+        self._lives.add(life)
+        return life
 
-    async def _nursery(self, task: Task) -> Nursery:
-        """What serves `task`, started again if it died. Raises EnvFault when nothing does."""
-        if task.pool not in self._nurseries:
-            hint = near(task.pool, self._nurseries)
-            raise EnvFault(Outcome.ENV_ERROR, f"no pool {task.pool!r} is served; {hint}")
-        async with self._restarting:
-            if self._is_closed:
-                raise EnvFault(Outcome.CANCELLED, "the env pool is closed")
-            if not self._nurseries[task.pool].is_alive:
-                await self._restart(task.pool)
-        nursery = self._nurseries[task.pool]
-        if nursery.version != task.pool_version:
-            raise EnvFault(
-                Outcome.ENV_ERROR,
-                f"pool {task.pool!r} is served in version {nursery.version}, the task is of "
-                f"{task.pool_version}: its code changed on disk; start the run again",
-            )
-        if task.env not in nursery.envs:
-            hint = near(task.env, nursery.envs)
-            raise EnvFault(Outcome.ENV_ERROR, f"pool {task.pool!r} has no env {task.env!r}; {hint}")
-        return nursery
+    async def _nursery(self, served: Served) -> Nursery:
+        """The zygote of a version, started again if it died. Raises EnvFault when there is none."""
+        if self._is_closed:
+            raise EnvFault(Outcome.CANCELLED, "the env pool is closed")
+        return await served.alive(self._living_root)
 
-    async def _start_nursery(self, name: str, section: PoolSection) -> Nursery:
-        serve = Serve(
-            name=name,
-            source=section.source,
-            is_sandboxed=not section.trusted and not self._limits.allow_unsandboxed,
-            memory_bytes=self._limits.memory_mb << 20,
-            cpu_s=self._limits.cpu_s,
-            max_processes=self._limits.max_sessions + MAX_PARKED,
-        )
-        return await Nursery.start(serve, self._limits.start_timeout_s)
+    # -- in the background --------------------------------------------------------------------
 
-    async def _restart(self, name: str) -> None:
-        _log.warning("zygote of pool %s died: starting another", name)
-        await self._nurseries[name].close()
-        try:
-            self._nurseries[name] = await self._start_nursery(name, self._sections[name])
-        except ConfigError as error:
-            raise EnvFault(Outcome.CRASHED, f"pool {name!r} cannot be served: {error}") from error
+    def _in_background(self, work: Coroutine[Any, Any, None], *, name: str) -> None:
+        task = asyncio.create_task(work, name=name)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    async def _reap_idle(self) -> None:
+        """End the processes of sessions that nobody has used for long: another continues them."""
+        loop = asyncio.get_running_loop()
+        patience_s = self._limits.idle_timeout_s
+        while True:
+            await asyncio.sleep(patience_s / 4)
+            for life in list(self._lives):
+                if loop.time() - life.used_s > patience_s:
+                    _log.info("a session of pid %d was idle for %g s", life.pid, patience_s)
+                    self._lives.discard(life)
+                    life.end()
 
 
 def refuse_untrusted(sections: Mapping[str, PoolSection], limits: EnvPoolSection) -> None:
@@ -297,6 +466,19 @@ def _socketpair() -> tuple[socket.socket, socket.socket]:
         raise EnvFault(Outcome.ENV_ERROR, message) from error
     ours.setblocking(False)
     return ours, theirs
+
+
+async def _connect(child: Child, connection: socket.socket) -> Worker:
+    """The wire to a process that is being forked."""
+    wire = Wire()
+    worker = Worker(child, wire)
+    try:
+        loop = asyncio.get_running_loop()
+        await loop.create_unix_connection(lambda: wire, sock=connection)
+    except BaseException:
+        worker.let_go()
+        raise
+    return worker
 
 
 def _allow_descriptors(wanted: int) -> None:

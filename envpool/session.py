@@ -193,7 +193,7 @@ class Life:
         tools: list[dict[str, Any]],
         *,
         step_timeout_s: float,
-        give_back: Callable[[Worker], Awaitable[None]],
+        give_back: "Callable[[Life, Worker], Awaitable[None]]",
     ) -> None:
         self.prompt = prompt
         """The task in words."""
@@ -203,6 +203,9 @@ class Life:
         self._step_timeout_s = step_timeout_s
         self._give_back = give_back
         self._is_closed = False
+        self._loop = asyncio.get_running_loop()
+        self.used_s = self._loop.time()
+        """When it was asked last, on the clock of the event loop."""
 
     @property
     def pid(self) -> int:
@@ -222,6 +225,7 @@ class Life:
         """Carry out one action. Raises EnvFault, after which it is of no more use."""
         if self._is_closed:
             raise EnvFault(Outcome.CANCELLED, "the session is closed")
+        self.used_s = self._loop.time()
         request = Step(id=self._worker.next_id(), action=action)
         reply = await self._worker.ask(request, self._step_timeout_s)
         if not isinstance(reply, Stepped) or reply.id != request.id:
@@ -238,4 +242,8 @@ class Life:
         """End it, and its process unless another may use it. Safe to call again."""
         if not self._is_closed:
             self._is_closed = True
-            await self._give_back(self._worker)
+            await self._give_back(self, self._worker)
+
+    def end(self) -> None:
+        """Have its process killed: `is_over` from now on."""
+        self._worker.let_go()

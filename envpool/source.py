@@ -1,29 +1,32 @@
-"""`PoolSource`: the environments that a pool's `module:attribute` names, and how tasks are drawn.
+"""`PoolSource`: the environments that a pool's source names, and how tasks are drawn.
 
-The coordinator draws tasks with it, and a zygote serves the same source, so both import it. Neither
-torch nor ray may be imported on the way.
+A source is `module:attribute` (a mapping from ids to classes, or a function that gives one), the name of
+an entry point of the group `millrace.pools` that names such, or the path of a file or directory
+(`envpool/folder.py`). Neither torch nor ray may be imported on the way.
 """
 
 import hashlib
 import importlib
 import inspect
-import sys
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
+from importlib.metadata import entry_points
 from pathlib import Path
 from random import Random
-from types import ModuleType
-from typing import Protocol
+from typing import Any, Protocol
 
 import envpool
 from configs.load import ConfigError
 from configs.schema import PoolSection
+from envpool import folder as folders
 from envpool.blame import defined_at, in_words, raised_at
 from envpool.env import ToolEnv
+from envpool.importing import import_module
 from envpool.task import Config, PoolKey, Split, Task, config_split
-from envpool.tools import DefinitionError
 
+# Group of entry points under which packages offer pools.
+ENTRY_POINTS = "millrace.pools"
 # Draws before `draw` gives up. One in eight configurations is for evaluation, so that a generator
 # with enough configurations fails this often with probability (7/8)^1000.
 MAX_DRAWS = 1000
@@ -78,27 +81,40 @@ class PoolSource:
     """Ids to train on."""
     trusted: bool
     file: str = ""
-    """The file of the module that the pool's source names."""
+    """The file of the module that the pool's source names, or the directory of its copy."""
+    tasks: folders.Tasks = field(default_factory=dict)
+    """Configurations by id and level, of environments whose `sample` is not asked."""
 
     @property
     def key(self) -> PoolKey:
         return PoolKey(self.name, self.version)
 
     @classmethod
-    def load(cls, name: str, section: PoolSection) -> "PoolSource":
-        """Import the source of pool `name`; raises ConfigError for what is not there."""
+    def load(cls, name: str, section: PoolSection, *, folder: str = "") -> "PoolSource":
+        """Import the source of pool `name`; raises ConfigError for what is not there.
+
+        `folder` is the copy that a path is served from, by a process of its own.
+        """
         check_package()
-        envs = _find_envs(name, section.source)
+        where = f"pools.{name}.source={section.source!r}"
+        tasks: folders.Tasks = {}
+        if folders.is_path(section.source):
+            envs, tasks = folders.load(where, Path(folder))
+            file = folder
+        else:
+            envs, file = _find_envs(where, module_of(name, section.source))
+        _check_classes(where, envs)
         for env_id in section.train:
             if env_id not in envs:
                 raise ConfigError(f"pools.{name}.train: no env {env_id!r}; {near(env_id, envs)}")
         return cls(
             name=name,
-            version=_version(envs),
+            version=_version(envs, Path(folder) if folder else None),
             envs=envs,
             train=tuple(section.train or envs),
             trusted=section.trusted,
-            file=getattr(sys.modules[section.source.partition(":")[0]], "__file__", None) or "",
+            file=file,
+            tasks=tasks,
         )
 
     def env(self, env_id: str) -> type[ToolEnv]:
@@ -107,12 +123,18 @@ class PoolSource:
             raise ConfigError(f"pool {self.name} has no env {env_id!r}; {near(env_id, self.envs)}")
         return self.envs[env_id]
 
+    def sample(self, env_id: str, rng: Random, level: int) -> Config:
+        """A configuration: one of those listed, or what the environment draws. Raises what that raises."""
+        if any(env == env_id for env, _ in self.tasks):
+            return rng.choice(self.tasks[env_id, level])
+        return self.env(env_id).sample(rng, level)
+
     def draw(self, env_id: str, rng: Random, split: Split, level: int = 0) -> Config:
         """Draw a configuration of `split`; raises ConfigError if the generator fails or gives none."""
         env = self.env(env_id)
         try:
             for _ in range(MAX_DRAWS):
-                config = env.sample(rng, level)
+                config = self.sample(env_id, rng, level)
                 if config_split(env_id, config) is split:
                     return config
         except Exception as error:  # whatever an author's generator raises now and then
@@ -127,18 +149,49 @@ class PoolSource:
         return Task(pool=self.name, pool_version=self.version, env=env_id, config=config, seed=seed)
 
 
-def _find_envs(name: str, source: str) -> dict[str, type[ToolEnv]]:
-    where = f"pools.{name}.source={source!r}"
+def module_of(name: str, source: str) -> str:
+    """`module:attribute` behind a source that is no path; raises ConfigError for what is neither."""
+    if ":" in source:
+        return source
+    found = entry_points(group=ENTRY_POINTS)
+    for point in found:
+        if point.name == source:
+            return point.value
+    known = f"; {near(source, (point.name for point in found))}" if found else ""
+    raise ConfigError(
+        f"pools.{name}.source={source!r} is not module:attribute, not the path of a .py file or "
+        f"directory (./{source}), and no installed package has it as an entry point of "
+        f"{ENTRY_POINTS!r}{known}"
+    )
+
+
+def _find_envs(where: str, source: str) -> tuple[dict[str, type[ToolEnv]], str]:
+    """The environments that `module:attribute` gives, and the module's file."""
     module_name, _, attribute = source.partition(":")
     if not module_name or not attribute:
         raise ConfigError(f"{where} is not module:attribute")
-    module = _import(where, module_name)
+    module = import_module(where, module_name)
     envs = getattr(module, attribute, None)
     if envs is None:
         names = [word for word in vars(module) if not word.startswith("_")]
         raise ConfigError(f"{where}: {module_name} has no {attribute!r}; {near(attribute, names)}")
+    if callable(envs) and not isinstance(envs, type):
+        try:
+            envs = envs()
+        except Exception as error:  # whatever an author's function raises
+            raise ConfigError(
+                f"{where}: {attribute}() raised {in_words(error)} at {raised_at(error)}: it must return "
+                "a mapping from env ids to ToolEnv classes"
+            ) from error
     if not isinstance(envs, Mapping) or not envs:
         raise ConfigError(f"{where} must be a mapping from env ids to ToolEnv classes")
+    return dict(envs), getattr(module, "__file__", None) or ""
+
+
+def _check_classes(where: str, envs: Mapping[Any, Any]) -> None:
+    """Raise ConfigError for what is no environment."""
+    if not envs:
+        raise ConfigError(f"{where} has no ToolEnv class in its .py files (`_*` are not looked at)")
     for env_id, env in envs.items():
         if not isinstance(env, type) or not issubclass(env, ToolEnv):
             raise ConfigError(f"{where}: {env_id!r} is {env!r}, not a ToolEnv class")
@@ -147,44 +200,27 @@ def _find_envs(name: str, source: str) -> dict[str, type[ToolEnv]]:
                 f"{where}: {defined_at(env)}: class {env.__qualname__} (env {env_id!r}) has no Config: "
                 "set Config to a msgspec.Struct of what the policy cannot see"
             )
-    return dict(envs)
 
 
-def _import(where: str, name: str) -> ModuleType:
-    """Import a module of an author; raises ConfigError with file and line of what is wrong in it."""
-    try:
-        return importlib.import_module(name)
-    except DefinitionError as error:
-        place = "" if error.place else f"{raised_at(error)}: "
-        raise ConfigError(f"{where}: {place}{error}") from error
-    except ModuleNotFoundError as error:
-        if error.name is not None and f"{name}.".startswith(f"{error.name}."):
-            raise ConfigError(
-                f"{where}: {error}; put it beside the recipe or on PYTHONPATH, or correct the name"
-            ) from error
-        raise ConfigError(
-            f"{where}: {raised_at(error)}: {error}; install it, or correct the import"
-        ) from error
-    # Whatever an author's module does while it is imported, which may also be sys.exit().
-    except (Exception, SystemExit) as error:
-        place = f"{raised_at(error)}: " if raised_at(error) else ""
-        raise ConfigError(
-            f"{where}: {place}{in_words(error)}: correct it; the module could not be imported"
-        ) from error
+def _version(envs: Mapping[str, type[ToolEnv]], folder: Path | None) -> str:
+    """Hash of which class each id names, and of the text of all files these classes come from.
 
-
-def _version(envs: Mapping[str, type[ToolEnv]]) -> str:
-    """Hash of which class each id names, and of the text of all files these classes come from."""
+    In a `folder` these are all there are.
+    """
     digest = hashlib.sha256()
-    files: set[Path] = set()
+    files: dict[Path, str] = {}
     for env_id in sorted(envs):
         env = envs[env_id]
         digest.update(f"{env_id}={env.__module__}:{env.__qualname__}\n".encode())
         bases = [base for base in env.__mro__ if issubclass(base, ToolEnv)]
         for module_name in {base.__module__ for base in bases} | {env.Config.__module__}:
-            files |= _files(module_name)
-    for path in sorted(files):
-        digest.update(f"{path.name}\n".encode() + path.read_bytes())
+            files |= {path: path.name for path in _files(module_name)}
+    if folder is not None:
+        paths = (path for path in folder.rglob("*") if path.suffix != ".pyc" and path.is_file())
+        files |= {path: path.relative_to(folder).as_posix() for path in paths}
+    # By name: where a copy lies differs from machine to machine.
+    for name, text in sorted((name, path.read_bytes()) for path, name in files.items()):
+        digest.update(f"{name}\n".encode() + text)
     return digest.hexdigest()[:16]
 
 

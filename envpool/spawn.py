@@ -1,4 +1,8 @@
-"""Starts the process of a zygote: with little environment, no stray descriptor, its own session."""
+"""`Root`: the process that zygotes are forked from; it starts with little environment and no stray socket.
+
+EnvPool -- Fork + a control socket --> root -- fork --> zygote (one per version of a pool)
+        <-- pid + pidfd --------------
+"""
 
 import asyncio
 import os
@@ -6,7 +10,9 @@ import signal
 import socket
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
+from envpool.frames import MAX_CONTROL_BYTES, Fork, Forked, NotForked, decode_report, pack_control
 from envpool.source import check_package
 
 # What a zygote may see of our environment. The rest may hold secrets.
@@ -20,51 +26,140 @@ CONTROL_FD = 3
 RESET_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE, signal.SIGCHLD)
 
 
-def spawn_zygote() -> tuple[int, socket.socket]:
-    """Start one, idle; gives its pid and the control socket (non-blocking, SOCK_SEQPACKET).
+class Offspring(NamedTuple):
+    """A zygote just forked."""
 
-    To be called on a thread that lives as long as the zygote shall: the kernel sends the parent-death
-    signal when the thread ends that started it.
-    """
-    check_package()
-    package = Path(__file__).parent
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with theirs:
-        # -P: the working directory may hold another `envpool`.
-        arguments = [sys.executable, "-P", "-m", "envpool.zygote", str(os.getpid()), str(package)]
-        pid = os.posix_spawn(
-            sys.executable,
-            arguments,
-            _environment(package),
-            file_actions=[
-                (os.POSIX_SPAWN_DUP2, theirs.fileno(), CONTROL_FD),
-                (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
-                # An environment's prints would garble the terminal.
-                (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),
-            ],
-            setsid=True,  # Ctrl-C in the terminal is for the coordinator alone.
-            setsigmask=[],  # Ray blocks SIGINT, and a mask survives exec.
-            setsigdef=RESET_SIGNALS,
-        )
-    ours.setblocking(False)
-    return pid, ours
+    pid: int
+    pidfd: int
+    """Names the process also after it ended; whoever has it closes it."""
+
+
+class Root:
+    """A process that forks zygotes. Close it."""
+
+    def __init__(self, pid: int, control: socket.socket) -> None:
+        self.pid = pid
+        self._control = control
+        self._asking = asyncio.Lock()
+        self._num_forks = 0
+        self._is_lost = False
+
+    @classmethod
+    def spawn(cls) -> "Root":
+        """Start one, which answers once it has imported what zygotes need.
+
+        To be called on a thread that lives as long as it shall: the kernel sends the parent-death
+        signal when the thread ends that started it.
+        """
+        check_package()
+        package = Path(__file__).parent
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            # -P: the working directory may hold another `envpool`.
+            arguments = [sys.executable, "-P", "-m", "envpool.root", str(os.getpid()), str(package)]
+            pid = os.posix_spawn(
+                sys.executable,
+                arguments,
+                _environment(package),
+                file_actions=[
+                    (os.POSIX_SPAWN_DUP2, theirs.fileno(), CONTROL_FD),
+                    (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+                    # An environment's prints would garble the terminal.
+                    (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),
+                ],
+                setsid=True,  # Ctrl-C in the terminal is for the coordinator alone.
+                setsigmask=[],  # Ray blocks SIGINT, and a mask survives exec.
+                setsigdef=RESET_SIGNALS,
+            )
+        ours.setblocking(False)
+        return cls(pid, ours)
+
+    @property
+    def is_alive(self) -> bool:
+        return not self._is_lost
+
+    async def fork(self, connection: socket.socket) -> Offspring:
+        """Fork a zygote whose control socket `connection` is. Raises ConnectionError, OSError."""
+        async with self._asking:
+            self._num_forks += 1
+            number = self._num_forks
+            order = pack_control(Fork(id=number))
+            try:
+                # The root reads one order at a time, and nothing else is on its way: it fits.
+                socket.send_fds(self._control, [order], [connection.fileno()])
+                while True:
+                    report, fds = await self._report()
+                    if report.id == number:
+                        break
+                    _close_all(fds)  # of a call that was cancelled
+            except ConnectionError:
+                self._is_lost = True
+                raise
+        if not isinstance(report, Forked):
+            raise OSError(f"no zygote could be forked: {report.error}")
+        return Offspring(report.pid, fds[0])
+
+    async def close(self) -> None:
+        """End it, and so every zygote of it. Safe to call again."""
+        self._is_lost = True
+        if self._control.fileno() < 0:
+            return
+        self._control.close()
+        try:
+            os.kill(self.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            return  # something else in this process reaped it
+        await reap(self.pid)
+
+    async def _report(self) -> tuple[Forked | NotForked, list[int]]:
+        """The root's next report, and the descriptors beside it."""
+        loop = asyncio.get_running_loop()
+        readable = loop.create_future()
+        loop.add_reader(self._control, _set, readable)
+        try:
+            await readable
+        finally:
+            loop.remove_reader(self._control)
+        data, fds, _, _ = socket.recv_fds(self._control, MAX_CONTROL_BYTES, 1)
+        if not data:
+            raise ConnectionResetError("the process that zygotes are forked from ended")
+        report = decode_report(data)
+        assert isinstance(report, Forked | NotForked), f"unexpected {report}"
+        return report, fds
+
+
+async def wait_for(pidfd: int) -> None:
+    """Wait until the process behind `pidfd` has ended, without a thread."""
+    loop = asyncio.get_running_loop()
+    exited = asyncio.Event()
+    loop.add_reader(pidfd, exited.set)
+    try:
+        await exited.wait()
+    finally:
+        loop.remove_reader(pidfd)
 
 
 async def reap(pid: int) -> None:
-    """Wait until child process `pid` has ended, without a thread, and release its pid."""
-    loop = asyncio.get_running_loop()
-    exited = asyncio.Event()
+    """Wait until child process `pid` has ended, and release its pid."""
     try:
         fd = os.pidfd_open(pid)
     except ProcessLookupError:
         return
-    loop.add_reader(fd, exited.set)
     try:
-        await exited.wait()
+        await wait_for(fd)
     finally:
-        loop.remove_reader(fd)
         os.close(fd)
     _release(pid)
+
+
+def _set(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+def _close_all(fds: list[int]) -> None:
+    for fd in fds:
+        os.close(fd)
 
 
 def _release(pid: int) -> None:

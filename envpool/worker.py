@@ -7,11 +7,14 @@ the recorded reply, so that a request may be repeated when its reply was lost.
 import math
 import random
 import socket
-import sys
 import traceback
 from collections.abc import Mapping
+from types import MappingProxyType
 
-from envpool.env import GraderError, ToolEnv
+from configs.load import ConfigError
+from envpool.conformance import check_envs
+from envpool.env import GraderError, ToolEnv, seed_globals
+from envpool.folder import Tasks
 from envpool.frames import (
     Draw,
     Drawn,
@@ -24,18 +27,24 @@ from envpool.frames import (
     Start,
     Step,
     Stepped,
+    Tried,
+    Try,
     decode_request,
     pack,
     read_frames,
 )
+from envpool.source import PoolSource
 
+_NONE: Tasks = MappingProxyType({})
 # Characters of a traceback that are kept: its end says the most.
 MAX_ERROR_CHARS = 8000
 
 
-def serve(connection: socket.socket, envs: Mapping[str, type[ToolEnv]]) -> None:
+def serve(
+    connection: socket.socket, envs: Mapping[str, type[ToolEnv]], tasks: Tasks = _NONE
+) -> None:
     """Answer requests on a blocking socket until its peer closes it."""
-    session = Session(envs)
+    session = Session(envs, tasks)
     try:
         for body in read_frames(connection):
             connection.sendall(session.answer(decode_request(body)))
@@ -46,8 +55,10 @@ def serve(connection: socket.socket, envs: Mapping[str, type[ToolEnv]]) -> None:
 class Session:
     """One environment and the replies it has given; a new start begins anew."""
 
-    def __init__(self, envs: Mapping[str, type[ToolEnv]]) -> None:
+    def __init__(self, envs: Mapping[str, type[ToolEnv]], tasks: Tasks = _NONE) -> None:
+        """`tasks`: configurations that stand in for what an environment would draw."""
         self._envs = envs
+        self._tasks = tasks
         self._env: ToolEnv | None = None
         self._replies: dict[int, bytes] = {}
 
@@ -80,6 +91,8 @@ class Session:
                     return self._start(request)
                 case Draw():
                     return self._draw(request)
+                case Try():
+                    return self._try(request)
                 case Step():
                     return self._step(request)
         except GraderError:
@@ -98,9 +111,28 @@ class Session:
 
     def _draw(self, request: Draw) -> Drawn:
         seed_globals(request.seed)
+        if any(env == request.env for env, _ in self._tasks):
+            listed = self._tasks.get((request.env, request.level), [])
+            begin = request.seed * request.count
+            return Drawn(id=request.id, configs=listed[begin : begin + request.count])
         env, rng = self._envs[request.env], random.Random(request.seed)
         configs = [env.sample(rng, request.level) for _ in range(request.count)]
         return Drawn(id=request.id, configs=configs)
+
+    def _try(self, request: Try) -> Tried:
+        source = PoolSource(
+            name=request.pool,
+            version="",
+            envs=self._envs,
+            train=(),
+            trusted=False,
+            tasks=self._tasks,
+        )
+        try:
+            check_envs(source, {request.env: [request.level]}, timeout_s=request.timeout_s)
+        except ConfigError as error:
+            return Tried(id=request.id, mistake=str(error))
+        return Tried(id=request.id, mistake="")
 
     def _step(self, request: Step) -> Stepped:
         if self._env is None:
@@ -116,14 +148,6 @@ class Session:
             truncated=truncated,
             is_bad_call=info["is_bad_call"],
         )
-
-
-def seed_globals(seed: int) -> None:
-    """Seed the generators that an environment may use beside its own `np_random`."""
-    random.seed(seed)
-    numpy = sys.modules.get("numpy")
-    if numpy is not None:
-        numpy.random.seed(seed % 2**32)
 
 
 def _pack_or_fail(reply: Reply) -> bytes:

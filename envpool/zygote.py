@@ -1,30 +1,27 @@
-"""`python -m envpool.zygote PARENT_PID PACKAGE`: forks session processes, warm and fast.
+"""The process that serves one version of a pool: forks session processes, warm and fast.
 
-It imports the modules of one pool once; a fork of it is ready in milliseconds. It holds no secret and
-no socket but its control socket, has one thread, and ends with its parent: by the parent-death signal
-and by the end of the control socket, whichever comes first. Its sessions end with it.
+Itself forked from the root (`envpool/root.py`), it imports the modules of one pool once; a fork of it is
+ready in milliseconds. It holds no secret and no socket but its control socket, has one thread, and ends
+with the root: by the parent-death signal, or by the end of the control socket, whichever comes first.
+Its sessions end with it.
 """
 
 import ctypes
 import errno
 import gc
+import importlib
 import os
-import resource
 import selectors
 import signal
 import socket
 import sys
 import traceback
-from collections.abc import Mapping
 from pathlib import Path
 from random import Random
 from typing import NoReturn
 
-import envpool
 from configs.load import ConfigError
-from configs.schema import PoolSection
 from envpool import sandbox
-from envpool.env import ToolEnv
 from envpool.frames import (
     MAX_CONTROL_BYTES,
     Exited,
@@ -43,8 +40,7 @@ from envpool.frames import (
     pack_control,
 )
 from envpool.sandbox import Layer, SandboxError, SessionLimits
-from envpool.source import PoolSource
-from envpool.spawn import CONTROL_FD
+from envpool.source import PoolSource, module_of
 from envpool.worker import Session, serve
 
 # From <sys/prctl.h>: the signal this process gets when its parent ends.
@@ -55,67 +51,58 @@ MAX_ERROR_CHARS = 8000
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def main(arguments: list[str]) -> int:
-    """Serve forks until the control socket closes."""
-    parent, package = arguments
-    die_with(int(parent))
-    # Whatever else was inherited: libraries of the parent do not always close on exec.
-    os.closerange(CONTROL_FD + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
-    # A session that crashes leaves no core file behind.
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    with socket.socket(fileno=CONTROL_FD) as control:
-        first = control.recv(MAX_CONTROL_BYTES)
-        if not first:
-            return 0
-        order = decode_order(first)
-        assert isinstance(order, Serve), f"the first order is {order}"
-        layers: list[Layer] = []
-        limits = SessionLimits(order.memory_bytes, order.cpu_s) if order.is_sandboxed else None
-        tasks = os.open("/proc/self/task", os.O_RDONLY)  # readable for as long as it is open
-        try:
-            if limits is not None:
-                layers = _shut_in(order, limits)
-            source = _load(order, package)
-            check_single_threaded(tasks)
-        # A process entry point: whatever the pool's modules raise is reported to who asked for them.
-        except Exception as error:  # noqa: BLE001
-            is_told = isinstance(error, ConfigError | SandboxError)
-            text = str(error) if is_told else traceback.format_exc()
-            control.sendall(pack_control(Refused(error=text[-MAX_ERROR_CHARS:])))
-            return 1
-        warm(source.envs)
-        serving = Serving(version=source.version, envs=list(source.envs), layers=list(layers))
-        Zygote(control, tasks, source.envs, limits).run(serving)
+def main(control: socket.socket, root: int) -> int:
+    """Serve forks until the control socket closes; returns the exit status."""
+    first = control.recv(MAX_CONTROL_BYTES)
+    if not first:
+        return 0
+    order = decode_order(first)
+    assert isinstance(order, Serve), f"the first order is {order}"
+    layers: list[Layer] = []
+    limits = SessionLimits(order.memory_bytes, order.cpu_s) if order.is_sandboxed else None
+    tasks = os.open("/proc/self/task", os.O_RDONLY)  # readable for as long as it is open
+    # Directories may have changed since the root looked at them.
+    importlib.invalidate_caches()
+    try:
+        if limits is not None:
+            layers = _shut_in(order, limits)
+            die_with(root)  # a process that changes its user is no longer told of its parent's end
+        source = PoolSource.load(order.name, order.section, folder=order.folder)
+        check_single_threaded(tasks)
+    # A process entry point: whatever the pool's modules raise is reported to who asked for them.
+    except Exception as error:  # noqa: BLE001
+        is_told = isinstance(error, ConfigError | SandboxError)
+        text = str(error) if is_told else traceback.format_exc()
+        control.sendall(pack_control(Refused(error=text[-MAX_ERROR_CHARS:])))
+        return 1
+    warm(source)
+    serving = Serving(version=source.version, envs=list(source.envs), layers=list(layers))
+    Zygote(control, tasks, source, limits).run(serving)
     return 0
 
 
 def _shut_in(order: Serve, limits: SessionLimits) -> list[Layer]:
     """Enter the sandbox, from which the code of this pool is read and no other."""
-    code = sandbox.code_of(order.source.partition(":")[0])
+    if order.folder:
+        code = [Path(order.folder)]
+    else:
+        module = module_of(order.name, order.section.source)
+        code = sandbox.code_of(module.partition(":")[0])
     return sandbox.enter(code, limits, max_processes=order.max_processes)
 
 
-def _load(order: Serve, package: str) -> PoolSource:
-    """Import what the first order names; raises ConfigError, and whatever the modules raise."""
-    found = Path(envpool.__file__ or "").parent
-    if found != Path(package):
-        raise ConfigError(f"`envpool` is {found}, not {package}: uninstall the other package")
-    return PoolSource.load(order.name, PoolSection(source=order.source))
-
-
-def warm(envs: Mapping[str, type[ToolEnv]]) -> None:
+def warm(source: PoolSource) -> None:
     """Start an episode of each environment and make a call, so that no session does it first.
 
     Schemas and caches made here are shared by all forks: measured, a quarter of a session's CPU time.
     Runs once, at start; what an environment raises is its sessions' to report.
     """
-    for name, env in envs.items():
+    for name in source.envs:
         try:
-            config = env.sample(Random(0), 0)
-        except Exception:  # noqa: BLE001, S112 - a pool may take its configurations from elsewhere
+            config = source.sample(name, Random(0), 0)
+        except Exception:  # noqa: BLE001, S112 - it gives none at this level
             continue
-        session = Session({name: env})
+        session = Session(source.envs, source.tasks)
         session.answer(Start(id=0, env=name, config=config, seed=0))
         session.answer(Step(id=1, action="{}"))
         session.close()
@@ -128,13 +115,13 @@ class Zygote:
         self,
         control: socket.socket,
         tasks: int,
-        envs: Mapping[str, type[ToolEnv]],
+        source: PoolSource,
         limits: SessionLimits | None,
     ) -> None:
         """`tasks`: a descriptor of this process's directory of threads; `limits`: of a sandbox."""
         self._control = control
         self._tasks = tasks
-        self._envs = envs
+        self._source = source
         self._limits = limits
         self._pids: dict[int, int] = {}
         self._ids: dict[int, int] = {}
@@ -214,7 +201,7 @@ class Zygote:
                 os.dup2(1, 2)  # nowhere: what it prints would flood the log
                 sandbox.enter_session(self._limits)
             gc.enable()
-            serve(connection, self._envs)
+            serve(connection, self._source.envs, self._source.tasks)
             status = 0
         except ConnectionError:
             status = 0  # The pool closed the session while it answered.
@@ -285,7 +272,3 @@ def _kill_group(pid: int) -> None:
         os.killpg(pid, signal.SIGKILL)
     except ProcessLookupError:
         pass
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -19,6 +19,7 @@ from configs.load import ConfigError, find, make_importable
 from configs.schema import PoolSection, RunConfig
 from envpool import library
 from envpool.conformance import check_envs
+from envpool.folder import is_path
 from envpool.pool import refuse_untrusted
 from envpool.source import PoolSource, Source
 from envpool.task import Task
@@ -119,8 +120,12 @@ def check(
 def _source(
     name: str, section: PoolSection, config: RunConfig
 ) -> PoolSource | library.LibrarySource:
-    """A pool by its code, which is imported here only if that is trusted."""
-    if section.trusted or config.envpool.allow_unsandboxed:
+    """A pool by its code, which is imported here only if it is trusted and has a name of its own.
+
+    The modules of a path are named after their files alone: two pools may have the same.
+    """
+    is_trusted = section.trusted or config.envpool.allow_unsandboxed
+    if is_trusted and not is_path(section.source):
         return PoolSource.load(name, section)
     return library.look_up(name, section, config.envpool)
 

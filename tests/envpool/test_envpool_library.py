@@ -117,7 +117,7 @@ def test_its_code_does_not_run_here(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         ("sample", "os._exit(0)", "its process died"),
         ("sample", "time.sleep(60)", r"took over 3\.0 s"),
         ("setup", "raise RuntimeError('no luck')", "RuntimeError: no luck"),
-        ("statement", "''", r"statement\(\) is empty"),
+        ("statement", "''", r"statement\(\) .*nobodys.py:\d+\) gave an empty text"),
     ],
 )
 def test_what_does_not_play_is_named(

@@ -25,13 +25,14 @@ from envpool.frames import Kill, Serve
 from envpool.nursery import Nursery
 from envpool.pool import EnvFault, EnvPool, Outcome, Session
 from envpool.source import PoolSource
+from envpool.spawn import Root
 from envpool.task import Split, Task
 from tests.envpool.calls import call, task
 
 # A death is final here: how a session survives one is tested elsewhere.
 HOSTILE = PoolSection(source="hostile_envs:pool", trusted=True, is_replayable=False)
 BASICS = PoolSection(source="envpool.envs:basics", trusted=True)
-LIMITS = EnvPoolSection(step_timeout_s=5.0, start_timeout_s=20.0, max_sessions=64)
+LIMITS = EnvPoolSection(step_timeout_s=5.0, start_timeout_s=20.0, max_sessions=64, spares=0)
 
 
 @pytest.fixture
@@ -156,7 +157,7 @@ async def test_fault_survives_pickling() -> None:
 
 
 async def test_open_waits_for_room_and_a_hanging_start_is_killed() -> None:
-    limits = EnvPoolSection(max_sessions=1, start_timeout_s=2.0)
+    limits = EnvPoolSection(max_sessions=1, start_timeout_s=2.0, spares=0)
     async with await EnvPool.start({"hostile": HOSTILE}, limits=limits) as pool:
         first = await pool.open(task(pool))
         async with asyncio.TaskGroup() as group:
@@ -177,7 +178,7 @@ async def test_open_waits_for_room_and_a_hanging_start_is_killed() -> None:
 
 
 async def test_cancelled_open_and_step_leave_nothing() -> None:
-    limits = EnvPoolSection(max_sessions=1)
+    limits = EnvPoolSection(max_sessions=1, spares=0)
     async with await EnvPool.start({"hostile": HOSTILE}, limits=limits) as pool:
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.3):
@@ -267,13 +268,15 @@ async def test_close_kills_a_zygote_that_does_not_answer(monkeypatch: pytest.Mon
 async def test_orders_wait_for_a_zygote_that_is_behind() -> None:
     serve = Serve(
         name="hostile",
-        source=HOSTILE.source,
+        section=HOSTILE,
+        folder="",
         is_sandboxed=False,
         memory_bytes=2**31,
         cpu_s=60,
         max_processes=10,
     )
-    behind = await Nursery.start(serve, 20.0)
+    root = Root.spawn()
+    behind = await Nursery.start(root, serve, 20.0)
     try:
         os.kill(behind.pid, signal.SIGSTOP)
         for _ in range(2000):
@@ -287,6 +290,7 @@ async def test_orders_wait_for_a_zygote_that_is_behind() -> None:
             assert child.pid > 0
     finally:
         await behind.close()
+        await root.close()
 
 
 async def test_a_deadline_is_that_of_its_own_step() -> None:
