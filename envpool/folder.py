@@ -28,7 +28,7 @@ from envpool.importing import import_module
 from envpool.task import Config
 
 # What is copied is code and tasks: more is a mistake, such as a home directory.
-MAX_FILES, MAX_BYTES = 2000, 64 * 2**20
+MAX_FILES, MAX_BYTES = 2000, 8 * 2**20
 TASKS = "tasks.jsonl"
 # Not part of a pool.
 IGNORED = frozenset({"__pycache__", "node_modules", "venv"})

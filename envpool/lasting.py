@@ -10,13 +10,13 @@ on in another one as if nothing had happened, and the episode's transcript is th
 import hashlib
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Protocol, Self
 
 import msgspec
 
 from envpool.frames import Outcome
 from envpool.nursery import Death
-from envpool.session import EnvFault, Life, StepResult
+from envpool.session import EnvFault, StepResult
 
 # How a step fails that takes its process with it.
 DEADLY = frozenset({Outcome.CRASHED, Outcome.TIMEOUT, Outcome.OOM})
@@ -36,16 +36,33 @@ class Recorded(NamedTuple):
     digest: bytes
 
 
+class AnyLife(Protocol):
+    """An episode in one process, of this pool's or of a host's."""
+
+    @property
+    def prompt(self) -> str: ...
+    @property
+    def tools(self) -> list[dict[str, Any]]: ...
+    @property
+    def pid(self) -> int: ...
+    @property
+    def is_over(self) -> bool: ...
+    @property
+    def death(self) -> Death | None: ...
+    async def step(self, action: str) -> StepResult: ...
+    async def close(self) -> None: ...
+
+
 class Session:
     """One episode of one environment. Close it, also after a fault; `async with` does."""
 
     def __init__(
         self,
         name: str,
-        life: Life,
-        open_life: Callable[[], Awaitable[Life]] | None,
+        life: AnyLife,
+        open_life: Callable[[], Awaitable[AnyLife]] | None,
         *,
-        when_closed: Callable[[], None],
+        when_closed: Callable[[], None] = lambda: None,
     ) -> None:
         """`name` is for the log; without `open_life` the first death is the last."""
         self._name = name

@@ -96,17 +96,21 @@ class EnvPool:
         pool._reaping = asyncio.create_task(pool._reap_idle(), name="reap idle sessions")
         return pool
 
-    async def plug(self, name: str, section: PoolSection) -> Plugged:
+    async def plug(
+        self, name: str, section: PoolSection, *, files: Mapping[str, bytes] | None = None
+    ) -> Plugged:
         """Serve a version of a pool, beside the versions served already.
 
-        Nothing changes if it is served already. Raises ConfigError for what is wrong with it.
+        `files`: the text of a source that is a path of another machine. Nothing changes if this
+        version is served already. Raises ConfigError for what is wrong with it.
         """
-        refuse_untrusted({name: section}, self._limits)
+        # Beside the loop: what it looks for, it looks for with a process the first time.
+        await asyncio.to_thread(refuse_untrusted, {name: section}, self._limits)
         async with self._plugging:
             if self._is_closed:
                 raise ConfigError(f"pools.{name}: the env pool is closed")
             limits = Limits(section, self._limits)
-            served = Served(name, section, await self._copy(name, section), limits)
+            served = Served(name, section, await self._copy(name, section, files), limits)
             try:
                 await served.start(self._living_root)
                 key = served.key
@@ -179,6 +183,21 @@ class EnvPool:
         open_life = partial(self._open_life, served, task) if served.section.is_replayable else None
         return Session(task.id, life, open_life, when_closed=partial(self._leave, served))
 
+    async def open_life(self, task: Task) -> Life:
+        """Start an episode that ends with its process: for who keeps the record. Raises EnvFault.
+
+        One that is open keeps its version served, also a retired one.
+        """
+        served = self._find(task)
+        served.num_sessions += 1
+        try:
+            life = await self._open_life(served, task)
+        except BaseException:
+            self._leave(served)
+            raise
+        life.when_closed = partial(self._leave, served)
+        return life
+
     @asynccontextmanager
     async def session(self, task: Task) -> AsyncIterator[Session]:
         """An episode of `task` that is closed at the end of the block. Raises EnvFault."""
@@ -243,12 +262,15 @@ class EnvPool:
             self._root = Root.spawn()
         return self._root
 
-    async def _copy(self, name: str, section: PoolSection) -> Path | None:
+    async def _copy(
+        self, name: str, section: PoolSection, files: Mapping[str, bytes] | None
+    ) -> Path | None:
         """A copy of a pool's files, to serve from, if its source is a path."""
         if not folders.is_path(section.source):
             return None
         where = f"pools.{name}.source={section.source!r}"
-        files = await asyncio.to_thread(folders.read, where, section.source)
+        if files is None:
+            files = await asyncio.to_thread(folders.read, where, section.source)
         if self._copies is None:
             self._copies = Path(await asyncio.to_thread(mkdtemp, prefix="millrace-pools-"))
             self._copies.chmod(0o755)  # a sandbox has a user of its own

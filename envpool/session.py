@@ -204,6 +204,7 @@ class Life:
         self._give_back = give_back
         self._is_closed = False
         self._loop = asyncio.get_running_loop()
+        self.when_closed: Callable[[], None] | None = None
         self.used_s = self._loop.time()
         """When it was asked last, on the clock of the event loop."""
 
@@ -242,6 +243,8 @@ class Life:
         """End it, and its process unless another may use it. Safe to call again."""
         if not self._is_closed:
             self._is_closed = True
+            if self.when_closed is not None:
+                self.when_closed()
             await self._give_back(self, self._worker)
 
     def end(self) -> None:

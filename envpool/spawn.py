@@ -81,6 +81,8 @@ class Root:
     async def fork(self, connection: socket.socket) -> Offspring:
         """Fork a zygote whose control socket `connection` is. Raises ConnectionError, OSError."""
         async with self._asking:
+            if self._is_lost:
+                raise ConnectionResetError("the process that zygotes are forked from ended")
             self._num_forks += 1
             number = self._num_forks
             order = pack_control(Fork(id=number))

@@ -156,7 +156,10 @@ class Zygote:
 
     def _obey(self) -> bool:
         """Carry out one order; False at the end of the control socket."""
-        data, fds, _, _ = socket.recv_fds(self._control, MAX_CONTROL_BYTES, 1)
+        try:
+            data, fds, _, _ = socket.recv_fds(self._control, MAX_CONTROL_BYTES, 1)
+        except ConnectionError:  # the other side closed it with a report unread
+            data, fds = b"", []
         if not data:
             return False
         order = decode_order(data)

@@ -1,0 +1,199 @@
+"""What a host and its clients say to each other: requests with ids, answered in any order.
+
+Frames are those of `envpool/frames.py`: a 4-byte length, then msgpack. A `Link` is either end of a
+connection; what it hears it hands to its owner.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+import msgspec
+
+from configs.schema import PoolSection
+from envpool.frames import HEADER_BYTES, MAX_FRAME_BYTES, FrameError, Outcome, Splitter
+from envpool.nursery import Death
+from envpool.session import StepResult
+from envpool.task import Config, PoolKey, Task
+
+# Of the protocol: a client of another one is refused.
+FORMAT = 1
+READ_BYTES = 64 * 2**10
+
+
+class Hello(msgspec.Struct, frozen=True, kw_only=True, tag="hello"):
+    """First of a connection. Answered by `Done`, or by `Refusal` and its end."""
+
+    id: int
+    token: str
+    format: int = FORMAT
+
+
+class PlugIn(msgspec.Struct, frozen=True, kw_only=True, tag="plug_in"):
+    """Serve a version of a pool. Answered by `PluggedIn` or `Refusal`."""
+
+    id: int
+    name: str
+    section: PoolSection
+    files: dict[str, bytes] | None
+    """Of a pool whose source is a path; it lies where the client is."""
+
+
+class Retire(msgspec.Struct, frozen=True, kw_only=True, tag="retire"):
+    """Open no more sessions of a version. Answered by `Done`."""
+
+    id: int
+    key: PoolKey
+
+
+class DrawFrom(msgspec.Struct, frozen=True, kw_only=True, tag="draw_from"):
+    """Answered by `DrawnFrom` or `Fault`."""
+
+    id: int
+    key: PoolKey
+    env: str
+    level: int
+    seed: int
+    count: int
+
+
+class TryOut(msgspec.Struct, frozen=True, kw_only=True, tag="try_out"):
+    """Answered by `Done`, `Refusal` (a mistake in the environment) or `Fault`."""
+
+    id: int
+    key: PoolKey
+    env: str
+    level: int
+
+
+class Open(msgspec.Struct, frozen=True, kw_only=True, tag="open"):
+    """Answered by `Opened` or `Fault`."""
+
+    id: int
+    task: Task
+
+
+class Act(msgspec.Struct, frozen=True, kw_only=True, tag="act"):
+    """One action. Answered by `Acted` or `Fault`; repeated under its number, by the same answer."""
+
+    id: int
+    session: int
+    number: int
+    """Of the action in its session, from 1."""
+    action: str
+
+
+class Leave(msgspec.Struct, frozen=True, kw_only=True, tag="leave"):
+    """Answered by `Done` once the session is over."""
+
+    id: int
+    session: int
+
+
+class Done(msgspec.Struct, frozen=True, kw_only=True, tag="done"):
+    id: int
+
+
+class PluggedIn(msgspec.Struct, frozen=True, kw_only=True, tag="plugged_in"):
+    id: int
+    key: PoolKey
+    envs: list[str]
+    layers: list[str]
+
+
+class DrawnFrom(msgspec.Struct, frozen=True, kw_only=True, tag="drawn_from"):
+    id: int
+    configs: list[Config]
+
+
+class Opened(msgspec.Struct, frozen=True, kw_only=True, tag="opened"):
+    id: int
+    session: int
+    pid: int
+    prompt: str
+    tools: list[dict[str, Any]]
+
+
+class Acted(msgspec.Struct, frozen=True, kw_only=True, tag="acted"):
+    id: int
+    result: StepResult
+
+
+class Refusal(msgspec.Struct, frozen=True, kw_only=True, tag="refusal"):
+    """What was asked is wrong: a ConfigError where it was asked."""
+
+    id: int
+    error: str
+
+
+class Fault(msgspec.Struct, frozen=True, kw_only=True, tag="fault"):
+    """An EnvFault where it was asked."""
+
+    id: int
+    outcome: Outcome
+    message: str
+    death: Death | None = None
+    """How the session's process ended, if it did."""
+
+
+Question = Hello | PlugIn | Retire | DrawFrom | TryOut | Open | Act | Leave
+Answer = Done | PluggedIn | DrawnFrom | Opened | Acted | Refusal | Fault
+
+decode_question = msgspec.msgpack.Decoder(Question).decode
+decode_answer = msgspec.msgpack.Decoder(Answer).decode
+_encoder = msgspec.msgpack.Encoder()
+
+M = TypeVar("M")
+
+
+class Link(asyncio.BufferedProtocol):
+    """One end of a connection: frames in, frames out."""
+
+    def __init__(
+        self,
+        decode: Callable[[bytes], M],
+        *,
+        heard: "Callable[[Link, M], None]",
+        ended: "Callable[[Link], None]",
+    ) -> None:
+        """`heard` is called for each message; `ended` once, when the connection is over."""
+        self._decode = decode
+        self._heard = heard
+        self._ended = ended
+        self._splitter = Splitter()
+        self._buffer = memoryview(bytearray(READ_BYTES))
+        self._transport: asyncio.Transport | None = None
+
+    @property
+    def is_open(self) -> bool:
+        return self._transport is not None and not self._transport.is_closing()
+
+    def send(self, message: Question | Answer) -> None:
+        """Send, if anybody is there. Raises FrameError for a message that is too long."""
+        body = _encoder.encode(message)
+        if len(body) > MAX_FRAME_BYTES:
+            raise FrameError(f"{type(message).__name__} of {len(body)} bytes: too long")
+        if self._transport is not None:
+            self._transport.write(len(body).to_bytes(HEADER_BYTES, "big") + body)
+
+    def close(self) -> None:
+        if self._transport is not None:
+            self._transport.close()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # A cast, as the transports of uvloop are no subclass.
+        self._transport = cast(asyncio.Transport, transport)
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        try:
+            for body in self._splitter.feed(self._buffer[:nbytes]):
+                self._heard(self, self._decode(body))
+        except (FrameError, msgspec.MsgspecError):
+            self.close()  # whoever is there speaks something else
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+        self._ended(self)
