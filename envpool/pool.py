@@ -10,8 +10,6 @@ and retired while sessions run.
 
 import asyncio
 import logging
-import resource
-import socket
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import ExitStack, asynccontextmanager
 from functools import partial
@@ -24,15 +22,16 @@ import msgspec
 from configs.load import ConfigError
 from configs.schema import EnvPoolSection, PoolSection
 from envpool import folder as folders
-from envpool import sandbox
+from envpool import sockets
 from envpool.frames import Draw, Drawn, Outcome, Ready, Reply, Start, Tried, Try
 from envpool.lasting import Session
 from envpool.nursery import Child, Nursery
 from envpool.served import MAX_PARKED, Limits, Served
-from envpool.session import EnvFault, Life, StepResult, Wire, Worker
+from envpool.session import EnvFault, Life, StepResult, Worker
 from envpool.source import near
 from envpool.spawn import Root
 from envpool.task import Config, PoolKey, Task
+from envpool.trust import refuse_untrusted
 
 __all__ = ["EnvFault", "EnvPool", "Outcome", "Plugged", "Session", "StepResult"]
 
@@ -85,7 +84,7 @@ class EnvPool:
         The calling thread must live as long as the pool: when it ends, the kernel ends the zygotes.
         """
         pool = cls(limits)
-        _allow_descriptors(limits.max_sessions + SPARE_FDS)
+        sockets.allow_descriptors(limits.max_sessions + SPARE_FDS)
         try:
             pool._living_root()
             for name, section in (sections or {}).items():
@@ -123,7 +122,7 @@ class EnvPool:
             if known is not None:
                 known.section, known.limits, known.is_retired = section, limits, False
                 await served.close()
-            _allow_descriptors(
+            sockets.allow_descriptors(
                 self._limits.max_sessions + MAX_PARKED * len(self._served) + SPARE_FDS
             )
             self._newest[name] = key
@@ -372,13 +371,13 @@ class EnvPool:
         """
         with ExitStack() as undo:
             undo.callback(self._slots.release)
-            ours, theirs = _socketpair()
+            ours, theirs = sockets.socketpair()
             child = nursery.fork(theirs, when_gone=self._free)
             self._holding.add(child)
             undo.pop_all()
         if child.gone.is_set():  # Not forked at all: its zygote had just died.
             self._free(child)
-        return await _connect(child, ours)
+        return await sockets.connect(child, ours)
 
     def _free(self, child: Child) -> None:
         """A session ended, or its process did: its slot is free."""
@@ -398,9 +397,9 @@ class EnvPool:
             while len(served.parked) < wanted and not self._is_closed and not served.is_retired:
                 async with self._starting:
                     nursery = await self._nursery(served)
-                    ours, theirs = _socketpair()
+                    ours, theirs = sockets.socketpair()
                     child = nursery.fork(theirs, when_gone=self._free)  # it holds no slot yet
-                    worker = await _connect(child, ours)
+                    worker = await sockets.connect(child, ours)
                     await child.forked.wait()
                 served.parked.append(worker)
         except EnvFault as fault:
@@ -465,47 +464,3 @@ class EnvPool:
                     _log.info("a session of pid %d was idle for %g s", life.pid, patience_s)
                     self._lives.discard(life)
                     life.end()
-
-
-def refuse_untrusted(sections: Mapping[str, PoolSection], limits: EnvPoolSection) -> None:
-    """Raise ConfigError for a pool whose code must not run where too little isolates it."""
-    if limits.allow_unsandboxed:
-        return
-    for name, section in sections.items():
-        if not section.trusted and (lacking := sandbox.lacking()):
-            reasons = "; ".join(f"{layer}: {why}" for layer, why in lacking.items())
-            raise ConfigError(
-                f"pools.{name}.trusted=false, and its code cannot be isolated here ({reasons}): set "
-                f"pools.{name}.trusted=true if you trust it, or envpool.allow_unsandboxed=true"
-            )
-
-
-def _socketpair() -> tuple[socket.socket, socket.socket]:
-    try:
-        ours, theirs = socket.socketpair()
-    except OSError as error:
-        message = f"no socket for a session: {error}; raise the limit on open files (ulimit -n)"
-        raise EnvFault(Outcome.ENV_ERROR, message) from error
-    ours.setblocking(False)
-    return ours, theirs
-
-
-async def _connect(child: Child, connection: socket.socket) -> Worker:
-    """The wire to a process that is being forked."""
-    wire = Wire()
-    worker = Worker(child, wire)
-    try:
-        loop = asyncio.get_running_loop()
-        await loop.create_unix_connection(lambda: wire, sock=connection)
-    except BaseException:
-        worker.let_go()
-        raise
-    return worker
-
-
-def _allow_descriptors(wanted: int) -> None:
-    """Raise the soft limit on open files: a session takes one, and 1,024 is a common limit."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < wanted:
-        # The hard limit is never infinite on Linux (fs.nr_open bounds it).
-        resource.setrlimit(resource.RLIMIT_NOFILE, (min(wanted, hard), hard))

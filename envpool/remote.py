@@ -450,7 +450,8 @@ class Hosts:
         if self._is_closed:
             raise EnvFault(Outcome.CANCELLED, "the env pool is closed")
         why = "; ".join(f"{address}: {error}" for address, error in errors.items())
-        raise EnvFault(Outcome.CRASHED, f"no host of environments can be reached: {why}")
+        # Not as a crash, which would be tried again: this took its time already.
+        raise EnvFault(Outcome.ENV_ERROR, f"no host of environments can be reached: {why}")
 
     @property
     def _patience_s(self) -> float:

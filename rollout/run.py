@@ -20,9 +20,9 @@ from configs.schema import PoolSection, RunConfig
 from envpool import library
 from envpool.conformance import check_envs
 from envpool.folder import is_path
-from envpool.pool import refuse_untrusted
 from envpool.source import PoolSource, Source
 from envpool.task import Task
+from envpool.trust import refuse_untrusted
 from rollout import audit, checkpoints, rundir
 from rollout.control import serve
 from rollout.coordinator import Coordinator
