@@ -17,7 +17,6 @@ import signal
 import socket
 import sys
 from collections.abc import Coroutine, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -61,6 +60,7 @@ class Host:
         self._token = token
         self._clients: dict[Link, Client] = {}
         self._servers: list[asyncio.Server] = []
+        self._paths: list[Path] = []
 
     async def listen(self, address: str) -> str:
         """Listen at a path, or at `host:port`; returns the address, with the port that 0 became.
@@ -82,6 +82,7 @@ class Host:
             else:
                 listening = await asyncio.to_thread(_unix_socket, Path(address))
                 server = await loop.create_unix_server(self._link, sock=listening)
+                self._paths.append(Path(address))
         except (OSError, ValueError, OverflowError) as error:
             raise ConfigError(f"--listen {address}: {error}") from error
         self._servers.append(server)
@@ -96,6 +97,8 @@ class Host:
             client.link.close()
         for client in clients:
             await client.gone()
+        for path in self._paths:
+            await asyncio.to_thread(path.unlink, missing_ok=True)
 
     async def __aenter__(self) -> Self:
         return self
@@ -329,10 +332,6 @@ async def _serve(addresses: list[str], pools: list[str], limits: EnvPoolSection)
         sys.stdout.write(f"ready: {' '.join(bound)}\n")
         sys.stdout.flush()
         await stopped.wait()
-        for address in bound:
-            with suppress(OSError):
-                if "/" in address:
-                    await asyncio.to_thread(os.unlink, address)
 
 
 if __name__ == "__main__":
