@@ -13,8 +13,6 @@ transformers: it reaches actors and learner through `rollout/ports.py`.
 
 import asyncio
 import logging
-import math
-from collections import defaultdict, deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -27,8 +25,9 @@ from rollout.control import PoolStatus, Status
 from rollout.curriculum import Curriculum, Draw, Share
 from rollout.evaluate import Evaluation, doing
 from rollout.evaluator import Evaluator
+from rollout.feed import Feed
 from rollout.files import RunFiles
-from rollout.fleet import Fleet, Stopwatch
+from rollout.fleet import Fleet
 from rollout.ledger import GroupState, Ledger
 from rollout.metrics import MetricsWriter, Values, terminal_line
 from rollout.ports import ActorPort, LearnerPort
@@ -40,7 +39,6 @@ from rollout.types import (
     ActorEvent,
     Busy,
     EngineStats,
-    Grant,
     Rollout,
     RolloutDone,
     StepReport,
@@ -114,6 +112,9 @@ class Coordinator:
             seed=config.run.seed,
             draw=rollout.draw,
         )
+        self._feed = Feed(
+            config, fleet=self._fleet, queue=self._queue, curriculum=self._curriculum, clock=clock
+        )
         self._saver = Saver(
             run_dir=run_dir,
             config=config,
@@ -126,14 +127,8 @@ class Coordinator:
 
         self._phase = "starting"
         self._step = 0
-        self._is_training = False
-        self._evaluation: Evaluation | None = None
-        self._retries: deque[tuple[str, Grant]] = deque()
-        self._cancels: dict[str, list[str]] = defaultdict(list)
         self._newest: Manifest | None = None
-        self._blocked = Stopwatch(clock)
         self._watchdog = Watchdog(config, clock=clock)
-        self._feed_wake = asyncio.Event()
         self._train_wake = asyncio.Event()
         self._sync_wake = asyncio.Event()
 
@@ -150,7 +145,7 @@ class Coordinator:
             self._step = self._resumed.snapshot.step
             self._saver.restore(self._resumed.snapshot)
         stages = {f"listen-{name}": self._listen(actor) for name, actor in self._actors.items()}
-        stages |= {"feed": self._feed(), "sync": self._sync(), "watch": self._watch()}
+        stages |= {"feed": self._feed.run(), "sync": self._sync(), "watch": self._watch()}
         if self._evaluator is not None:
             stages["evaluate"] = self._evaluator.run()
         try:
@@ -185,10 +180,11 @@ class Coordinator:
 
     def status(self) -> Status:
         """The run at this moment."""
+        evaluation = self._feed.evaluation
         return Status(
             run_dir=str(self._run_dir),
             phase=self._phase,
-            evaluation=self._evaluation.progress if self._evaluation else None,
+            evaluation=evaluation.progress if evaluation else None,
             step=self._step,
             steps=self._config.learner.steps,
             version=self._newest_version,
@@ -215,28 +211,6 @@ class Coordinator:
             for event in await actor.events():
                 self._on_event(actor.name, event)
 
-    async def _feed(self) -> None:
-        """Consumes free slots and room; produces grants and cancellations.
-
-        Waits for: a slot, room on an actor. Unblocked by: listen, sync, train, evaluate.
-        """
-        while True:
-            await self._feed_wake.wait()
-            self._feed_wake.clear()
-            cancels, self._cancels = self._cancels, defaultdict(list)
-            for name, group_ids in cancels.items():
-                await self._fleet.cancel(name, group_ids)
-            while self._retries:
-                name, grant = self._retries.popleft()
-                # A group may have ended since: what it still had to play is of no use.
-                if grant.is_eval or self._queue.group(grant.group_id) is not None:
-                    await self._fleet.play(name, [grant])
-            for name in self._fleet.by_room():
-                grants = self._claim(name)
-                if grants:
-                    await self._fleet.play(name, grants)
-            self._note_blocked()
-
     async def _sync(self) -> None:
         """Consumes the newest manifest; produces engines that hold it.
 
@@ -250,7 +224,7 @@ class Coordinator:
                 continue
             await self._fleet.update(manifest)
             self._queue.engines_hold(self._fleet.oldest_version)
-            self._feed_wake.set()
+            self._feed.wake()
             self._train_wake.set()
             self._sync_wake.set()
 
@@ -270,9 +244,9 @@ class Coordinator:
         learner = self._learner
         assert learner is not None, "a run with steps has a learner"
         self._phase = "training"
-        self._is_training = True
+        self._feed.is_training = True
         self._books.begin_training()
-        self._feed_wake.set()
+        self._feed.wake()
         last_s = self._clock()
         self._fleet.take_values(1.0)
         for step in range(self._step + 1, self._config.learner.steps + 1):
@@ -287,13 +261,13 @@ class Coordinator:
             saving_s = self._clock()
             part = await self._begin_checkpoint(learner, step)
             now = self._clock()
-            self._note_blocked()
+            self._feed.note_blocked()
             values |= {
                 "step": step,
                 "version": report.version,
                 "time/step_s": now - last_s,
                 "time/wait_rollout_s": waited_s,
-                "time/wait_learner_s": self._blocked.take(),
+                "time/wait_learner_s": self._feed.take_blocked_s(),
                 "time/save_s": now - saving_s,
                 "progress/wall_s": now - self._started_s,
             }
@@ -310,12 +284,12 @@ class Coordinator:
                     wall_s=self._clock() - self._started_s,
                 )
         self._books.end_training()
-        self._is_training = False
+        self._feed.is_training = False
         if self._evaluator is not None:
             self._evaluator.end()
         self._queue.cancel_all()
         self._watchdog.training_ended()
-        self._feed_wake.set()
+        self._feed.wake()
 
     async def _evaluate(self, label: str) -> Scores:
         """Play the evaluation sets with the weights the engines hold now."""
@@ -323,45 +297,14 @@ class Coordinator:
             return {}
         self._phase = doing(label, steps=self._config.learner.steps)
         samples = self._config.eval.samples
-        self._evaluation = evaluation = Evaluation(self._evaluation_sets, label, samples)
+        self._feed.evaluation = evaluation = Evaluation(self._evaluation_sets, label, samples)
         logger.info("%s: %d episodes", self._phase, evaluation.total)
-        self._feed_wake.set()
+        self._feed.wake()
         while not evaluation.is_done:
             await self._train_wake.wait()
             self._train_wake.clear()
-        self._evaluation = None
+        self._feed.evaluation = None
         return evaluation.scores()
-
-    # -- feed ---------------------------------------------------------------------------------
-
-    def _claim(self, name: str) -> list[Grant]:
-        """Whole groups for an actor: its fair share of the free slots, as far as it has room."""
-        if self._evaluation is not None:
-            return self._evaluation.next(self._fleet.room(name))
-        if not self._is_training:
-            return []
-        size = self._config.rollout.group_size
-        share = math.ceil(self._queue.free_slots / len(self._fleet))
-        grants = []
-        for _ in range(min(share, self._queue.free_slots, self._fleet.room(name) // size)):
-            draw = self._curriculum.next()
-            group = self._queue.create(draw.task, attempt=draw.attempt)
-            self._queue.start(group, actor=name, version=self._fleet.versions[name])
-            grants.append(
-                Grant(
-                    group_id=group.id,
-                    task=draw.task,
-                    members=list(range(size)),
-                    temperature=self._config.rollout.temperature,
-                )
-            )
-        return grants
-
-    def _note_blocked(self) -> None:
-        """Time in which actors have room and no slot is free: generation waits for the learner."""
-        size = self._config.rollout.group_size
-        has_room = self._fleet.room(self._fleet.by_room()[0]) >= size
-        self._blocked.note(self._is_training and self._queue.free_slots == 0 and has_room)
 
     # -- events -------------------------------------------------------------------------------
 
@@ -374,7 +317,7 @@ class Coordinator:
                 self._watchdog.something_happened()
                 self._fleet.member_ended(actor)
                 self._on_rollout(actor, rollout)
-                self._feed_wake.set()
+                self._feed.wake()
                 self._train_wake.set()
             case Busy():
                 self._books.busy(event)
@@ -383,24 +326,17 @@ class Coordinator:
 
     def _on_rollout(self, actor: str, rollout: Rollout) -> None:
         self._books.ended(rollout)
-        evaluation = self._evaluation
+        evaluation = self._feed.evaluation
         if evaluation is not None and evaluation.has(rollout):
             if rollout.stop.is_fault and rollout.attempt < MEMBER_RETRIES:
-                self._retries.append((actor, evaluation.retry(rollout)))
+                self._feed.retry(actor, evaluation.retry(rollout))
                 return
             evaluation.record(rollout)
             self._books.evaluated(evaluation, rollout)
             return
         group = self._queue.group(rollout.group_id)
         if self._queue.finish(rollout) and group is not None:
-            grant = Grant(
-                group_id=group.id,
-                task=group.task,
-                members=[rollout.member],
-                attempt=rollout.attempt + 1,
-                temperature=self._config.rollout.temperature,
-            )
-            self._retries.append((actor, grant))
+            self._feed.retry_member(actor, group, rollout)
 
     def _on_scored(self, group: Group, has_signal: bool | None) -> None:
         """Every member ended; `has_signal` is None when too few of them have a verdict."""
@@ -415,11 +351,11 @@ class Coordinator:
         group = ended.group
         number = self._books.group_ended(group)
         self.ledger.count_rollouts(group.state, number)
-        if group.state is GroupState.CANCELLED and group.actor:
-            self._cancels[group.actor].append(group.id)
+        if group.state is GroupState.CANCELLED:
+            self._feed.cancel(group)
         if ended.retry:
             self._requeue(group)
-        self._feed_wake.set()
+        self._feed.wake()
         self._watchdog.group_ended(group)
 
     def _requeue(self, group: Group) -> None:

@@ -336,7 +336,7 @@ async def test_a_retry_of_a_group_that_ended_meanwhile_is_not_played(tmp_path: P
     bench = await make_bench(tmp_path, "learner.steps=1")
     coordinator, actor = bench.coordinator, bench.actors[0]
     gone = Grant(group_id="g999999", task=make_task(), members=[0], attempt=1)
-    coordinator._retries.append((actor.name, gone))
+    coordinator._feed.retry(actor.name, gone)
     await bench.run()
     assert gone not in actor.granted
     assert coordinator._fleet.is_idle
