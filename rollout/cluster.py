@@ -296,7 +296,7 @@ async def place(
 
     Raises TimeoutError with what the cluster lacks, and whatever a process raised while starting.
     """
-    settings = msgspec.json.encode(config), str(run_dir)
+    settings = msgspec.json.encode(config.without_secrets()), str(run_dir)
     weights, version = str(resumed.weights if resumed else config.model.path), 0
     checkpoint = None
     if resumed is not None:

@@ -21,19 +21,23 @@ from envpool.source import Source
 from envpool.task import Task
 from rollout.books import Books
 from rollout.buffer import MEMBER_RETRIES, Ended, Group, ReplayQueue
-from rollout.control import PoolStatus, Status
 from rollout.curriculum import Curriculum, Draw, Share
+from rollout.desk import Desk
 from rollout.evaluate import Evaluation, doing
 from rollout.evaluator import Evaluator
 from rollout.feed import Feed
 from rollout.files import RunFiles
 from rollout.fleet import Fleet
+from rollout.gate import Gate
 from rollout.ledger import GroupState, Ledger
 from rollout.metrics import MetricsWriter, Values, terminal_line
 from rollout.ports import ActorPort, LearnerPort
+from rollout.refusals import Refused
 from rollout.resume import Resumed
 from rollout.saving import Saver
 from rollout.scores import Scores
+from rollout.status import PoolStatus, Status
+from rollout.step_time import Spent, StepTime
 from rollout.supervise import supervise
 from rollout.types import (
     ActorEvent,
@@ -112,8 +116,14 @@ class Coordinator:
             seed=config.run.seed,
             draw=rollout.draw,
         )
+        self._gate = Gate(self._on_gate)
         self._feed = Feed(
-            config, fleet=self._fleet, queue=self._queue, curriculum=self._curriculum, clock=clock
+            config,
+            fleet=self._fleet,
+            queue=self._queue,
+            curriculum=self._curriculum,
+            gate=self._gate,
+            clock=clock,
         )
         self._saver = Saver(
             run_dir=run_dir,
@@ -129,8 +139,21 @@ class Coordinator:
         self._step = 0
         self._newest: Manifest | None = None
         self._watchdog = Watchdog(config, clock=clock)
+        self._time = StepTime(clock)
+        self._before: Scores = {}
         self._train_wake = asyncio.Event()
         self._sync_wake = asyncio.Event()
+        self.desk = Desk(
+            status=self.status,
+            gate=self._gate,
+            saver=self._saver,
+            ledger=self.ledger,
+            books=self._books,
+            metrics=metrics,
+            is_training=lambda: self._feed.is_training,
+            wake=self._train_wake.set,
+        )
+        """What can be asked of the run while it goes on."""
 
     # -- the run ------------------------------------------------------------------------------
 
@@ -151,6 +174,7 @@ class Coordinator:
         try:
             await supervise(stages, self._clockwork(results))
         finally:
+            self._saver.answer(Refused("the run ended before it was saved"))
             self._queue.cancel_all()
         before, after = results
         return before, after
@@ -162,7 +186,8 @@ class Coordinator:
         else:
             results.append(await self._evaluate("before") if config.eval.before else {})
         if self._step < config.learner.steps:
-            await self._train(before=results[0])
+            self._before = results[0]
+            await self._train()
             await self._wait_until_synced()
         # A run without a step has nothing new to show.
         is_due = config.eval.after and config.learner.steps
@@ -184,6 +209,7 @@ class Coordinator:
         return Status(
             run_dir=str(self._run_dir),
             phase=self._phase,
+            is_paused=self._gate.is_paused,
             evaluation=evaluation.progress if evaluation else None,
             step=self._step,
             steps=self._config.learner.steps,
@@ -234,9 +260,12 @@ class Coordinator:
             asleep = self._clock()
             await asyncio.sleep(WATCH_PERIOD_S)
             self._books.loop_lag(max(0.0, self._clock() - asleep - WATCH_PERIOD_S))
-            self._watchdog.check(self._diagnosis)
+            if self._gate.is_paused:
+                self._watchdog.something_happened()
+            else:
+                self._watchdog.check(self._diagnosis)
 
-    async def _train(self, *, before: Scores) -> None:
+    async def _train(self) -> None:
         """Consumes batches; produces steps, versions and checkpoints. The clock of the run.
 
         Waits for: a feasible batch. Unblocked by: listen. Unblocks: sync, feed.
@@ -247,42 +276,29 @@ class Coordinator:
         self._feed.is_training = True
         self._books.begin_training()
         self._feed.wake()
-        last_s = self._clock()
+        self._time.take()
         self._fleet.take_values(1.0)
         for step in range(self._step + 1, self._config.learner.steps + 1):
-            waiting_s = self._clock()
-            batch = await self._next_batch(step)
-            waited_s = self._clock() - waiting_s
+            batch = await self._next_batch(learner, step)
             is_last = step == self._config.learner.steps
             request = self._queue.train_batch(batch, step=step, is_last=is_last)
             with self._watchdog.learner_at_work():
                 report = await learner.train(request)
             values = self._on_step(report, batch)
-            saving_s = self._clock()
-            part = await self._begin_checkpoint(learner, step)
-            now = self._clock()
+            part = await self._begin_checkpoint(learner) if self._saver.is_due(step) else None
             self._feed.note_blocked()
             values |= {
                 "step": step,
                 "version": report.version,
-                "time/step_s": now - last_s,
-                "time/wait_rollout_s": waited_s,
                 "time/wait_learner_s": self._feed.take_blocked_s(),
-                "time/save_s": now - saving_s,
-                "progress/wall_s": now - self._started_s,
+                "progress/wall_s": self._clock() - self._started_s,
             }
-            values |= self._fleet.take_values(now - last_s)
-            last_s = now
+            values |= self._time.take()
+            values |= self._fleet.take_values(values["time/step_s"])
             self._metrics.write(values)
             logger.info("%s", terminal_line(step, self._config, values))
             if part is not None:
-                await self._saver.commit(
-                    part,
-                    step=step,
-                    version=self._newest_version,
-                    before=before,
-                    wall_s=self._clock() - self._started_s,
-                )
+                await self._commit_checkpoint(part)
         self._books.end_training()
         self._feed.is_training = False
         if self._evaluator is not None:
@@ -367,16 +383,23 @@ class Coordinator:
 
     # -- train --------------------------------------------------------------------------------
 
-    async def _next_batch(self, step: int) -> list[Group]:
+    async def _next_batch(self, learner: LearnerPort, step: int) -> list[Group]:
+        """The batch of `step`, once there is one and nobody paused; saves meanwhile if asked."""
         while True:
-            # Buffers alternate: the one this step publishes into must not be loading any more.
-            published = self._queue.gradient_version(step) + 1
-            loading = self._fleet.loading
-            is_overwriting = loading is not None and loading <= published - 2
-            if not is_overwriting and (batch := self._queue.take(step)) is not None:
+            if self._saver.is_asked:
+                await self._save_now(learner)
+            if not self._gate.is_paused and (batch := self._take(step)) is not None:
                 return batch
-            await self._train_wake.wait()
+            with self._time.spent(Spent.PAUSED if self._gate.is_paused else Spent.WAITING):
+                await self._train_wake.wait()
             self._train_wake.clear()
+
+    def _take(self, step: int) -> list[Group] | None:
+        # Buffers alternate: the one this step publishes into must not be loading any more.
+        published = self._queue.gradient_version(step) + 1
+        loading = self._fleet.loading
+        is_overwriting = loading is not None and loading <= published - 2
+        return None if is_overwriting else self._queue.take(step)
 
     def _on_step(self, report: StepReport, batch: list[Group]) -> Values:
         """Account for a finished step; returns its values."""
@@ -403,12 +426,28 @@ class Coordinator:
             "progress/groups": sum(states.values()),
         }
 
-    async def _begin_checkpoint(self, learner: LearnerPort, step: int) -> Path | None:
-        """The learner's part of a checkpoint, if one is due."""
-        if not self._saver.is_due(step):
-            return None
-        with self._watchdog.learner_at_work():
-            return await self._saver.begin(learner, step)
+    async def _begin_checkpoint(self, learner: LearnerPort) -> Path:
+        """The learner's part of a checkpoint of the step just trained."""
+        with self._watchdog.learner_at_work(), self._time.spent(Spent.SAVING):
+            return await self._saver.begin(learner, self._step)
+
+    async def _commit_checkpoint(self, part: Path) -> None:
+        await self._saver.commit(
+            part,
+            step=self._step,
+            version=self._newest_version,
+            before=self._before,
+            wall_s=self._clock() - self._started_s,
+        )
+
+    async def _save_now(self, learner: LearnerPort) -> None:
+        """A checkpoint between two steps, for whoever asked."""
+        if not self._step:
+            self._saver.answer(Refused("no step is trained yet: ask again after the first"))
+        elif saved := self._saver.saved(self._step):
+            self._saver.answer(saved)
+        else:
+            await self._commit_checkpoint(await self._begin_checkpoint(learner))
 
     @property
     def _newest_version(self) -> int:
@@ -421,6 +460,16 @@ class Coordinator:
         while self._fleet.oldest_version < self._newest_version or not self._fleet.is_idle:
             await self._train_wake.wait()
             self._train_wake.clear()
+
+    def _on_gate(self) -> None:
+        """The run was paused, or goes on: the time it stood still is nobody's."""
+        logger.info(
+            "paused after step %d" if self._gate.is_paused else "going on after step %d", self._step
+        )
+        self._watchdog.something_happened()
+        self._feed.note_blocked()
+        self._feed.wake()
+        self._train_wake.set()
 
     # -- words --------------------------------------------------------------------------------
 

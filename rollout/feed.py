@@ -15,6 +15,7 @@ from rollout.buffer import Group, ReplayQueue
 from rollout.curriculum import Curriculum
 from rollout.evaluate import Evaluation
 from rollout.fleet import Fleet, Stopwatch
+from rollout.gate import Gate
 from rollout.types import Grant, Rollout
 
 
@@ -28,12 +29,14 @@ class Feed:
         fleet: Fleet,
         queue: ReplayQueue,
         curriculum: Curriculum,
+        gate: Gate,
         clock: Callable[[], float],
     ) -> None:
         self._rollout = config.rollout
         self._fleet = fleet
         self._queue = queue
         self._curriculum = curriculum
+        self._gate = gate
         self._retries: deque[tuple[str, Grant]] = deque()
         self._cancels: dict[str, list[str]] = defaultdict(list)
         self._blocked = Stopwatch(clock)
@@ -91,8 +94,9 @@ class Feed:
 
     def note_blocked(self) -> None:
         """Time in which actors have room and no slot is free: generation waits for the learner."""
+        is_granting = self.is_training and not self._gate.is_paused
         has_room = self._fleet.room(self._fleet.by_room()[0]) >= self._rollout.group_size
-        self._blocked.note(self.is_training and self._queue.free_slots == 0 and has_room)
+        self._blocked.note(is_granting and self._queue.free_slots == 0 and has_room)
 
     def take_blocked_s(self) -> float:
         """Seconds of that up to the last note, which then count from 0."""
@@ -100,6 +104,8 @@ class Feed:
 
     def _claim(self, name: str) -> list[Grant]:
         """Whole groups for an actor: its fair share of the free slots, as far as it has room."""
+        if self._gate.is_paused:
+            return []
         if self.evaluation is not None:
             return self.evaluation.next(self._fleet.room(name))
         if not self.is_training:

@@ -176,10 +176,13 @@ class FakeLearner:
         self._folder = folder
         self.batches: list[TrainBatch] = []
         self.saved: list[str] = []
+        self.gate = asyncio.Event()
+        self.gate.set()
         self._on_train = on_train
 
     async def train(self, batch: TrainBatch) -> StepReport:
         await asyncio.sleep(0)
+        await self.gate.wait()
         if self._on_train is not None:
             self._on_train(batch)
         self.batches.append(batch)

@@ -1,0 +1,46 @@
+"""What a run says of itself while it goes on: the records of its control plane."""
+
+import msgspec
+
+from rollout.evaluate import Progress
+from rollout.types import FORMAT
+
+
+class PoolStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """One version of a pool, as `GET /status` shows it."""
+
+    name: str
+    version: str
+    slots_held: int
+
+
+class Status(msgspec.Struct, frozen=True, kw_only=True):
+    """`GET /status`."""
+
+    format: int = FORMAT
+    run_dir: str
+    phase: str
+    is_paused: bool = False
+    """Nothing new begins until `POST /resume`."""
+    evaluation: Progress | None = None
+    """How far the evaluation that is played now is."""
+    step: int
+    steps: int
+    version: int
+    engines: dict[str, int]
+    """Version held by each engine."""
+    pools: list[PoolStatus]
+    slots: int
+    slots_held: int
+    groups: dict[str, int]
+    """Groups by state."""
+    reward: float | None
+    """Mean of the rollouts that ended before the last step."""
+    uptime_s: float
+
+
+class Saved(msgspec.Struct, frozen=True, kw_only=True):
+    """`POST /checkpoint`: a complete checkpoint."""
+
+    step: int
+    path: str
