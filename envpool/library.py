@@ -82,7 +82,7 @@ class LibrarySource:
         try:
             for seed in range(DRAWS // DRAWS_AT_ONCE):
                 drawn = await pool.draw(
-                    self.name, env_id, level=level, seed=seed, count=DRAWS_AT_ONCE
+                    self.key, env_id, level=level, seed=seed, count=DRAWS_AT_ONCE
                 )
                 found |= {config_digest(env_id, config): config for config in drawn}
             for config in found.values():

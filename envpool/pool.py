@@ -16,6 +16,8 @@ from contextlib import ExitStack
 from functools import partial
 from typing import Self
 
+import msgspec
+
 from configs.load import ConfigError
 from configs.schema import EnvPoolSection, PoolSection
 from envpool import sandbox
@@ -24,9 +26,9 @@ from envpool.lasting import Session
 from envpool.nursery import Child, Nursery
 from envpool.session import EnvFault, Life, StepResult, Wire, Worker
 from envpool.source import near
-from envpool.task import Config, Task
+from envpool.task import Config, PoolKey, Task
 
-__all__ = ["EnvFault", "EnvPool", "Outcome", "Session", "StepResult"]
+__all__ = ["EnvFault", "EnvPool", "Outcome", "Plugged", "Session", "StepResult"]
 
 # Sessions that start at once. Forks are made one after another, so that more would only make the
 # last ones miss their deadline.
@@ -39,6 +41,15 @@ SPARE_FDS = 256
 _log = logging.getLogger(__name__)
 
 
+class Plugged(msgspec.Struct, frozen=True, kw_only=True):
+    """A version of a pool that is served now."""
+
+    key: PoolKey
+    envs: list[str]
+    layers: list[str]
+    """What isolates it."""
+
+
 class EnvPool:
     """The zygotes of some pools and the sessions opened on them. Close it; `async with` does."""
 
@@ -48,7 +59,8 @@ class EnvPool:
         nurseries: dict[str, Nursery],
         limits: EnvPoolSection,
     ) -> None:
-        self._sections = sections
+        self._sections = dict(sections)
+        self._older: dict[PoolKey, Nursery] = {}
         self._nurseries = nurseries
         self._limits = limits
         self._slots = asyncio.Semaphore(limits.max_sessions)
@@ -105,10 +117,36 @@ class EnvPool:
         open_life = partial(self._open_life, task) if is_replayable else None
         return Session(task.id, life, open_life)
 
-    async def draw(self, pool: str, env: str, *, level: int, seed: int, count: int) -> list[Config]:
+    async def plug(self, name: str, section: PoolSection) -> Plugged:
+        """Serve a version of a pool beside those served. Raises ConfigError."""
+        nursery = await self._start_nursery(name, section)
+        key = PoolKey(name, nursery.version)
+        now = self._nurseries.get(name)
+        if now is not None and now.version == nursery.version:
+            await nursery.close()
+        else:
+            if now is not None:
+                self._older[PoolKey(name, now.version)] = now
+            self._nurseries[name] = nursery
+            self._sections[name] = section
+            self._parked.setdefault(name, [])
+        return Plugged(key=key, envs=nursery.envs, layers=nursery.layers)
+
+    async def retire(self, key: PoolKey) -> None:
+        """Stop serving a version."""
+        nursery = self._older.pop(key, None)
+        now = self._nurseries.get(key.name)
+        if nursery is None and now is not None and now.version == key.version:
+            nursery = self._nurseries.pop(key.name)
+        if nursery is not None:
+            await nursery.close()
+
+    async def draw(
+        self, key: PoolKey, env: str, *, level: int, seed: int, count: int
+    ) -> list[Config]:
         """`count` configurations of an environment, in a process of their own. Raises EnvFault."""
         await self._slots.acquire()
-        worker = await self._fork(self._nurseries[pool])
+        worker = await self._fork(self._nurseries[key.name])
         try:
             request = Draw(id=worker.next_id(), env=env, level=level, seed=seed, count=count)
             reply = await worker.ask(request, self._limits.step_timeout_s)
@@ -205,8 +243,8 @@ class EnvPool:
         """End all sessions and zygotes. Safe to call again."""
         self._is_closed = True
         async with self._restarting, asyncio.TaskGroup() as group:
-            for name, nursery in self._nurseries.items():
-                group.create_task(nursery.close(), name=f"close pool {name}")
+            for nursery in [*self._nurseries.values(), *self._older.values()]:
+                group.create_task(nursery.close(), name=f"close {nursery.version}")
 
     async def __aenter__(self) -> Self:
         return self
@@ -236,6 +274,8 @@ class EnvPool:
 
     async def _nursery(self, task: Task) -> Nursery:
         """What serves `task`, started again if it died. Raises EnvFault when nothing does."""
+        if (older := self._older.get(task.pool_key)) is not None:
+            return older
         if task.pool not in self._nurseries:
             hint = near(task.pool, self._nurseries)
             raise EnvFault(Outcome.ENV_ERROR, f"no pool {task.pool!r} is served; {hint}")
