@@ -29,7 +29,7 @@ from rollout.types import (
     TurnDone,
 )
 from rollout.weights import Manifest
-from tests.fakes import make_task
+from tests.fakes import FakePools, make_task
 
 POLICY = Path(__file__).parents[2] / "configs" / "tiny_policy" / "policy"
 LIMITS = Limits(max_turns=3, max_reply_tokens=16, max_context_tokens=200, timeout_s=5)
@@ -123,10 +123,11 @@ class ScriptedSession:
         self.is_closed = True
 
 
-class OneSession:
+class OneSession(FakePools):
     """A pool that opens one prepared session."""
 
     def __init__(self, session: ScriptedSession | Exception) -> None:
+        super().__init__()
         self._session = session
 
     async def open(self, task: Task) -> ScriptedSession:
