@@ -20,9 +20,10 @@ from configs.schema import RunConfig
 from envpool.source import Source
 from envpool.task import Task
 from rollout.books import Books
-from rollout.buffer import MEMBER_RETRIES, Ended, Group, ReplayQueue
-from rollout.curriculum import Curriculum, Draw, Share
+from rollout.buffer import Group, ReplayQueue
+from rollout.curriculum import Curriculum
 from rollout.desk import Desk
+from rollout.endings import Endings
 from rollout.evaluate import Evaluation, doing
 from rollout.evaluator import Evaluator
 from rollout.feed import Feed
@@ -31,6 +32,7 @@ from rollout.fleet import Fleet
 from rollout.gate import Gate
 from rollout.ledger import GroupState, Ledger
 from rollout.metrics import MetricsWriter, Values, terminal_line
+from rollout.pools import Pools, PoolState, Version
 from rollout.ports import ActorPort, LearnerPort
 from rollout.refusals import Refused
 from rollout.resume import Resumed
@@ -43,7 +45,6 @@ from rollout.types import (
     ActorEvent,
     Busy,
     EngineStats,
-    Rollout,
     RolloutDone,
     StepReport,
     TurnDone,
@@ -77,7 +78,6 @@ class Coordinator:
     ) -> None:
         self._config = config
         self._run_dir = run_dir
-        self._sources = {source.key: source for source in sources.values()}
         self._evaluation_sets = dict(evaluation_sets)
         self._actors = dict(actors)
         self._fleet = Fleet(
@@ -104,18 +104,22 @@ class Coordinator:
             weights_every=config.weights.every,
             group_size=rollout.group_size,
             min_members=rollout.min_members or rollout.group_size - 1,
-            on_scored=self._on_scored,
-            on_end=self._on_end,
+            on_scored=lambda group, has_signal: self._endings.scored(group, has_signal),
+            on_end=lambda ended: self._endings.ended(ended),
             lineage=resumed.lineage if resumed else None,
         )
-        self._curriculum = Curriculum(
-            {
-                key: Share(source=source, weight=config.pools[key.name].weight, envs=source.train)
-                for key, source in self._sources.items()
-            },
-            seed=config.run.seed,
-            draw=rollout.draw,
+        self._curriculum = Curriculum({}, seed=config.run.seed, draw=rollout.draw)
+        self._pools = Pools(
+            self._versions(sources, resumed),
+            run_dir=run_dir,
+            actors=actors,
+            evaluator=evaluator.actor if evaluator else None,
+            curriculum=self._curriculum,
+            queue=self._queue,
+            note=files.event,
+            clock=clock,
         )
+        self._watchdog = Watchdog(config, clock=clock)
         self._gate = Gate(self._on_gate)
         self._feed = Feed(
             config,
@@ -125,10 +129,20 @@ class Coordinator:
             gate=self._gate,
             clock=clock,
         )
+        self._endings = Endings(
+            config,
+            ledger=self.ledger,
+            queue=self._queue,
+            curriculum=self._curriculum,
+            feed=self._feed,
+            pools=self._pools,
+            books=self._books,
+            watchdog=self._watchdog,
+        )
         self._saver = Saver(
             run_dir=run_dir,
             config=config,
-            pools=self._sources,
+            pools=self._pools,
             ledger=self.ledger,
             queue=self._queue,
             curriculum=self._curriculum,
@@ -138,7 +152,6 @@ class Coordinator:
         self._phase = "starting"
         self._step = 0
         self._newest: Manifest | None = None
-        self._watchdog = Watchdog(config, clock=clock)
         self._time = StepTime(clock)
         self._before: Scores = {}
         self._train_wake = asyncio.Event()
@@ -147,6 +160,8 @@ class Coordinator:
             status=self.status,
             gate=self._gate,
             saver=self._saver,
+            pools=self._pools,
+            queue=self._queue,
             ledger=self.ledger,
             books=self._books,
             metrics=metrics,
@@ -154,6 +169,20 @@ class Coordinator:
             wake=self._train_wake.set,
         )
         """What can be asked of the run while it goes on."""
+
+    def _versions(self, sources: Mapping[str, Source], resumed: Resumed | None) -> list[Version]:
+        """The pools that the run begins with."""
+        records = {record.key: record for record in resumed.pools} if resumed else {}
+        evaluated = {task.pool_key for tasks in self._evaluation_sets.values() for task in tasks}
+        return [
+            Version(
+                source=source,
+                section=self._config.pools[source.name],
+                state=records[source.key].state if source.key in records else PoolState.LIVE,
+                is_evaluated=source.key in evaluated,
+            )
+            for source in sources.values()
+        ]
 
     # -- the run ------------------------------------------------------------------------------
 
@@ -167,8 +196,10 @@ class Coordinator:
         if self._resumed is not None:
             self._step = self._resumed.snapshot.step
             self._saver.restore(self._resumed.snapshot)
+        await self._pools.write()
         stages = {f"listen-{name}": self._listen(actor) for name, actor in self._actors.items()}
         stages |= {"feed": self._feed.run(), "sync": self._sync(), "watch": self._watch()}
+        stages["pools"] = self._pools.run()
         if self._evaluator is not None:
             stages["evaluate"] = self._evaluator.run()
         try:
@@ -216,8 +247,13 @@ class Coordinator:
             version=self._newest_version,
             engines=dict(self._fleet.versions),
             pools=[
-                PoolStatus(name=k.name, version=k.version, slots_held=self._queue.slots_held_by(k))
-                for k in self._sources
+                PoolStatus(
+                    name=version.key.name,
+                    version=version.key.version,
+                    state=version.state,
+                    slots_held=self._queue.slots_held_by(version.key),
+                )
+                for version in self._pools.versions
             ],
             slots=self._queue.slots,
             slots_held=self._queue.slots_held,
@@ -332,54 +368,13 @@ class Coordinator:
             case RolloutDone(rollout=rollout):
                 self._watchdog.something_happened()
                 self._fleet.member_ended(actor)
-                self._on_rollout(actor, rollout)
+                self._endings.rollout(actor, rollout)
                 self._feed.wake()
                 self._train_wake.set()
             case Busy():
                 self._books.busy(event)
             case EngineStats():
                 self._fleet.note_stats(actor, event)
-
-    def _on_rollout(self, actor: str, rollout: Rollout) -> None:
-        self._books.ended(rollout)
-        evaluation = self._feed.evaluation
-        if evaluation is not None and evaluation.has(rollout):
-            if rollout.stop.is_fault and rollout.attempt < MEMBER_RETRIES:
-                self._feed.retry(actor, evaluation.retry(rollout))
-                return
-            evaluation.record(rollout)
-            self._books.evaluated(evaluation, rollout)
-            return
-        group = self._queue.group(rollout.group_id)
-        if self._queue.finish(rollout) and group is not None:
-            self._feed.retry_member(actor, group, rollout)
-
-    def _on_scored(self, group: Group, has_signal: bool | None) -> None:
-        """Every member ended; `has_signal` is None when too few of them have a verdict."""
-        self._books.scored(group)
-        if has_signal is not None:
-            self._curriculum.note(group.task, has_signal=has_signal)
-        if has_signal:
-            self._watchdog.signal_seen()
-
-    def _on_end(self, ended: Ended) -> None:
-        """Write down an ended group, stop what of it still runs, ask for its task again if need be."""
-        group = ended.group
-        number = self._books.group_ended(group)
-        self.ledger.count_rollouts(group.state, number)
-        if group.state is GroupState.CANCELLED:
-            self._feed.cancel(group)
-        if ended.retry:
-            self._requeue(group)
-        self._feed.wake()
-        self._watchdog.group_ended(group)
-
-    def _requeue(self, group: Group) -> None:
-        attempt = group.attempt + 1
-        if attempt < self._config.rollout.max_attempts:
-            self._curriculum.requeue(Draw(task=group.task, attempt=attempt))
-        else:
-            logger.warning("task %s came too late %d times and is given up", group.task.id, attempt)
 
     # -- train --------------------------------------------------------------------------------
 

@@ -1,7 +1,7 @@
 """Which task comes next: pools by weight, environments by `draw`, configurations of the training split.
 
-The n-th task depends on the run's seed, n, and with `draw="signal"` on the shares of groups with signal
-seen so far. Requeued tasks come first.
+The n-th task depends on the run's seed, n, the pools there are, and with `draw="signal"` on the shares
+of groups with signal seen so far. Requeued tasks come first.
 """
 
 import random
@@ -60,6 +60,25 @@ class Curriculum:
         (env,) = rng.choices(share.envs, weights=[self._weight(share, e) for e in share.envs])
         config = share.source.draw(env, rng, Split.TRAIN)
         return Draw(task=share.source.task(env, config, seed=rng.getrandbits(31)))
+
+    def put(self, key: PoolKey, share: Share) -> None:
+        """Draw from a version of a pool from now on, or with another weight or environments."""
+        if key not in self._shares:
+            # What was seen of another version of it says nothing about this one.
+            of_pool = f"{key.name}/"
+            self.signal = {k: v for k, v in self.signal.items() if not k.startswith(of_pool)}
+        self._shares[key] = share
+
+    def drop(self, key: PoolKey) -> list[Draw]:
+        """Draw from it no more; returns the requeued tasks of it, which are dropped."""
+        del self._shares[key]
+        dropped = [draw for draw in self._requeued if draw.task.pool_key == key]
+        self._requeued = deque(draw for draw in self._requeued if draw.task.pool_key != key)
+        return dropped
+
+    def has(self, key: PoolKey) -> bool:
+        """Whether it draws from a version of a pool."""
+        return key in self._shares
 
     def note(self, task: Task, *, has_signal: bool) -> None:
         """A group of `task` was scored; without signal all its rewards were equal."""

@@ -6,15 +6,18 @@ Knows nothing of HTTP. What cannot be done raises `Refused`, and changes nothing
 from collections.abc import Callable
 from itertools import islice
 
+from configs.schema import PoolSection
 from rollout.books import Books
+from rollout.buffer import ReplayQueue
 from rollout.files import RolloutRow
 from rollout.gate import Gate
 from rollout.ledger import Ledger
 from rollout.metrics import MetricsWriter
+from rollout.pools import Pools, Version
 from rollout.prometheus import Exposition
 from rollout.refusals import Refused
 from rollout.saving import Saver
-from rollout.status import Saved, Status
+from rollout.status import PoolInfo, Saved, Status
 
 
 class Desk:
@@ -26,6 +29,8 @@ class Desk:
         status: Callable[[], Status],
         gate: Gate,
         saver: Saver,
+        pools: Pools,
+        queue: ReplayQueue,
         ledger: Ledger,
         books: Books,
         metrics: MetricsWriter,
@@ -37,6 +42,8 @@ class Desk:
         """The run at this moment."""
         self._gate = gate
         self._saver = saver
+        self._pools = pools
+        self._queue = queue
         self._ledger = ledger
         self._books = books
         self._metrics = metrics
@@ -65,6 +72,20 @@ class Desk:
         """The rollouts whose groups ended last, newest first."""
         return list(islice(reversed(self._books.recent), limit))
 
+    def pools(self) -> list[PoolInfo]:
+        """Every version of a pool that this run had."""
+        return [self._info(version) for version in self._pools.versions]
+
+    async def add_pool(self, name: str, section: PoolSection, *, replace: bool) -> PoolInfo:
+        """Draw from a pool from now on. Raises ConfigError, Refused, NotThere."""
+        self._check_trains()
+        return self._info(await self._pools.add(name, section, replace=replace))
+
+    async def remove_pool(self, name: str) -> PoolInfo:
+        """Draw nothing of a pool any more. Raises Refused, NotThere."""
+        self._check_trains()
+        return self._info(await self._pools.remove(name))
+
     def pause(self) -> Status:
         """Grant nothing new and begin no step; what plays ends. Safe to call again."""
         self._gate.pause()
@@ -83,3 +104,22 @@ class Desk:
         if saved := self._saver.saved(self.status().step):
             return saved
         raise Refused("nothing is trained now that could be saved: ask again after the first step")
+
+    def _check_trains(self) -> None:
+        status = self.status()
+        if status.step >= status.steps:
+            raise Refused("nothing is trained any more: pools of a run change while it trains")
+
+    def _info(self, version: Version) -> PoolInfo:
+        return PoolInfo(
+            name=version.key.name,
+            version=version.key.version,
+            state=version.state,
+            source=version.section.source,
+            trusted=version.section.trusted,
+            weight=version.section.weight,
+            train=list(version.source.train),
+            envs=list(version.source.envs),
+            groups_live=self._queue.num_live(version.key),
+            is_evaluated=version.is_evaluated,
+        )

@@ -4,6 +4,7 @@ Every error is `{"error": "..."}`: 400 a wrong request, 401 and 403 by the guard
 409 what cannot be done as things stand.
 """
 
+import asyncio
 import io
 import logging
 
@@ -18,6 +19,7 @@ from rollout.books import RECENT_ROLLOUTS
 from rollout.desk import Desk
 from rollout.files import RolloutRow
 from rollout.guard import Guard
+from rollout.pool_orders import PoolOrder
 from rollout.refusals import NotThere, Refused
 
 logger = logging.getLogger(__name__)
@@ -51,6 +53,18 @@ def application(desk: Desk, guard: Guard) -> web.Application:
             return web.Response(text=_transcripts(rows))
         return _json(rows)
 
+    async def pools(_: web.Request) -> web.Response:
+        return _json(desk.pools())
+
+    async def add_pool(request: web.Request) -> web.Response:
+        # In a thread: what is said of a mistake is read from the source of the settings.
+        order = await asyncio.to_thread(PoolOrder.read, await request.read())
+        info = await desk.add_pool(order.name, order.section, replace=order.replace)
+        return _json(info)
+
+    async def remove_pool(request: web.Request) -> web.Response:
+        return _json(await desk.remove_pool(request.match_info["name"]))
+
     async def pause(_: web.Request) -> web.Response:
         return _json(desk.pause())
 
@@ -66,6 +80,9 @@ def application(desk: Desk, guard: Guard) -> web.Application:
             web.get("/status", status),
             web.get("/metrics", metrics),
             web.get("/rollouts", rollouts),
+            web.get("/pools", pools),
+            web.post("/pools", add_pool),
+            web.delete("/pools/{name}", remove_pool),
             web.post("/pause", pause),
             web.post("/resume", resume),
             web.post("/checkpoint", checkpoint),

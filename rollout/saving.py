@@ -1,18 +1,17 @@
 """Checkpoints of a running run: when one is due, what goes into it, and in which order."""
 
 import asyncio
-from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
 
 from configs.schema import RunConfig
-from envpool.task import PoolKey
 from rollout import checkpoints, snapshot
 from rollout.books import Books
 from rollout.buffer import ReplayQueue
 from rollout.curriculum import Curriculum
 from rollout.ledger import GroupState, Ledger
+from rollout.pools import Pools, PoolState
 from rollout.ports import LearnerPort
 from rollout.refusals import Refused
 from rollout.scores import Score
@@ -28,7 +27,7 @@ class Saver:
         *,
         run_dir: Path,
         config: RunConfig,
-        pools: Iterable[PoolKey],
+        pools: Pools,
         ledger: Ledger,
         queue: ReplayQueue,
         curriculum: Curriculum,
@@ -36,7 +35,7 @@ class Saver:
     ) -> None:
         self._run_dir = run_dir
         self._config = config
-        self._pools = list(pools)
+        self._pools = pools
         self._ledger = ledger
         self._queue = queue
         self._curriculum = curriculum
@@ -115,6 +114,7 @@ class Saver:
         """Add the coordinator's part and complete the checkpoint; older ones are removed."""
         # Sizes and state belong to one moment: nothing may be awaited between the two.
         flushed = self._books.flush()
+        versions = self._pools.records()
         state = Snapshot(
             step=step,
             version=version,
@@ -123,7 +123,8 @@ class Saver:
             cursor=self._curriculum.cursor,
             signal=dict(self._curriculum.signal),
             requeued=self._curriculum.requeued,
-            pools=self._pools,
+            pools=[v.key for v in versions if v.state is PoolState.LIVE],
+            versions=versions,
             next_id=self._queue.next_id,
             queued=self._queue.records(GroupState.QUEUED),
             running=self._queue.records(GroupState.RUNNING),

@@ -3,6 +3,7 @@
 import msgspec
 
 from rollout.evaluate import Progress
+from rollout.pools import PoolState
 from rollout.types import FORMAT
 
 
@@ -11,7 +12,26 @@ class PoolStatus(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     version: str
+    state: PoolState = PoolState.LIVE
     slots_held: int
+
+
+class PoolInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """One version of a pool, as `GET /pools` shows it."""
+
+    name: str
+    version: str
+    state: PoolState
+    source: str
+    trusted: bool
+    weight: float
+    train: list[str]
+    """Ids of the environments trained on."""
+    envs: list[str]
+    groups_live: int
+    """Groups on their way, those in a batch too."""
+    is_evaluated: bool
+    """Evaluation needs it, drawn from or not."""
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
