@@ -16,6 +16,16 @@ from rollout.metrics import MetricsWriter
 from tests.fakes import FakeActor, FakeLearner
 
 
+class Clock:
+    """Time that can be turned."""
+
+    def __init__(self) -> None:
+        self.turned_s = 0.0
+
+    def __call__(self) -> float:
+        return time.monotonic() + self.turned_s
+
+
 class Bench:
     """A coordinator in a temporary run directory."""
 
@@ -26,6 +36,7 @@ class Bench:
         self.actors: list[FakeActor] = ends.get("actors") or [FakeActor()]  # type: ignore[assignment]
         self.learner: FakeLearner = ends.get("learner") or FakeLearner()  # type: ignore[assignment]
         self.files = RunFiles(tmp_path)
+        self.clock = Clock()
         self.coordinator = Coordinator(
             config=self.config,
             run_dir=tmp_path,
@@ -35,7 +46,7 @@ class Bench:
             learner=self.learner,
             files=self.files,
             metrics=MetricsWriter(self.files, wandb=None),
-            clock=time.monotonic,
+            clock=self.clock,
         )
 
     async def run(self) -> None:

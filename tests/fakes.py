@@ -232,11 +232,14 @@ class FakeLearner:
         self.saved: list[str] = []
         self.gate = asyncio.Event()
         self.gate.set()
+        self.is_held = False
         self._on_train = on_train
 
     async def train(self, batch: TrainBatch) -> StepReport:
         await asyncio.sleep(0)
+        self.is_held = not self.gate.is_set()
         await self.gate.wait()
+        self.is_held = False
         if self._on_train is not None:
             self._on_train(batch)
         self.batches.append(batch)

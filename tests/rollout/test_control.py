@@ -17,7 +17,7 @@ from rollout import rundir
 from rollout.control import ControlFile, serve
 from rollout.files import RolloutRow
 from rollout.status import Saved, Status
-from tests.coordinating import Bench, make_bench, playing, until
+from tests.coordinating import Bench, make_bench, playing, until, when
 
 LONG = ("learner.steps=100000", "checkpoint.every=0", "rollout.group_size=2")
 
@@ -226,16 +226,18 @@ async def test_rollouts_are_readable_newest_first(tmp_path: Path) -> None:
 
 
 async def test_a_paused_run_begins_nothing_until_it_goes_on(tmp_path: Path) -> None:
-    bench = await make_bench(tmp_path, *LONG, "control.stall_s=0.3")
+    bench = await make_bench(tmp_path, *LONG)
     async with served(bench) as client, playing(bench) as run:
         await until(bench, step=2)
         for _ in range(2):
             async with client.post("/pause") as got:
                 assert got.status == 200
                 assert msgspec.json.decode(await got.read(), type=Status).is_paused
-        await asyncio.sleep(0.1)  # what had begun ends
+        await when(lambda: bench.coordinator.status().groups["running"] == 0)
+        await asyncio.sleep(0.2)  # a step that had begun ends
         granted, step = len(bench.actors[0].granted), bench.coordinator.steps_done
-        await asyncio.sleep(1.2)  # four times what the watchdog puts up with
+        bench.clock.turned_s += 1000  # much more than the watchdog puts up with
+        await asyncio.sleep(1.2)
         assert not run.done()
         assert (len(bench.actors[0].granted), bench.coordinator.steps_done) == (granted, step)
         status = bench.coordinator.status()
@@ -246,9 +248,9 @@ async def test_a_paused_run_begins_nothing_until_it_goes_on(tmp_path: Path) -> N
     lines = (await asyncio.to_thread((tmp_path / "metrics.jsonl").read_bytes)).splitlines()
     values = {line["step"]: line for line in map(msgspec.json.decode, lines)}
     held = values[step + 1]
-    assert held["time/paused_s"] > 1.0 and values[step + 2]["time/paused_s"] == 0
+    assert held["time/paused_s"] > 1000 and values[step + 2]["time/paused_s"] == 0
     for key in ("time/wait_rollout_s", "time/wait_learner_s", "time/step_s"):
-        assert held[key] < 1.0
+        assert held[key] < 1000
 
 
 async def test_a_pause_before_training_holds_the_first_group(tmp_path: Path) -> None:
@@ -270,7 +272,7 @@ async def test_a_checkpoint_is_written_after_the_step_in_progress(tmp_path: Path
     async with served(bench) as client, playing(bench):
         await until(bench, step=2)
         bench.learner.gate.clear()
-        await asyncio.sleep(0.02)
+        await when(lambda: bench.learner.is_held)
         step = bench.coordinator.steps_done + 1
         first = asyncio.create_task(client.post("/checkpoint"))
         second = asyncio.create_task(client.post("/checkpoint"))
@@ -326,7 +328,7 @@ async def test_whoever_waits_for_a_checkpoint_of_a_run_that_breaks_is_told(tmp_p
         async with playing(bench):
             await until(bench, step=1)
             bench.learner.gate.clear()
-            await asyncio.sleep(0.02)
+            await when(lambda: bench.learner.is_held)
             asked = asyncio.create_task(client.post("/checkpoint"))
             await asyncio.sleep(0.05)
         async with await asked as got:
