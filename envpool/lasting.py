@@ -130,6 +130,7 @@ class Session:
             terminated=False,
             truncated=False,
             is_bad_call=True,
+            outcome=fault.outcome,
         )
 
     async def _rebuild(self) -> None:

@@ -73,6 +73,7 @@ class Books:
     def scored(self, group: Group) -> None:
         """Every member of a group ended."""
         self._window.add_scored(list(group.done.values()))
+        self._window.add_pool(group.task.pool, group.rollouts)
 
     def group_ended(self, group: Group) -> int:
         """Write the rows of an ended group, whatever its end; returns how many."""

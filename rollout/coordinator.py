@@ -34,6 +34,7 @@ from rollout.ledger import GroupState, Ledger
 from rollout.metrics import MetricsWriter, Values, terminal_line
 from rollout.pools import Pools, PoolState, Version
 from rollout.ports import ActorPort, LearnerPort
+from rollout.quarantine import Quarantine
 from rollout.refusals import Refused
 from rollout.resume import Resumed
 from rollout.saving import Saver
@@ -108,7 +109,10 @@ class Coordinator:
             on_end=lambda ended: self._endings.ended(ended),
             lineage=resumed.lineage if resumed else None,
         )
-        self._curriculum = Curriculum({}, seed=config.run.seed, draw=rollout.draw)
+        self._quarantine = Quarantine(note=files.event, clock=clock)
+        self._curriculum = Curriculum(
+            {}, seed=config.run.seed, draw=rollout.draw, bars=self._quarantine
+        )
         self._pools = Pools(
             self._versions(sources, resumed),
             run_dir=run_dir,
@@ -136,6 +140,7 @@ class Coordinator:
             curriculum=self._curriculum,
             feed=self._feed,
             pools=self._pools,
+            quarantine=self._quarantine,
             books=self._books,
             watchdog=self._watchdog,
         )
@@ -146,6 +151,7 @@ class Coordinator:
             ledger=self.ledger,
             queue=self._queue,
             curriculum=self._curriculum,
+            quarantine=self._quarantine,
             books=self._books,
         )
 
@@ -161,6 +167,7 @@ class Coordinator:
             gate=self._gate,
             saver=self._saver,
             pools=self._pools,
+            quarantine=self._quarantine,
             queue=self._queue,
             ledger=self.ledger,
             books=self._books,

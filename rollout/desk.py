@@ -3,6 +3,7 @@
 Knows nothing of HTTP. What cannot be done raises `Refused`, and changes nothing.
 """
 
+import logging
 from collections.abc import Callable
 from itertools import islice
 
@@ -15,9 +16,12 @@ from rollout.ledger import Ledger
 from rollout.metrics import MetricsWriter
 from rollout.pools import Pools, Version
 from rollout.prometheus import Exposition
+from rollout.quarantine import Quarantine
 from rollout.refusals import Refused
 from rollout.saving import Saver
 from rollout.status import PoolInfo, Saved, Status
+
+logger = logging.getLogger(__name__)
 
 
 class Desk:
@@ -30,6 +34,7 @@ class Desk:
         gate: Gate,
         saver: Saver,
         pools: Pools,
+        quarantine: Quarantine,
         queue: ReplayQueue,
         ledger: Ledger,
         books: Books,
@@ -43,6 +48,7 @@ class Desk:
         self._gate = gate
         self._saver = saver
         self._pools = pools
+        self._quarantine = quarantine
         self._queue = queue
         self._ledger = ledger
         self._books = books
@@ -86,6 +92,13 @@ class Desk:
         self._check_trains()
         return self._info(await self._pools.remove(name))
 
+    def lift(self, name: str) -> PoolInfo:
+        """Draw again what of a pool is in quarantine. Raises NotThere."""
+        version = self._pools.live(name)
+        number = self._quarantine.lift(name)
+        logger.info("pool %s: %d quarantined tasks and environments are drawn again", name, number)
+        return self._info(version)
+
     def pause(self) -> Status:
         """Grant nothing new and begin no step; what plays ends. Safe to call again."""
         self._gate.pause()
@@ -122,4 +135,7 @@ class Desk:
             envs=list(version.source.envs),
             groups_live=self._queue.num_live(version.key),
             is_evaluated=version.is_evaluated,
+            layers=version.layers,
+            quarantine=self._quarantine.barred_of(version.key),
+            tool_faults=self._quarantine.tool_faults(version.key),
         )

@@ -14,6 +14,7 @@ from rollout.curriculum import Curriculum, Draw
 from rollout.feed import Feed
 from rollout.ledger import GroupState, Ledger
 from rollout.pools import Pools
+from rollout.quarantine import Quarantine
 from rollout.types import Rollout
 from rollout.watchdog import Watchdog
 
@@ -32,6 +33,7 @@ class Endings:
         curriculum: Curriculum,
         feed: Feed,
         pools: Pools,
+        quarantine: Quarantine,
         books: Books,
         watchdog: Watchdog,
     ) -> None:
@@ -41,6 +43,7 @@ class Endings:
         self._curriculum = curriculum
         self._feed = feed
         self._pools = pools
+        self._quarantine = quarantine
         self._books = books
         self._watchdog = watchdog
 
@@ -55,6 +58,7 @@ class Endings:
             evaluation.record(rollout)
             self._books.evaluated(evaluation, rollout)
             return
+        self._quarantine.note(rollout)
         group = self._queue.group(rollout.group_id)
         if self._queue.finish(rollout) and group is not None:
             self._feed.retry_member(actor, group, rollout)
@@ -62,6 +66,7 @@ class Endings:
     def scored(self, group: Group, has_signal: bool | None) -> None:
         """Every member ended; `has_signal` is None when too few of them have a verdict."""
         self._books.scored(group)
+        self._quarantine.note_group(group)
         if has_signal is not None:
             self._curriculum.note(group.task, has_signal=has_signal)
         if has_signal:
@@ -84,6 +89,8 @@ class Endings:
         attempt = group.attempt + 1
         if not self._pools.is_live(group.task.pool_key):
             logger.info("task %s is not drawn again: its pool drains", group.task.id)
+        elif self._quarantine.bars(group.task):
+            logger.info("task %s is not drawn again: it is quarantined", group.task.id)
         elif attempt < self._max_attempts:
             self._curriculum.requeue(Draw(task=group.task, attempt=attempt))
         else:

@@ -127,6 +127,9 @@ def _list(words: Words) -> None:
     for row in [head, *rows]:
         cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
         _say("  ".join(cells).rstrip())
+    for info in found:
+        for barred in info.quarantine:
+            _say(f"quarantined: {barred.task or f'{barred.pool}/{barred.env}'}: {barred.reason}")
 
 
 def _add(words: Words, *, replace: bool) -> None:

@@ -65,6 +65,9 @@ def application(desk: Desk, guard: Guard) -> web.Application:
     async def remove_pool(request: web.Request) -> web.Response:
         return _json(await desk.remove_pool(request.match_info["name"]))
 
+    async def lift(request: web.Request) -> web.Response:
+        return _json(desk.lift(request.match_info["name"]))
+
     async def pause(_: web.Request) -> web.Response:
         return _json(desk.pause())
 
@@ -83,6 +86,7 @@ def application(desk: Desk, guard: Guard) -> web.Application:
             web.get("/pools", pools),
             web.post("/pools", add_pool),
             web.delete("/pools/{name}", remove_pool),
+            web.post("/pools/{name}/lift", lift),
             web.post("/pause", pause),
             web.post("/resume", resume),
             web.post("/checkpoint", checkpoint),

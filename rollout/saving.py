@@ -13,6 +13,7 @@ from rollout.curriculum import Curriculum
 from rollout.ledger import GroupState, Ledger
 from rollout.pools import Pools, PoolState
 from rollout.ports import LearnerPort
+from rollout.quarantine import Quarantine
 from rollout.refusals import Refused
 from rollout.scores import Score
 from rollout.snapshot import Snapshot
@@ -31,6 +32,7 @@ class Saver:
         ledger: Ledger,
         queue: ReplayQueue,
         curriculum: Curriculum,
+        quarantine: Quarantine,
         books: Books,
     ) -> None:
         self._run_dir = run_dir
@@ -39,6 +41,7 @@ class Saver:
         self._ledger = ledger
         self._queue = queue
         self._curriculum = curriculum
+        self._quarantine = quarantine
         self._books = books
         self._newest: Saved | None = None
         self._asked: asyncio.Future[Saved | Refused] | None = None
@@ -50,6 +53,7 @@ class Saver:
             ledger=self._ledger,
             queue=self._queue,
             curriculum=self._curriculum,
+            quarantine=self._quarantine,
             books=self._books,
         )
         self._note(state.step)
@@ -125,6 +129,7 @@ class Saver:
             requeued=self._curriculum.requeued,
             pools=[v.key for v in versions if v.state is PoolState.LIVE],
             versions=versions,
+            quarantine=self._quarantine.barred,
             next_id=self._queue.next_id,
             queued=self._queue.records(GroupState.QUEUED),
             running=self._queue.records(GroupState.RUNNING),

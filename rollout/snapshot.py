@@ -12,6 +12,7 @@ from rollout.curriculum import Curriculum, Draw
 from rollout.ledger import GroupState, Ledger, LedgerCounts
 from rollout.lineage import Lineage
 from rollout.pools import PoolRecord
+from rollout.quarantine import Barred, Quarantine
 from rollout.scores import Score
 from rollout.types import FORMAT
 
@@ -37,6 +38,8 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     """Those drawn from."""
     versions: list[PoolRecord] = []
     """The same, and those that drain, as `pools.json` has them."""
+    quarantine: list[Barred] = []
+    """What is not drawn because it kept failing."""
     next_id: int
     """Groups made so far."""
     queued: list[GroupRecord]
@@ -72,7 +75,13 @@ def read(directory: Path) -> Snapshot:
 
 
 def restore(
-    snapshot: Snapshot, *, ledger: Ledger, queue: ReplayQueue, curriculum: Curriculum, books: Books
+    snapshot: Snapshot,
+    *,
+    ledger: Ledger,
+    queue: ReplayQueue,
+    curriculum: Curriculum,
+    quarantine: Quarantine,
+    books: Books,
 ) -> None:
     """Put the state back. What was being played ends as cancelled, and its tasks are drawn first.
 
@@ -83,6 +92,7 @@ def restore(
     ledger.restore(snapshot.ledger, running=len(snapshot.running), queued=len(snapshot.queued))
     queue.resume(next_id=snapshot.next_id, steps_done=snapshot.step)
     queue.restore(snapshot.queued, GroupState.QUEUED)
+    quarantine.restore(snapshot.quarantine)
     curriculum.restore(snapshot.cursor, snapshot.signal)
     books.lag_max = snapshot.lag_max
     for group in queue.restore(snapshot.running, GroupState.RUNNING):

@@ -4,6 +4,7 @@ import msgspec
 
 from rollout.evaluate import Progress
 from rollout.pools import PoolState
+from rollout.quarantine import Barred, ToolFaults
 from rollout.types import FORMAT
 
 
@@ -32,6 +33,11 @@ class PoolInfo(msgspec.Struct, frozen=True, kw_only=True):
     """Groups on their way, those in a batch too."""
     is_evaluated: bool
     """Evaluation needs it, drawn from or not."""
+    layers: list[str] = []
+    """What isolates it, where it was added while the run went on."""
+    quarantine: list[Barred] = []
+    """Tasks and environments that are not drawn because they kept failing."""
+    tool_faults: list[ToolFaults] = []
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):

@@ -10,7 +10,7 @@ import msgspec
 
 from configs.load import ConfigError
 from configs.schema import PoolSection
-from envpool.pool import Plugged
+from envpool.pool import Outcome, Plugged
 from envpool.source import PoolSource
 from envpool.task import Config, PoolKey, Task
 from rollout.engine import UpdateReport
@@ -64,6 +64,13 @@ def make_row(*versions: int) -> Row:
     return Row.pack([7] * length, [0.0] + [-1.0] * len(versions), [0] + [1] * len(versions), spans)
 
 
+_FAULTS = {
+    StopReason.ENV_ERROR: Outcome.ENV_ERROR,
+    StopReason.GRADER_ERROR: Outcome.GRADER_ERROR,
+    StopReason.TIMEOUT: Outcome.TIMEOUT,
+}
+
+
 def make_rollout(
     group_id: str = "g000000",
     member: int = 0,
@@ -87,6 +94,8 @@ def make_rollout(
         rows=[] if stop.is_fault or stop is StopReason.CANCELLED else [make_row(*versions)],
         turns=[make_turn(version=min(versions))],
         error="it broke" if stop.is_fault else "",
+        fault=_FAULTS.get(stop, Outcome.OK),
+        failed_action='{"name": "get"}' if stop in _FAULTS else "",
     )
 
 

@@ -156,7 +156,7 @@ async def test_a_run_in_which_nothing_happens_explains_itself_and_stops(tmp_path
     assert "nothing happened" in text and "lacks members [0, 1, 2, 3]" in text
 
 
-@pytest.mark.parametrize("verdict", [0.0, StopReason.ENV_ERROR])
+@pytest.mark.parametrize("verdict", [0.0, StopReason.ENGINE_ERROR])
 async def test_a_run_whose_groups_never_have_signal_explains_itself_and_stops(
     tmp_path: Path, verdict: float | StopReason
 ) -> None:

@@ -17,6 +17,7 @@ from rollout.files import RunFiles
 from rollout.ledger import GroupState, Ledger
 from rollout.lineage import Lineage
 from rollout.pools import Pools, PoolState, Version
+from rollout.quarantine import Quarantine
 from rollout.saving import Saver
 from rollout.scores import score
 from rollout.types import StopReason
@@ -91,6 +92,7 @@ def make_state(run_dir: Path, config: RunConfig, lineage: Lineage) -> State:
         ledger=ledger,
         queue=queue,
         curriculum=curriculum,
+        quarantine=Quarantine(note=files.event, clock=time.monotonic),
         books=books,
     )
     return State(ledger, queue, curriculum, books, files, saver, ended)
