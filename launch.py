@@ -34,7 +34,7 @@ BENCHES = {
     "cost": "rollout.bench.cost",
 }
 
-COMMANDS = ("train", "eval", "sft", "bench", "show", "report")
+COMMANDS = ("train", "eval", "sft", "bench", "show", "report", "pool", "control")
 
 # Imported where the learner runs: the driver never loads torch.
 TRAINER = "learner.trainer:make_trainer"
@@ -69,6 +69,8 @@ def main(argv: Sequence[str]) -> int:
         "bench": bench,
         "show": show,
         "report": report,
+        "pool": pool,
+        "control": control,
     }
     try:
         return commands[command](arguments)
@@ -84,7 +86,13 @@ def give_help(arguments: list[str]) -> int:
     """Write what `--help` says beside the other arguments; returns the exit code."""
     from configs import help as texts
 
-    plain = {"eval": texts.EVAL_HELP, "report": texts.REPORT_HELP, "bench": texts.BENCH_HELP}
+    plain = {
+        "eval": texts.EVAL_HELP,
+        "report": texts.REPORT_HELP,
+        "bench": texts.BENCH_HELP,
+        "pool": texts.POOL_HELP,
+        "control": texts.CONTROL_HELP,
+    }
     if arguments[0] == "show":
         from rollout import show
 
@@ -166,6 +174,20 @@ def report(arguments: list[str]) -> int:
         return EXIT_FAILED
     sys.stdout.write(f"{path}\n")
     return EXIT_DONE
+
+
+def pool(arguments: list[str]) -> int:
+    """List and change the pools of a run that goes on."""
+    from rollout.pool_cli import pool as command
+
+    return command(arguments)
+
+
+def control(arguments: list[str]) -> int:
+    """Pause, resume, save or look at a run that goes on."""
+    from rollout.pool_cli import control as command
+
+    return command(arguments)
 
 
 def run(arguments: list[str], *, fixed: list[str], learns: bool) -> int:

@@ -10,6 +10,8 @@ commands
   bench   measure: bench engine | envpool | overlap | learning | cost   (bench --help)
   show    read the rollouts of a run, or list runs: show [DIR] [filter ...]   (show --help)
   report  make DIR/report.html of a run: report DIR          (report --help)
+  pool    list, add, replace, remove pools of a run that goes on: --run DIR   (pool --help)
+  control pause, resume, save or look at a run that goes on: --run DIR   (control --help)
 
 options
   --help      this text
@@ -78,6 +80,46 @@ before and after training, reward over steps, lag, who worked when, the ledger, 
 
 Example:
   python launch.py report runs/short
+"""
+
+POOL_HELP = """\
+usage: python launch.py pool ACTION --run DIR|URL [--token T] [--json]
+
+Changes the pools of a run while it trains; nothing restarts, and --resume knows them.
+
+  pool list                      every version of a pool that the run had, and where it is
+  pool add NAME SOURCE           draw from a pool as well: SOURCE is module:attribute, as in a recipe
+  pool replace NAME SOURCE       the same in place of the version there is, which finishes its groups
+  pool remove NAME               draw nothing of it any more; what is on its way is trained on
+  pool lift NAME                 draw again what was quarantined because it kept failing
+
+  --weight W       share of tasks, relative to the other pools' weights (1.0)
+  --trusted        run its code without a sandbox
+  --train ENV ...  train on these environments only
+  key=value        any other setting of a pool: is_replayable=false
+  --run DIR|URL    the directory of the run, or where it listens (DIR/control.json has it)
+  --token T        what a run on another address asks for (of a DIR it is read from control.json)
+
+The module must be importable where the run plays: beside its recipe, or in one of run.imports.
+Exit codes: 0 done, 1 the run refused and is as it was, 2 a mistake here, or nothing runs there.
+
+Examples:
+  python launch.py pool list --run runs/short
+  python launch.py pool add mine my_pool:envs --trusted --weight 2 --run runs/short
+  python launch.py pool replace mine my_pool:envs --trusted --run runs/short
+"""
+
+CONTROL_HELP = """\
+usage: python launch.py control ACTION --run DIR|URL [--token T] [--json]
+
+  control status       where the run is
+  control pause        grant nothing new and begin no step; what plays ends
+  control resume       go on
+  control checkpoint   save between two steps, as soon as possible; waits for it
+
+Examples:
+  python launch.py control pause --run runs/short
+  python launch.py control checkpoint --run http://127.0.0.1:38381 --json
 """
 
 BENCH_HELP = """\

@@ -213,8 +213,12 @@ class LoggingSection(_Section, frozen=True, kw_only=True):
 
 
 class ControlSection(_Section, frozen=True, kw_only=True):
+    host: str = "127.0.0.1"
+    """Address of the control server; on any but a loopback one requests must carry the token."""
     port: Annotated[int, Meta(ge=0, le=65535)] = 0
-    """Of the control server on the loopback address; 0 lets the system choose."""
+    """Its port; 0 lets the system choose."""
+    token: str = ""
+    """What requests must carry; empty: none on loopback, else a random one, in `control.json`."""
     stall_s: Positive = 180.0
     """With no rollout finished and no step trained for this long, the run explains itself and stops."""
 
@@ -245,6 +249,11 @@ class RunConfig(_Section, frozen=True, kw_only=True):
     logging: LoggingSection = LoggingSection()
     control: ControlSection = ControlSection()
     cluster: ClusterSection = ClusterSection()
+
+    def without_secrets(self) -> "RunConfig":
+        """As it may be written down and sent around."""
+        control = msgspec.structs.replace(self.control, token="")
+        return msgspec.structs.replace(self, control=control)
 
     def __post_init__(self) -> None:
         rollout = self.rollout

@@ -155,6 +155,7 @@ class Session:
             terminated=False,
             truncated=False,
             is_bad_call=True,
+            outcome=fault.outcome,
         )
 
     async def _rebuild(self) -> None:

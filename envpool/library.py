@@ -7,6 +7,7 @@ configurations once, before the run; tasks are then drawn from these.
 import asyncio
 from collections.abc import Iterable, Mapping
 from random import Random
+from typing import Protocol
 
 from configs.load import ConfigError
 from configs.schema import EnvPoolSection, PoolSection
@@ -20,6 +21,15 @@ DRAWS, DRAWS_AT_ONCE = 2048, 512
 
 # Where a configuration is kept: environment, level, split.
 Shelf = tuple[str, int, Split]
+
+
+class Draws(Protocol):
+    """Whoever has processes in which configurations are drawn: an `EnvPool`, or an actor with one."""
+
+    async def draw(
+        self, key: PoolKey, env: str, *, level: int, seed: int, count: int
+    ) -> list[Config]: ...
+    async def try_env(self, key: PoolKey, env: str, *, level: int) -> None: ...
 
 
 class LibrarySource:
@@ -60,9 +70,21 @@ class LibrarySource:
                     f"pools.{self.name}: its code changed while it was looked at ({self.version}, "
                     f"then {version}): start again"
                 )
-            for env_id, levels in used.items():
-                for level in sorted(levels):
-                    await self._draw(pool, env_id, level)
+            await self.fill_from(pool, used)
+
+    async def fill_from(self, draws: Draws, used: Mapping[str, Iterable[int]]) -> None:
+        """Draw configurations of environments, by id, at the levels given, and try one of each.
+
+        Raises ConfigError for an environment that gives none or has a mistake.
+        """
+        for env_id, levels in used.items():
+            for level in sorted(levels):
+                await self._draw(draws, env_id, level)
+
+    def check_trainable(self) -> None:
+        """Raise ConfigError for an environment to train on that has no configuration for it."""
+        for env_id in self.train:
+            self.draw(env_id, Random(0), Split.TRAIN)
 
     def draw(self, env_id: str, rng: Random, split: Split, level: int = 0) -> Config:
         """One of the configurations of `split`; raises ConfigError when there are none."""
@@ -76,11 +98,11 @@ class LibrarySource:
         self._check(env_id, f"pool {self.name}")
         return Task(pool=self.name, pool_version=self.version, env=env_id, config=config, seed=seed)
 
-    async def _draw(self, pool: EnvPool, env_id: str, level: int) -> None:
+    async def _draw(self, draws: Draws, env_id: str, level: int) -> None:
         found: dict[str, Config] = {}
         try:
             for seed in range(DRAWS // DRAWS_AT_ONCE):
-                drawn = await pool.draw(
+                drawn = await draws.draw(
                     self.key, env_id, level=level, seed=seed, count=DRAWS_AT_ONCE
                 )
                 found |= {config_digest(env_id, config): config for config in drawn}
@@ -89,15 +111,15 @@ class LibrarySource:
                     f"pools.{self.name}: env {env_id!r} has no task of level {level} in its tasks.jsonl: "
                     "list some, or draw at another level"
                 )
-            for config in found.values():
-                # Where it belongs is decided here, whatever the environment thinks of it.
-                shelf = env_id, level, config_split(env_id, config)
-                self._shelves.setdefault(shelf, []).append(config)
-            await pool.try_env(self.key, env_id, level=level)
+            await draws.try_env(self.key, env_id, level=level)
         except EnvFault as fault:
             raise ConfigError(
                 f"pools.{self.name}: env {env_id!r} at level {level} does not play: {_last(fault)}"
             ) from fault
+        for config in found.values():
+            # Where it belongs is decided here, whatever the environment thinks of it.
+            shelf = env_id, level, config_split(env_id, config)
+            self._shelves.setdefault(shelf, []).append(config)
 
     def _check(self, env_id: str, where: str) -> None:
         if env_id not in self.envs:

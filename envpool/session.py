@@ -50,6 +50,8 @@ class StepResult(msgspec.Struct, frozen=True, kw_only=True):
     terminated: bool
     truncated: bool
     is_bad_call: bool
+    outcome: Outcome = Outcome.OK
+    """How the call itself went, where it ended the process and its answer stands in for it."""
 
 
 class Wire(asyncio.BufferedProtocol):

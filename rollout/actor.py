@@ -11,8 +11,11 @@ import math
 from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
+from configs.schema import PoolSection
+from envpool.pool import Plugged
+from envpool.task import Config, PoolKey
 from rollout.engine import Engine, UpdateMode, UpdateReport
 from rollout.episode import Episode, Limits, Sessions
 from rollout.types import ActorEvent, Busy, Grant, RolloutDone, Row, StopReason, Turn, TurnDone
@@ -27,6 +30,17 @@ ROLLOUT_WAIT_S = 0.01
 TURN_WAIT_S = 0.2
 
 
+class Serves(Sessions, Protocol):
+    """Where sessions come from, of pools that come and go."""
+
+    async def plug(self, name: str, section: PoolSection) -> Plugged: ...
+    async def draw(
+        self, key: PoolKey, env: str, *, level: int, seed: int, count: int
+    ) -> list[Config]: ...
+    async def try_env(self, key: PoolKey, env: str, *, level: int) -> None: ...
+    async def retire(self, key: PoolKey) -> None: ...
+
+
 class Actor:
     """Plays granted members concurrently; what happens is read with `events`."""
 
@@ -35,7 +49,7 @@ class Actor:
         *,
         name: str,
         engine: Engine,
-        sessions: Sessions,
+        sessions: Serves,
         tokens: "ChatTokens",
         limits: Limits,
         update_mode: UpdateMode,
@@ -61,7 +75,7 @@ class Actor:
         *,
         name: str,
         engine: Engine,
-        sessions: Sessions,
+        sessions: Serves,
         tokens: "ChatTokens",
         limits: Limits,
         update_mode: UpdateMode = UpdateMode.RECOMPUTE,
@@ -125,6 +139,24 @@ class Actor:
     async def update_weights(self, manifest: Manifest) -> UpdateReport:
         """Load a version while playing."""
         return await self._engine.update_weights(manifest, self._update_mode)
+
+    async def plug(self, name: str, section: PoolSection) -> Plugged:
+        """Serve a version of a pool beside those served. Raises ConfigError."""
+        return await self._sessions.plug(name, section)
+
+    async def draw(
+        self, key: PoolKey, env: str, *, level: int, seed: int, count: int
+    ) -> list[Config]:
+        """Configurations of an environment of a version served. Raises EnvFault."""
+        return await self._sessions.draw(key, env, level=level, seed=seed, count=count)
+
+    async def try_env(self, key: PoolKey, env: str, *, level: int) -> None:
+        """Begin an episode as a check of an environment. Raises ConfigError for a mistake, EnvFault."""
+        await self._sessions.try_env(key, env, level=level)
+
+    async def retire(self, key: PoolKey) -> None:
+        """Open no new session on a version."""
+        await self._sessions.retire(key)
 
     async def close(self) -> None:
         """End every member, then the engine."""

@@ -150,7 +150,8 @@ def next_commands(
         can_go_on = config.learner.steps % config.weights.every == 0
         failures = _command("show", here, *_failures(config))
         return [failures, *([longer] if can_go_on else [])]
-    kept = [word for word in arguments if not word.startswith("run.dir=")]
+    # A token is nobody's business but the caller's.
+    kept = [word for word in arguments if not word.startswith(("run.dir=", "control.token="))]
     if newest is None:
         return [
             _command("show", here, "eval=before", "reward=0"),

@@ -3,6 +3,7 @@
 Decides nothing. One `Books` per run.
 """
 
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 
 from rollout.buffer import Group
@@ -15,6 +16,10 @@ from rollout.types import Busy, Rollout, StepReport
 
 # (group id, member) -> lag of the member's oldest trained token.
 Lags = Mapping[tuple[str, int], int]
+
+
+# Ended rollouts that are kept for whoever asks for the newest.
+RECENT_ROLLOUTS = 200
 
 
 class Books:
@@ -30,6 +35,8 @@ class Books:
         self._step_values: Values = {}
         self.lag_max = 0
         """Largest lag of a trained rollout so far."""
+        self.recent: deque[RolloutRow] = deque(maxlen=RECENT_ROLLOUTS)
+        """The rows written last, oldest first."""
         self.last_reward: float | None = None
         """Mean reward of what ended before the last step."""
 
@@ -66,6 +73,7 @@ class Books:
     def scored(self, group: Group) -> None:
         """Every member of a group ended."""
         self._window.add_scored(list(group.done.values()))
+        self._window.add_pool(group.task.pool, group.rollouts)
 
     def group_ended(self, group: Group) -> int:
         """Write the rows of an ended group, whatever its end; returns how many."""
@@ -83,6 +91,7 @@ class Books:
                 lag=self._lags[group.id, rollout.member] if has_lag else None,
             )
             self._files.rollout(row)
+            self.recent.append(row)
         return len(rollouts)
 
     def trained(self, report: StepReport, batch: Sequence[Group], lags: Lags) -> None:

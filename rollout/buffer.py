@@ -18,6 +18,7 @@ be trained at the steps `k <= n * (x + S + 1)`.
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from itertools import chain
 
 import msgspec
 
@@ -162,6 +163,11 @@ class ReplayQueue:
     def group(self, group_id: str) -> Group | None:
         """A live group by its id."""
         return self._groups.get(group_id)
+
+    def num_live(self, pool: PoolKey) -> int:
+        """Groups of this version of a pool that have not ended."""
+        live = chain(self._groups.values(), self._in_batch.values())
+        return sum(group.task.pool_key == pool for group in live)
 
     def missing(self) -> str:
         """Who holds up the oldest running groups, in words."""

@@ -15,33 +15,38 @@ DONE = "DONE"
 _FOLDER = "checkpoints"
 
 
+def directory(run_dir: Path, step: int) -> Path:
+    """Where the checkpoint of a step lies, whether there is one or not."""
+    return run_dir / _FOLDER / f"step_{step}"
+
+
 def begin(run_dir: Path, step: int) -> Path:
     """Make the empty directory of a checkpoint; an unfinished one of the same step is removed.
 
     Raises FileExistsError when the step has a complete checkpoint.
     """
-    directory = run_dir / _FOLDER / f"step_{step}"
-    if (directory / DONE).exists():
-        raise FileExistsError(f"{directory} is a complete checkpoint: it is never written again")
-    if directory.exists():
-        shutil.rmtree(directory)
-    directory.mkdir(parents=True)
-    return directory
+    path = directory(run_dir, step)
+    if (path / DONE).exists():
+        raise FileExistsError(f"{path} is a complete checkpoint: it is never written again")
+    if path.exists():
+        shutil.rmtree(path)
+    path.mkdir(parents=True)
+    return path
 
 
-def mark_done(directory: Path) -> None:
+def mark_done(path: Path) -> None:
     """Declare that every part of the checkpoint is written.
 
     All files reach the disk before the mark does, so that a power cut cannot leave a mark on a
     half-written checkpoint.
     """
-    for path in sorted(directory.rglob("*")):
-        _sync(path)
-    mark = directory / DONE
+    for file in sorted(path.rglob("*")):
+        _sync(file)
+    mark = path / DONE
     mark.touch()
     _sync(mark)
-    _sync(directory)
-    _sync(directory.parent)
+    _sync(path)
+    _sync(path.parent)
 
 
 def latest(run_dir: Path) -> Path | None:
@@ -75,11 +80,11 @@ def prune(run_dir: Path, keep: int) -> list[Path]:
     return stale
 
 
-def step_of(directory: Path) -> int:
+def step_of(path: Path) -> int:
     """The step in a checkpoint directory's name; raises ValueError."""
-    match = re.fullmatch(r"step_(\d+)", directory.name)
+    match = re.fullmatch(r"step_(\d+)", path.name)
     if match is None:
-        raise ValueError(f"{directory} is not a checkpoint: its name is not step_<number>")
+        raise ValueError(f"{path} is not a checkpoint: its name is not step_<number>")
     return int(match[1])
 
 

@@ -19,10 +19,12 @@ import ray
 from ray.exceptions import RayError
 
 from configs.load import make_importable
-from configs.schema import RunConfig
-from envpool.pool import EnvPool
+from configs.schema import PoolSection, RunConfig
+from envpool.pool import EnvPool, Plugged
+from envpool.task import Config, PoolKey
 from rollout import types
 from rollout.actor import Actor
+from rollout.answers import DrawAnswer, PlugAnswer, TryAnswer
 from rollout.engine import UpdateMode, UpdateReport
 from rollout.episode import Limits
 from rollout.evaluator import MAX_IN_FLIGHT, NAME, is_wanted
@@ -138,6 +140,22 @@ class ActorProcess:
     async def update_weights(self, packed: bytes) -> UpdateReport:
         return await self._actor.update_weights(msgspec.msgpack.decode(packed, type=Manifest))
 
+    async def plug(self, name: str, section: bytes) -> bytes:
+        decoded = msgspec.msgpack.decode(section, type=PoolSection)
+        return await PlugAnswer.of(self._actor.plug(name, decoded))
+
+    async def draw(
+        self, key: tuple[str, str], env: str, level: int, seed: int, count: int
+    ) -> bytes:
+        drawing = self._actor.draw(PoolKey(*key), env, level=level, seed=seed, count=count)
+        return await DrawAnswer.of(drawing)
+
+    async def try_env(self, key: tuple[str, str], env: str, level: int) -> bytes:
+        return await TryAnswer.of(self._actor.try_env(PoolKey(*key), env, level=level))
+
+    async def retire(self, key: tuple[str, str]) -> None:
+        await self._actor.retire(PoolKey(*key))
+
     async def close(self) -> None:
         await self._actor.close()
         await self._pool.close()
@@ -216,6 +234,22 @@ class RayActor:
 
     async def update_weights(self, manifest: Manifest) -> UpdateReport:
         return await self.handle.update_weights.remote(types.encode(manifest))
+
+    async def plug(self, name: str, section: PoolSection) -> Plugged:
+        packed = msgspec.msgpack.encode(section)
+        return PlugAnswer.open(await self.handle.plug.remote(name, packed))
+
+    async def draw(
+        self, key: PoolKey, env: str, *, level: int, seed: int, count: int
+    ) -> list[Config]:
+        drawn = await self.handle.draw.remote(tuple(key), env, level, seed, count)
+        return DrawAnswer.open(drawn)
+
+    async def try_env(self, key: PoolKey, env: str, *, level: int) -> None:
+        TryAnswer.open(await self.handle.try_env.remote(tuple(key), env, level))
+
+    async def retire(self, key: PoolKey) -> None:
+        await self.handle.retire.remote(tuple(key))
 
     async def close(self) -> None:
         await _close(self.name, self.handle)
@@ -296,7 +330,7 @@ async def place(
 
     Raises TimeoutError with what the cluster lacks, and whatever a process raised while starting.
     """
-    settings = msgspec.json.encode(config), str(run_dir)
+    settings = msgspec.json.encode(config.without_secrets()), str(run_dir)
     weights, version = str(resumed.weights if resumed else config.model.path), 0
     checkpoint = None
     if resumed is not None:

@@ -13,8 +13,6 @@ transformers: it reaches actors and learner through `rollout/ports.py`.
 
 import asyncio
 import logging
-import math
-from collections import defaultdict, deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -22,26 +20,32 @@ from configs.schema import RunConfig
 from envpool.source import Source
 from envpool.task import Task
 from rollout.books import Books
-from rollout.buffer import MEMBER_RETRIES, Ended, Group, ReplayQueue
-from rollout.control import PoolStatus, Status
-from rollout.curriculum import Curriculum, Draw, Share
+from rollout.buffer import Group, ReplayQueue
+from rollout.curriculum import Curriculum
+from rollout.desk import Desk
+from rollout.endings import Endings
 from rollout.evaluate import Evaluation, doing
 from rollout.evaluator import Evaluator
+from rollout.feed import Feed
 from rollout.files import RunFiles
-from rollout.fleet import Fleet, Stopwatch
+from rollout.fleet import Fleet
+from rollout.gate import Gate
 from rollout.ledger import GroupState, Ledger
 from rollout.metrics import MetricsWriter, Values, terminal_line
+from rollout.pools import Pools, PoolState, Version
 from rollout.ports import ActorPort, LearnerPort
+from rollout.quarantine import Quarantine
+from rollout.refusals import Refused
 from rollout.resume import Resumed
 from rollout.saving import Saver
 from rollout.scores import Scores
+from rollout.status import PoolStatus, Status
+from rollout.step_time import Spent, StepTime
 from rollout.supervise import supervise
 from rollout.types import (
     ActorEvent,
     Busy,
     EngineStats,
-    Grant,
-    Rollout,
     RolloutDone,
     StepReport,
     TurnDone,
@@ -75,7 +79,6 @@ class Coordinator:
     ) -> None:
         self._config = config
         self._run_dir = run_dir
-        self._sources = {source.key: source for source in sources.values()}
         self._evaluation_sets = dict(evaluation_sets)
         self._actors = dict(actors)
         self._fleet = Fleet(
@@ -102,40 +105,91 @@ class Coordinator:
             weights_every=config.weights.every,
             group_size=rollout.group_size,
             min_members=rollout.min_members or rollout.group_size - 1,
-            on_scored=self._on_scored,
-            on_end=self._on_end,
+            on_scored=lambda group, has_signal: self._endings.scored(group, has_signal),
+            on_end=lambda ended: self._endings.ended(ended),
             lineage=resumed.lineage if resumed else None,
         )
+        self._quarantine = Quarantine(note=files.event, clock=clock)
         self._curriculum = Curriculum(
-            {
-                key: Share(source=source, weight=config.pools[key.name].weight, envs=source.train)
-                for key, source in self._sources.items()
-            },
-            seed=config.run.seed,
-            draw=rollout.draw,
+            {}, seed=config.run.seed, draw=rollout.draw, bars=self._quarantine
+        )
+        self._pools = Pools(
+            self._versions(sources, resumed),
+            run_dir=run_dir,
+            actors=actors,
+            evaluator=evaluator.actor if evaluator else None,
+            curriculum=self._curriculum,
+            queue=self._queue,
+            note=files.event,
+            clock=clock,
+        )
+        self._watchdog = Watchdog(config, clock=clock)
+        self._gate = Gate(self._on_gate)
+        self._feed = Feed(
+            config,
+            fleet=self._fleet,
+            queue=self._queue,
+            curriculum=self._curriculum,
+            gate=self._gate,
+            clock=clock,
+        )
+        self._endings = Endings(
+            config,
+            ledger=self.ledger,
+            queue=self._queue,
+            curriculum=self._curriculum,
+            feed=self._feed,
+            pools=self._pools,
+            quarantine=self._quarantine,
+            books=self._books,
+            watchdog=self._watchdog,
         )
         self._saver = Saver(
             run_dir=run_dir,
             config=config,
-            pools=self._sources,
+            pools=self._pools,
             ledger=self.ledger,
             queue=self._queue,
             curriculum=self._curriculum,
+            quarantine=self._quarantine,
             books=self._books,
         )
 
         self._phase = "starting"
         self._step = 0
-        self._is_training = False
-        self._evaluation: Evaluation | None = None
-        self._retries: deque[tuple[str, Grant]] = deque()
-        self._cancels: dict[str, list[str]] = defaultdict(list)
         self._newest: Manifest | None = None
-        self._blocked = Stopwatch(clock)
-        self._watchdog = Watchdog(config, clock=clock)
-        self._feed_wake = asyncio.Event()
+        self._time = StepTime(clock)
+        self._before: Scores = {}
         self._train_wake = asyncio.Event()
         self._sync_wake = asyncio.Event()
+        self.desk = Desk(
+            status=self.status,
+            gate=self._gate,
+            saver=self._saver,
+            pools=self._pools,
+            quarantine=self._quarantine,
+            queue=self._queue,
+            ledger=self.ledger,
+            books=self._books,
+            metrics=metrics,
+            is_training=lambda: self._feed.is_training,
+            wake=self._train_wake.set,
+        )
+        """What can be asked of the run while it goes on."""
+
+    def _versions(self, sources: Mapping[str, Source], resumed: Resumed | None) -> list[Version]:
+        """The pools that the run begins with."""
+        records = {record.key: record for record in resumed.pools} if resumed else {}
+        evaluated = {task.pool_key for tasks in self._evaluation_sets.values() for task in tasks}
+        return [
+            Version(
+                source=source,
+                section=self._config.pools[source.name],
+                state=records[source.key].state if source.key in records else PoolState.LIVE,
+                is_evaluated=source.key in evaluated,
+            )
+            for source in sources.values()
+        ]
 
     # -- the run ------------------------------------------------------------------------------
 
@@ -149,13 +203,16 @@ class Coordinator:
         if self._resumed is not None:
             self._step = self._resumed.snapshot.step
             self._saver.restore(self._resumed.snapshot)
+        await self._pools.write()
         stages = {f"listen-{name}": self._listen(actor) for name, actor in self._actors.items()}
-        stages |= {"feed": self._feed(), "sync": self._sync(), "watch": self._watch()}
+        stages |= {"feed": self._feed.run(), "sync": self._sync(), "watch": self._watch()}
+        stages["pools"] = self._pools.run()
         if self._evaluator is not None:
             stages["evaluate"] = self._evaluator.run()
         try:
             await supervise(stages, self._clockwork(results))
         finally:
+            self._saver.answer(Refused("the run ended before it was saved"))
             self._queue.cancel_all()
         before, after = results
         return before, after
@@ -167,7 +224,8 @@ class Coordinator:
         else:
             results.append(await self._evaluate("before") if config.eval.before else {})
         if self._step < config.learner.steps:
-            await self._train(before=results[0])
+            self._before = results[0]
+            await self._train()
             await self._wait_until_synced()
         # A run without a step has nothing new to show.
         is_due = config.eval.after and config.learner.steps
@@ -185,17 +243,24 @@ class Coordinator:
 
     def status(self) -> Status:
         """The run at this moment."""
+        evaluation = self._feed.evaluation
         return Status(
             run_dir=str(self._run_dir),
             phase=self._phase,
-            evaluation=self._evaluation.progress if self._evaluation else None,
+            is_paused=self._gate.is_paused,
+            evaluation=evaluation.progress if evaluation else None,
             step=self._step,
             steps=self._config.learner.steps,
             version=self._newest_version,
             engines=dict(self._fleet.versions),
             pools=[
-                PoolStatus(name=k.name, version=k.version, slots_held=self._queue.slots_held_by(k))
-                for k in self._sources
+                PoolStatus(
+                    name=version.key.name,
+                    version=version.key.version,
+                    state=version.state,
+                    slots_held=self._queue.slots_held_by(version.key),
+                )
+                for version in self._pools.versions
             ],
             slots=self._queue.slots,
             slots_held=self._queue.slots_held,
@@ -215,28 +280,6 @@ class Coordinator:
             for event in await actor.events():
                 self._on_event(actor.name, event)
 
-    async def _feed(self) -> None:
-        """Consumes free slots and room; produces grants and cancellations.
-
-        Waits for: a slot, room on an actor. Unblocked by: listen, sync, train, evaluate.
-        """
-        while True:
-            await self._feed_wake.wait()
-            self._feed_wake.clear()
-            cancels, self._cancels = self._cancels, defaultdict(list)
-            for name, group_ids in cancels.items():
-                await self._fleet.cancel(name, group_ids)
-            while self._retries:
-                name, grant = self._retries.popleft()
-                # A group may have ended since: what it still had to play is of no use.
-                if grant.is_eval or self._queue.group(grant.group_id) is not None:
-                    await self._fleet.play(name, [grant])
-            for name in self._fleet.by_room():
-                grants = self._claim(name)
-                if grants:
-                    await self._fleet.play(name, grants)
-            self._note_blocked()
-
     async def _sync(self) -> None:
         """Consumes the newest manifest; produces engines that hold it.
 
@@ -250,7 +293,7 @@ class Coordinator:
                 continue
             await self._fleet.update(manifest)
             self._queue.engines_hold(self._fleet.oldest_version)
-            self._feed_wake.set()
+            self._feed.wake()
             self._train_wake.set()
             self._sync_wake.set()
 
@@ -260,9 +303,12 @@ class Coordinator:
             asleep = self._clock()
             await asyncio.sleep(WATCH_PERIOD_S)
             self._books.loop_lag(max(0.0, self._clock() - asleep - WATCH_PERIOD_S))
-            self._watchdog.check(self._diagnosis)
+            if self._gate.is_paused:
+                self._watchdog.something_happened()
+            else:
+                self._watchdog.check(self._diagnosis)
 
-    async def _train(self, *, before: Scores) -> None:
+    async def _train(self) -> None:
         """Consumes batches; produces steps, versions and checkpoints. The clock of the run.
 
         Waits for: a feasible batch. Unblocked by: listen. Unblocks: sync, feed.
@@ -270,52 +316,39 @@ class Coordinator:
         learner = self._learner
         assert learner is not None, "a run with steps has a learner"
         self._phase = "training"
-        self._is_training = True
+        self._feed.is_training = True
         self._books.begin_training()
-        self._feed_wake.set()
-        last_s = self._clock()
+        self._feed.wake()
+        self._time.take()
         self._fleet.take_values(1.0)
         for step in range(self._step + 1, self._config.learner.steps + 1):
-            waiting_s = self._clock()
-            batch = await self._next_batch(step)
-            waited_s = self._clock() - waiting_s
+            batch = await self._next_batch(learner, step)
             is_last = step == self._config.learner.steps
             request = self._queue.train_batch(batch, step=step, is_last=is_last)
             with self._watchdog.learner_at_work():
                 report = await learner.train(request)
             values = self._on_step(report, batch)
-            saving_s = self._clock()
-            part = await self._begin_checkpoint(learner, step)
-            now = self._clock()
-            self._note_blocked()
+            part = await self._begin_checkpoint(learner) if self._saver.is_due(step) else None
+            self._feed.note_blocked()
             values |= {
                 "step": step,
                 "version": report.version,
-                "time/step_s": now - last_s,
-                "time/wait_rollout_s": waited_s,
-                "time/wait_learner_s": self._blocked.take(),
-                "time/save_s": now - saving_s,
-                "progress/wall_s": now - self._started_s,
+                "time/wait_learner_s": self._feed.take_blocked_s(),
+                "progress/wall_s": self._clock() - self._started_s,
             }
-            values |= self._fleet.take_values(now - last_s)
-            last_s = now
+            values |= self._time.take()
+            values |= self._fleet.take_values(values["time/step_s"])
             self._metrics.write(values)
             logger.info("%s", terminal_line(step, self._config, values))
             if part is not None:
-                await self._saver.commit(
-                    part,
-                    step=step,
-                    version=self._newest_version,
-                    before=before,
-                    wall_s=self._clock() - self._started_s,
-                )
+                await self._commit_checkpoint(part)
         self._books.end_training()
-        self._is_training = False
+        self._feed.is_training = False
         if self._evaluator is not None:
             self._evaluator.end()
         self._queue.cancel_all()
         self._watchdog.training_ended()
-        self._feed_wake.set()
+        self._feed.wake()
 
     async def _evaluate(self, label: str) -> Scores:
         """Play the evaluation sets with the weights the engines hold now."""
@@ -323,45 +356,14 @@ class Coordinator:
             return {}
         self._phase = doing(label, steps=self._config.learner.steps)
         samples = self._config.eval.samples
-        self._evaluation = evaluation = Evaluation(self._evaluation_sets, label, samples)
+        self._feed.evaluation = evaluation = Evaluation(self._evaluation_sets, label, samples)
         logger.info("%s: %d episodes", self._phase, evaluation.total)
-        self._feed_wake.set()
+        self._feed.wake()
         while not evaluation.is_done:
             await self._train_wake.wait()
             self._train_wake.clear()
-        self._evaluation = None
+        self._feed.evaluation = None
         return evaluation.scores()
-
-    # -- feed ---------------------------------------------------------------------------------
-
-    def _claim(self, name: str) -> list[Grant]:
-        """Whole groups for an actor: its fair share of the free slots, as far as it has room."""
-        if self._evaluation is not None:
-            return self._evaluation.next(self._fleet.room(name))
-        if not self._is_training:
-            return []
-        size = self._config.rollout.group_size
-        share = math.ceil(self._queue.free_slots / len(self._fleet))
-        grants = []
-        for _ in range(min(share, self._queue.free_slots, self._fleet.room(name) // size)):
-            draw = self._curriculum.next()
-            group = self._queue.create(draw.task, attempt=draw.attempt)
-            self._queue.start(group, actor=name, version=self._fleet.versions[name])
-            grants.append(
-                Grant(
-                    group_id=group.id,
-                    task=draw.task,
-                    members=list(range(size)),
-                    temperature=self._config.rollout.temperature,
-                )
-            )
-        return grants
-
-    def _note_blocked(self) -> None:
-        """Time in which actors have room and no slot is free: generation waits for the learner."""
-        size = self._config.rollout.group_size
-        has_room = self._fleet.room(self._fleet.by_room()[0]) >= size
-        self._blocked.note(self._is_training and self._queue.free_slots == 0 and has_room)
 
     # -- events -------------------------------------------------------------------------------
 
@@ -373,74 +375,33 @@ class Coordinator:
             case RolloutDone(rollout=rollout):
                 self._watchdog.something_happened()
                 self._fleet.member_ended(actor)
-                self._on_rollout(actor, rollout)
-                self._feed_wake.set()
+                self._endings.rollout(actor, rollout)
+                self._feed.wake()
                 self._train_wake.set()
             case Busy():
                 self._books.busy(event)
             case EngineStats():
                 self._fleet.note_stats(actor, event)
 
-    def _on_rollout(self, actor: str, rollout: Rollout) -> None:
-        self._books.ended(rollout)
-        evaluation = self._evaluation
-        if evaluation is not None and evaluation.has(rollout):
-            if rollout.stop.is_fault and rollout.attempt < MEMBER_RETRIES:
-                self._retries.append((actor, evaluation.retry(rollout)))
-                return
-            evaluation.record(rollout)
-            self._books.evaluated(evaluation, rollout)
-            return
-        group = self._queue.group(rollout.group_id)
-        if self._queue.finish(rollout) and group is not None:
-            grant = Grant(
-                group_id=group.id,
-                task=group.task,
-                members=[rollout.member],
-                attempt=rollout.attempt + 1,
-                temperature=self._config.rollout.temperature,
-            )
-            self._retries.append((actor, grant))
-
-    def _on_scored(self, group: Group, has_signal: bool | None) -> None:
-        """Every member ended; `has_signal` is None when too few of them have a verdict."""
-        self._books.scored(group)
-        if has_signal is not None:
-            self._curriculum.note(group.task, has_signal=has_signal)
-        if has_signal:
-            self._watchdog.signal_seen()
-
-    def _on_end(self, ended: Ended) -> None:
-        """Write down an ended group, stop what of it still runs, ask for its task again if need be."""
-        group = ended.group
-        number = self._books.group_ended(group)
-        self.ledger.count_rollouts(group.state, number)
-        if group.state is GroupState.CANCELLED and group.actor:
-            self._cancels[group.actor].append(group.id)
-        if ended.retry:
-            self._requeue(group)
-        self._feed_wake.set()
-        self._watchdog.group_ended(group)
-
-    def _requeue(self, group: Group) -> None:
-        attempt = group.attempt + 1
-        if attempt < self._config.rollout.max_attempts:
-            self._curriculum.requeue(Draw(task=group.task, attempt=attempt))
-        else:
-            logger.warning("task %s came too late %d times and is given up", group.task.id, attempt)
-
     # -- train --------------------------------------------------------------------------------
 
-    async def _next_batch(self, step: int) -> list[Group]:
+    async def _next_batch(self, learner: LearnerPort, step: int) -> list[Group]:
+        """The batch of `step`, once there is one and nobody paused; saves meanwhile if asked."""
         while True:
-            # Buffers alternate: the one this step publishes into must not be loading any more.
-            published = self._queue.gradient_version(step) + 1
-            loading = self._fleet.loading
-            is_overwriting = loading is not None and loading <= published - 2
-            if not is_overwriting and (batch := self._queue.take(step)) is not None:
+            if self._saver.is_asked:
+                await self._save_now(learner)
+            if not self._gate.is_paused and (batch := self._take(step)) is not None:
                 return batch
-            await self._train_wake.wait()
+            with self._time.spent(Spent.PAUSED if self._gate.is_paused else Spent.WAITING):
+                await self._train_wake.wait()
             self._train_wake.clear()
+
+    def _take(self, step: int) -> list[Group] | None:
+        # Buffers alternate: the one this step publishes into must not be loading any more.
+        published = self._queue.gradient_version(step) + 1
+        loading = self._fleet.loading
+        is_overwriting = loading is not None and loading <= published - 2
+        return None if is_overwriting else self._queue.take(step)
 
     def _on_step(self, report: StepReport, batch: list[Group]) -> Values:
         """Account for a finished step; returns its values."""
@@ -467,12 +428,28 @@ class Coordinator:
             "progress/groups": sum(states.values()),
         }
 
-    async def _begin_checkpoint(self, learner: LearnerPort, step: int) -> Path | None:
-        """The learner's part of a checkpoint, if one is due."""
-        if not self._saver.is_due(step):
-            return None
-        with self._watchdog.learner_at_work():
-            return await self._saver.begin(learner, step)
+    async def _begin_checkpoint(self, learner: LearnerPort) -> Path:
+        """The learner's part of a checkpoint of the step just trained."""
+        with self._watchdog.learner_at_work(), self._time.spent(Spent.SAVING):
+            return await self._saver.begin(learner, self._step)
+
+    async def _commit_checkpoint(self, part: Path) -> None:
+        await self._saver.commit(
+            part,
+            step=self._step,
+            version=self._newest_version,
+            before=self._before,
+            wall_s=self._clock() - self._started_s,
+        )
+
+    async def _save_now(self, learner: LearnerPort) -> None:
+        """A checkpoint between two steps, for whoever asked."""
+        if not self._step:
+            self._saver.answer(Refused("no step is trained yet: ask again after the first"))
+        elif saved := self._saver.saved(self._step):
+            self._saver.answer(saved)
+        else:
+            await self._commit_checkpoint(await self._begin_checkpoint(learner))
 
     @property
     def _newest_version(self) -> int:
@@ -485,6 +462,16 @@ class Coordinator:
         while self._fleet.oldest_version < self._newest_version or not self._fleet.is_idle:
             await self._train_wake.wait()
             self._train_wake.clear()
+
+    def _on_gate(self) -> None:
+        """The run was paused, or goes on: the time it stood still is nobody's."""
+        logger.info(
+            "paused after step %d" if self._gate.is_paused else "going on after step %d", self._step
+        )
+        self._watchdog.something_happened()
+        self._feed.note_blocked()
+        self._feed.wake()
+        self._train_wake.set()
 
     # -- words --------------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from envpool.pool import StepResult
+from envpool.pool import Outcome, StepResult
 from envpool.task import Task
 from rollout import toolcall
 from rollout.engine import Engine, EngineStop
@@ -68,6 +68,8 @@ class Episode:
     limits: Limits
     on_turn: Callable[[Turn, Row], None]
     actor: str = ""
+    asked: str = ""
+    """The action that the environment has not answered yet."""
     turns: list[Turn] = field(default_factory=list)
     prompt: str = ""
     reward: float = 0.0
@@ -84,7 +86,7 @@ class Episode:
                     self.prompt = session.prompt
                 rollout = self.ended(await self._converse(session))
         except RolloutFault as fault:
-            rollout = self.ended(fault.stop, error=fault.text)
+            rollout = self.ended(fault.stop, error=fault.text, fault=fault.outcome)
         except TimeoutError:
             error = f"the rollout took longer than rollout.timeout_s={self.limits.timeout_s:g}"
             rollout = self.ended(StopReason.TIMEOUT, error=error)
@@ -101,7 +103,7 @@ class Episode:
         except RolloutFault as fault:
             logger.warning("closing a session of %s failed: %s", self.grant.task.id, fault.text)
 
-    def ended(self, stop: StopReason, *, error: str = "") -> Rollout:
+    def ended(self, stop: StopReason, *, error: str = "", fault: Outcome = Outcome.OK) -> Rollout:
         """The rollout so far, ended for `stop`."""
         task = self.grant.task
         has_verdict = not stop.is_fault and stop is not StopReason.CANCELLED
@@ -121,6 +123,8 @@ class Episode:
             turns=self.turns,
             prompt=self.prompt,
             error=error,
+            fault=fault,
+            failed_action=self.asked if fault is not Outcome.OK else "",
             actor=self.actor,
             wall_s=time.monotonic() - self.started_s,
         )
@@ -143,15 +147,17 @@ class Episode:
                     raise RolloutFault(StopReason.ENGINE_ERROR, "the engine aborted the request")
                 text = conversation.reply(reply.token_ids, reply.logprobs, reply.spans)
             generated = time.monotonic()
-            action = toolcall.parse(text)
+            action = self.asked = toolcall.parse(text)
             with boundary(StopReason.ENV_ERROR):
                 result = await session.step(action)
+            self.asked = ""
             self.reward += result.reward
             turn = Turn(
                 index=index,
                 action=action,
                 observation=result.observation,
                 is_bad_call=result.is_bad_call,
+                outcome=result.outcome,
                 num_reply_tokens=len(reply.token_ids),
                 oldest_version=min(span.version for span in reply.spans),
                 generate_s=generated - begun,

@@ -54,7 +54,7 @@ class Evaluator:
         step: int = 0,
     ) -> None:
         """`step`: the optimizer steps done before this process began."""
-        self._actor = actor
+        self.actor = actor
         self._sets = {name: list(islice(tasks, config.eval.during)) for name, tasks in sets.items()}
         self._run_id = run_id
         self._files = files
@@ -141,7 +141,7 @@ class Evaluator:
             pinned = await asyncio.to_thread(pin, manifest, self._run_id)
             try:
                 async with asyncio.timeout(self._deadline_s):
-                    await self._actor.update_weights(pinned)
+                    await self.actor.update_weights(pinned)
             finally:
                 await asyncio.to_thread(unpin, pinned)
         except (OSError, WeightsError, EngineError) as error:  # TimeoutError is an OSError
@@ -166,7 +166,7 @@ class Evaluator:
             grants += evaluation.next(MAX_IN_FLIGHT - len(self._in_flight) - len(grants))
             self._in_flight |= {(g.group_id, member) for g in grants for member in g.members}
             if grants:
-                await self._actor.play(grants)
+                await self.actor.play(grants)
             try:
                 async with asyncio.timeout(self._stall_s):
                     await self._news.wait()
@@ -176,13 +176,13 @@ class Evaluator:
                     f"{self._stall_s:g}"
                 ) from error
             self._news.clear()
-        await self._actor.cancel([group_id for group_id, _ in self._in_flight])
+        await self.actor.cancel([group_id for group_id, _ in self._in_flight])
         logger.info("the evaluation of step %d was not finished when training was", manifest.step)
         return False
 
     async def _listen(self) -> None:
         while True:
-            for event in await self._actor.events():
+            for event in await self.actor.events():
                 match event:
                     case RolloutDone(rollout=rollout):
                         self._on_rollout(rollout)

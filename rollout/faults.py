@@ -15,7 +15,7 @@ _STOPS = {
 
 
 class RolloutFault(Exception):
-    """A rollout cannot go on; `args` are the stop reason and the error's text."""
+    """A rollout cannot go on; `args` are the stop reason, the error's text, how an environment failed."""
 
     @property
     def stop(self) -> StopReason:
@@ -25,6 +25,10 @@ class RolloutFault(Exception):
     def text(self) -> str:
         return self.args[1]
 
+    @property
+    def outcome(self) -> Outcome:
+        return self.args[2] if len(self.args) > 2 else Outcome.OK
+
 
 @contextmanager
 def boundary(stop: StopReason) -> Iterator[None]:
@@ -32,7 +36,8 @@ def boundary(stop: StopReason) -> Iterator[None]:
     try:
         yield
     except EnvFault as error:
-        raise RolloutFault(_STOPS.get(error.outcome, StopReason.ENV_ERROR), str(error)) from error
+        stop = _STOPS.get(error.outcome, StopReason.ENV_ERROR)
+        raise RolloutFault(stop, str(error), error.outcome) from error
     except EngineError as error:
         raise RolloutFault(StopReason.ENGINE_ERROR, str(error)) from error
     except TimeoutError:

@@ -55,6 +55,8 @@ class RolloutRow(msgspec.Struct, frozen=True, kw_only=True):
     actor: str
     wall_s: float
     error: str
+    failed_action: str = ""
+    """The action at which the environment failed."""
 
     @classmethod
     def of(
@@ -93,6 +95,7 @@ class RolloutRow(msgspec.Struct, frozen=True, kw_only=True):
             actor=rollout.actor,
             wall_s=rollout.wall_s,
             error=rollout.error,
+            failed_action=rollout.failed_action,
         )
 
 

@@ -10,6 +10,7 @@ import statistics
 import threading
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,24 @@ RECENT_STEPS = 10
 TRUNCATED = frozenset({StopReason.MAX_TURNS, StopReason.MAX_TOKENS, StopReason.CONTEXT_FULL})
 
 
+@dataclass(slots=True)
+class _Pool:
+    """What is counted of one pool."""
+
+    groups: int = 0
+    faults: int = 0
+    tool_faults: int = 0
+    rewards: list[float] = field(default_factory=list)
+
+    def values(self) -> Values:
+        counts: Values = {
+            "groups": self.groups,
+            "faults": self.faults,
+            "tool_faults": self.tool_faults,
+        }
+        return counts | ({"reward_mean": statistics.fmean(self.rewards)} if self.rewards else {})
+
+
 class Window:
     """Collects what ends between two steps."""
 
@@ -38,6 +57,7 @@ class Window:
         self._signal: Counter[str] = Counter()
         self._ends: Counter[GroupState] = Counter()
         self._env_s: dict[str, list[float]] = {}
+        self._pools: dict[str, _Pool] = {}
         self._loop_lags_s: list[float] = []
 
     def add_end(self, state: GroupState) -> None:
@@ -57,6 +77,14 @@ class Window:
         for rollout in rollouts:
             times = self._env_s.setdefault(rollout.pool, [])
             times += [turn.env_s for turn in rollout.turns]
+
+    def add_pool(self, pool: str, rollouts: Sequence[Rollout]) -> None:
+        """Count a scored group of a pool, with the attempts that were played again."""
+        tally = self._pools.setdefault(pool, _Pool())
+        tally.groups += 1
+        tally.rewards += [r.reward for r in rollouts if r.reward is not None]
+        tally.faults += sum(r.stop.is_fault for r in rollouts)
+        tally.tool_faults += sum(len(r.faulty_actions) for r in rollouts)
 
     def add_loop_lag(self, seconds: float) -> None:
         """Note how late the event loop was."""
@@ -94,6 +122,8 @@ class Window:
             if times:
                 values[f"env/{pool}/step_s_p50"] = float(np.percentile(times, 50))
                 values[f"env/{pool}/step_s_p99"] = float(np.percentile(times, 99))
+        for pool, tally in self._pools.items():
+            values |= {f"pool/{pool}/{name}": value for name, value in tally.values().items()}
         if self._loop_lags_s:
             values["loop/lag_s_p99"] = float(np.percentile(self._loop_lags_s, 99))
         return values

@@ -8,8 +8,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from rollout.control import Status
 from rollout.metrics import Values
+from rollout.status import Status
 
 # Below this a bar says nothing.
 _MIN_BAR = 8
@@ -37,7 +37,8 @@ def draw(moment: Moment | None, doing: str, elapsed_s: float) -> RenderableType:
         if evaluation.done:
             left_s = moment.phase_s / evaluation.done * (evaluation.total - evaluation.done)
         return _bar(status.phase, evaluation.done, evaluation.total, elapsed_s, left_s)
-    bar = _bar(status.phase, status.step, status.steps, elapsed_s, _left_s(moment))
+    doing = f"{status.phase}, paused" if status.is_paused else status.phase
+    bar = _bar(doing, status.step, status.steps, elapsed_s, _left_s(moment))
     return Group(bar, *_lines(moment)) if moment.recent else bar
 
 

@@ -5,6 +5,9 @@
 
 from typing import Protocol
 
+from configs.schema import PoolSection
+from envpool.pool import Plugged
+from envpool.task import Config, PoolKey
 from rollout.engine import UpdateReport
 from rollout.types import ActorEvent, Grant, StepReport, TrainBatch
 from rollout.weights import Manifest
@@ -30,6 +33,24 @@ class ActorPort(Protocol):
 
     async def update_weights(self, manifest: Manifest) -> UpdateReport:
         """Load a version while playing. Raises when the engine refuses it."""
+        ...
+
+    async def plug(self, name: str, section: PoolSection) -> Plugged:
+        """Serve a version of a pool beside those served. Raises ConfigError for one that cannot be."""
+        ...
+
+    async def draw(
+        self, key: PoolKey, env: str, *, level: int, seed: int, count: int
+    ) -> list[Config]:
+        """Configurations of an environment of a version served. Raises EnvFault."""
+        ...
+
+    async def try_env(self, key: PoolKey, env: str, *, level: int) -> None:
+        """Begin an episode as a check of an environment. Raises ConfigError for a mistake, EnvFault."""
+        ...
+
+    async def retire(self, key: PoolKey) -> None:
+        """Open no new session on a version; its processes end with its last session."""
         ...
 
     async def close(self) -> None: ...

@@ -10,17 +10,18 @@ two steps of it.
 import logging
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
 
 from configs.load import ConfigError, add_imports, convert, find, merge, read
-from configs.schema import RunConfig, Tree
+from configs.schema import PoolSection, RunConfig, Tree
 from envpool.source import Source
-from rollout import checkpoints, processes, rundir, snapshot
+from rollout import checkpoints, pools, processes, rundir, snapshot
 from rollout.files import line_files
 from rollout.lineage import Lineage
+from rollout.pools import PoolRecord, PoolState
 from rollout.snapshot import Snapshot
 from rollout.weights import newest_version, note_version, version_log
 
@@ -29,7 +30,8 @@ logger = logging.getLogger(__name__)
 # What a resumed run cannot change, and why.
 FIXED = {
     "model": "the weights go on from the checkpoint: train another model in a run of its own",
-    "pools": "queued groups and the curriculum belong to the pools they were drawn from",
+    "pools": "queued groups and the curriculum belong to the pools they were drawn from (while it runs, "
+    "`launch.py pool` changes them)",
     "weights.every": "the age of what is queued is counted in published versions",
     "rollout.temperature": "what is queued was sampled at the old one",
 }
@@ -41,6 +43,10 @@ class Resumed:
 
     checkpoint: Path
     snapshot: Snapshot
+    pools: list[PoolRecord] = field(default_factory=list)
+    """The versions of pools that it had, where it wrote them down."""
+    first_pools: Mapping[str, PoolSection] = field(default_factory=dict)
+    """The pools that it was started with."""
     version: int
     """What the engines begin with: the checkpoint's weights under a number never used before."""
     lineage: Lineage
@@ -88,17 +94,42 @@ def check(run_dir: Path, overrides: list[str]) -> tuple[RunConfig, Resumed]:
         )
     version = max(_newest_version(run_dir), state.version) + 1
     lineage = state.lineage.resumed(place=state.place, version=version)
-    resumed = Resumed(checkpoint=checkpoint, snapshot=state, version=version, lineage=lineage)
+    records = pools.read(run_dir)
+    resumed = Resumed(
+        checkpoint=checkpoint,
+        snapshot=state,
+        pools=_kept(state.versions if records is None else records),
+        first_pools=config.pools,
+        version=version,
+        lineage=lineage,
+    )
+    if resumed.pools:
+        sections = {record.name: record.section for record in resumed.pools}
+        config = msgspec.structs.replace(config, pools=sections)
     return config, resumed
+
+
+def _kept(records: list[PoolRecord]) -> list[PoolRecord]:
+    """Those that are drawn from, and of the others those that an evaluation set is about."""
+    live = [record for record in records if record.state is PoolState.LIVE]
+    names = {record.name for record in live}
+    kept = [one for one in records if one.is_evaluated and one.name not in names]
+    for gone in (one for one in records if one.is_evaluated and one.state is not PoolState.LIVE):
+        if gone.name in names:
+            logger.warning(
+                "pool %s was replaced: evaluation goes on with the configurations of the new version",
+                gone.name,
+            )
+    return [*live, *{record.name: record for record in kept}.values()]
 
 
 def check_pools(resumed: Resumed, sources: Mapping[str, Source]) -> None:
     """Raise ConfigError when the code of a pool is not what the run was started with."""
     now = {source.name: source.version for source in sources.values()}
-    for key in resumed.snapshot.pools:
+    for key in [record.key for record in resumed.pools] or resumed.snapshot.pools:
         if now.get(key.name) != key.version:
             raise ConfigError(
-                f"pool {key.name} has version {now.get(key.name)} and the run was started with "
+                f"pool {key.name} has version {now.get(key.name)} and the run had "
                 f"{key.version}: {FIXED['pools']}; restore its code, or start a run of its own"
             )
 
@@ -111,7 +142,9 @@ def begin(run_dir: Path, config: RunConfig, resumed: Resumed) -> None:
     moved = set_aside(run_dir, resumed.snapshot.sizes)
     if moved is not None:
         logger.info("what was written after step %d is in %s", resumed.snapshot.step, moved)
-    rundir.write_config(run_dir, config)
+    # What came later is in pools.json: recipes given again are compared with what it began with.
+    first = resumed.first_pools or config.pools
+    rundir.write_config(run_dir, msgspec.structs.replace(config, pools=dict(first)))
 
 
 def set_aside(run_dir: Path, sizes: dict[str, int]) -> Path | None:
@@ -181,10 +214,10 @@ def _config(path: Path, overrides: list[str], run_dir: Path, where: str) -> RunC
     add_imports(old, overrides)
     merge(old, {"run": {"dir": str(run_dir)}})
     after = _resolved(convert(old, RunConfig))
-    for field, reason in FIXED.items():
-        one, other = _get(before, field), _get(after, field)
+    for name, reason in FIXED.items():
+        one, other = _get(before, name), _get(after, name)
         if one != other:
-            raise ConfigError(f"{where}: {field} cannot change from {one} to {other}: {reason}")
+            raise ConfigError(f"{where}: {name} cannot change from {one} to {other}: {reason}")
     return after
 
 

@@ -225,7 +225,7 @@ async def play(
             stack.push_async_callback(asyncio.to_thread, wandb.close)
         stack.push_async_callback(asyncio.to_thread, files.close)
         url = await stack.enter_async_context(
-            serve(run_dir, port=config.control.port, status=coordinator.status)
+            serve(run_dir, section=config.control, desk=coordinator.desk)
         )
         logger.info("control: %s/status", url)
         following = screen.following(
@@ -267,5 +267,5 @@ def _wandb(config: RunConfig, run_dir: Path) -> WandbSink | None:
         project=config.logging.project,
         name=run_dir.name,
         run_dir=run_dir,
-        config=msgspec.to_builtins(config),
+        config=msgspec.to_builtins(config.without_secrets()),
     )

@@ -68,13 +68,13 @@ def claimed(run_dir: Path) -> Iterator[None]:
 
 
 def write_config(run_dir: Path, config: RunConfig, *, name: str = CONFIG) -> None:
-    """Write the resolved config; one that was there before is kept beside it."""
+    """Write the resolved config, without secrets; one that was there before is kept beside it."""
     path = run_dir / name
     if name == CONFIG and path.exists():
         earlier = len(list(run_dir.glob("config.*.json")))
         # A copy: killed at any moment, a run has a config to go on from.
         shutil.copyfile(path, run_dir / f"config.{earlier:03d}.json")
-    write_json(path, {"format": FORMAT, **msgspec.to_builtins(config)})
+    write_json(path, {"format": FORMAT, **msgspec.to_builtins(config.without_secrets())})
 
 
 def write_json(path: Path, value: object) -> None:

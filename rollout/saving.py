@@ -1,21 +1,23 @@
 """Checkpoints of a running run: when one is due, what goes into it, and in which order."""
 
 import asyncio
-from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
 
 from configs.schema import RunConfig
-from envpool.task import PoolKey
 from rollout import checkpoints, snapshot
 from rollout.books import Books
 from rollout.buffer import ReplayQueue
 from rollout.curriculum import Curriculum
 from rollout.ledger import GroupState, Ledger
+from rollout.pools import Pools, PoolState
 from rollout.ports import LearnerPort
+from rollout.quarantine import Quarantine
+from rollout.refusals import Refused
 from rollout.scores import Score
 from rollout.snapshot import Snapshot
+from rollout.status import Saved
 
 
 class Saver:
@@ -26,19 +28,23 @@ class Saver:
         *,
         run_dir: Path,
         config: RunConfig,
-        pools: Iterable[PoolKey],
+        pools: Pools,
         ledger: Ledger,
         queue: ReplayQueue,
         curriculum: Curriculum,
+        quarantine: Quarantine,
         books: Books,
     ) -> None:
         self._run_dir = run_dir
         self._config = config
-        self._pools = list(pools)
+        self._pools = pools
         self._ledger = ledger
         self._queue = queue
         self._curriculum = curriculum
+        self._quarantine = quarantine
         self._books = books
+        self._newest: Saved | None = None
+        self._asked: asyncio.Future[Saved | Refused] | None = None
 
     def restore(self, state: Snapshot) -> None:
         """Put back what a checkpoint holds."""
@@ -47,13 +53,52 @@ class Saver:
             ledger=self._ledger,
             queue=self._queue,
             curriculum=self._curriculum,
+            quarantine=self._quarantine,
             books=self._books,
         )
+        self._note(state.step)
+
+    # -- on demand ----------------------------------------------------------------------------
+
+    async def ask(self) -> Saved:
+        """Wait for a checkpoint between two steps; who asks at once gets the same. Raises Refused.
+
+        Training sees `is_asked` when it comes to such a moment.
+        """
+        if self._asked is None:
+            self._asked = asyncio.get_running_loop().create_future()
+        # Whoever asks may go away; the others still wait.
+        answer = await asyncio.shield(self._asked)
+        if isinstance(answer, Refused):
+            raise answer
+        return answer
+
+    @property
+    def is_asked(self) -> bool:
+        return self._asked is not None
+
+    def saved(self, step: int) -> Saved | None:
+        """The complete checkpoint of `step`, if that is the newest one."""
+        return self._newest if self._newest and self._newest.step == step else None
+
+    def answer(self, answer: Saved | Refused) -> None:
+        """Tell whoever asked."""
+        asked, self._asked = self._asked, None
+        if asked is not None:
+            asked.set_result(answer)
+
+    def _note(self, step: int) -> None:
+        path = checkpoints.directory(self._run_dir, step)
+        self._newest = Saved(step=step, path=str(path))
+
+    # -- the parts ----------------------------------------------------------------------------
 
     def is_due(self, step: int) -> bool:
-        """Whether the recipe asks for a checkpoint after `step`; the last step always has one."""
+        """Whether one is written after `step`: asked for, by the recipe too, or the last step."""
         every = self._config.checkpoint.every
-        return step == self._config.learner.steps or (every > 0 and step % every == 0)
+        return (
+            self.is_asked or step == self._config.learner.steps or (every > 0 and step % every == 0)
+        )
 
     async def begin(self, learner: LearnerPort, step: int) -> Path:
         """Have the learner write its part; returns the directory, which does not count yet."""
@@ -73,6 +118,7 @@ class Saver:
         """Add the coordinator's part and complete the checkpoint; older ones are removed."""
         # Sizes and state belong to one moment: nothing may be awaited between the two.
         flushed = self._books.flush()
+        versions = self._pools.records()
         state = Snapshot(
             step=step,
             version=version,
@@ -81,7 +127,9 @@ class Saver:
             cursor=self._curriculum.cursor,
             signal=dict(self._curriculum.signal),
             requeued=self._curriculum.requeued,
-            pools=self._pools,
+            pools=[v.key for v in versions if v.state is PoolState.LIVE],
+            versions=versions,
+            quarantine=self._quarantine.barred,
             next_id=self._queue.next_id,
             queued=self._queue.records(GroupState.QUEUED),
             running=self._queue.records(GroupState.RUNNING),
@@ -95,3 +143,6 @@ class Saver:
         state = msgspec.structs.replace(state, sizes=sizes)
         await asyncio.to_thread(snapshot.commit, part, state)
         await asyncio.to_thread(checkpoints.prune, self._run_dir, self._config.checkpoint.keep)
+        self._note(step)
+        assert self._newest is not None
+        self.answer(self._newest)

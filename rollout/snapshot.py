@@ -11,6 +11,8 @@ from rollout.buffer import GroupRecord, ReplayQueue
 from rollout.curriculum import Curriculum, Draw
 from rollout.ledger import GroupState, Ledger, LedgerCounts
 from rollout.lineage import Lineage
+from rollout.pools import PoolRecord
+from rollout.quarantine import Barred, Quarantine
 from rollout.scores import Score
 from rollout.types import FORMAT
 
@@ -33,6 +35,11 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     requeued: list[Draw]
     """Tasks to draw before new ones."""
     pools: list[PoolKey]
+    """Those drawn from."""
+    versions: list[PoolRecord] = []
+    """The same, and those that drain, as `pools.json` has them."""
+    quarantine: list[Barred] = []
+    """What is not drawn because it kept failing."""
     next_id: int
     """Groups made so far."""
     queued: list[GroupRecord]
@@ -68,21 +75,33 @@ def read(directory: Path) -> Snapshot:
 
 
 def restore(
-    snapshot: Snapshot, *, ledger: Ledger, queue: ReplayQueue, curriculum: Curriculum, books: Books
+    snapshot: Snapshot,
+    *,
+    ledger: Ledger,
+    queue: ReplayQueue,
+    curriculum: Curriculum,
+    quarantine: Quarantine,
+    books: Books,
 ) -> None:
     """Put the state back. What was being played ends as cancelled, and its tasks are drawn first.
 
+    Tasks of a pool that is drawn from no more are not drawn again; what of it is queued can be trained.
     A half-played group is not continued: its members would have been sampled by weights that no
     engine holds any more, from a place in the conversation that no environment has.
     """
     ledger.restore(snapshot.ledger, running=len(snapshot.running), queued=len(snapshot.queued))
     queue.resume(next_id=snapshot.next_id, steps_done=snapshot.step)
     queue.restore(snapshot.queued, GroupState.QUEUED)
+    quarantine.restore(snapshot.quarantine)
     curriculum.restore(snapshot.cursor, snapshot.signal)
     books.lag_max = snapshot.lag_max
     for group in queue.restore(snapshot.running, GroupState.RUNNING):
         queue.cancel(group)
-        curriculum.requeue(Draw(task=group.task, attempt=group.attempt))
+        if curriculum.has(group.task.pool_key):
+            curriculum.requeue(Draw(task=group.task, attempt=group.attempt))
     for draw in snapshot.requeued:
-        curriculum.requeue(draw)
+        if curriculum.has(draw.task.pool_key):
+            curriculum.requeue(draw)
+        else:
+            queue.cancel(queue.create(draw.task, attempt=draw.attempt))
     queue.drop_surplus()

@@ -16,10 +16,10 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from rollout.control import Status
 from rollout.metrics import Values
 from rollout.panel import Moment, draw
 from rollout.printable import printable
+from rollout.status import Status
 
 logger = logging.getLogger(__name__)
 

@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from envpool.frames import Outcome
 from envpool.task import Task
 from rollout.lineage import Lineage
 from rollout.weights import Manifest
@@ -137,6 +138,8 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
     """Oldest version that sampled a token of this reply."""
     generate_s: float
     env_s: float
+    outcome: Outcome = Outcome.OK
+    """How the call went where it ended the environment's process, and was answered all the same."""
 
 
 class Rollout(msgspec.Struct, frozen=True, kw_only=True):
@@ -161,6 +164,10 @@ class Rollout(msgspec.Struct, frozen=True, kw_only=True):
     """The task in words, as the policy got it; empty when no session opened."""
     error: str = ""
     """Type and message of the fault, and a traceback where there is one."""
+    fault: Outcome = Outcome.OK
+    """How the environment failed; OK where it was not that which ended the rollout."""
+    failed_action: str = ""
+    """The action at which it did; empty when it was none."""
     actor: str = ""
     wall_s: float = 0.0
 
@@ -168,6 +175,17 @@ class Rollout(msgspec.Struct, frozen=True, kw_only=True):
         has_verdict = not self.stop.is_fault and self.stop is not StopReason.CANCELLED
         if has_verdict != (self.reward is not None):
             raise ValueError(f"a rollout that stopped for {self.stop} has reward {self.reward}")
+
+    @property
+    def is_env_fault(self) -> bool:
+        """Whether the environment failed, and not what plays it."""
+        return self.fault not in (Outcome.OK, Outcome.CANCELLED)
+
+    @property
+    def faulty_actions(self) -> list[str]:
+        """Actions that the environment did not survive, answered or not."""
+        survived = [turn.action for turn in self.turns if turn.outcome is not Outcome.OK]
+        return [*survived, self.failed_action] if self.failed_action else survived
 
     @property
     def oldest_version(self) -> int | None:

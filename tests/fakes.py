@@ -3,9 +3,16 @@
 import asyncio
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 from typing import Any
 
-from envpool.task import Task
+import msgspec
+
+from configs.load import ConfigError
+from configs.schema import PoolSection
+from envpool.pool import Outcome, Plugged
+from envpool.source import PoolSource
+from envpool.task import Config, PoolKey, Task
 from rollout.engine import UpdateReport
 from rollout.types import (
     ActorEvent,
@@ -57,6 +64,13 @@ def make_row(*versions: int) -> Row:
     return Row.pack([7] * length, [0.0] + [-1.0] * len(versions), [0] + [1] * len(versions), spans)
 
 
+_FAULTS = {
+    StopReason.ENV_ERROR: Outcome.ENV_ERROR,
+    StopReason.GRADER_ERROR: Outcome.GRADER_ERROR,
+    StopReason.TIMEOUT: Outcome.TIMEOUT,
+}
+
+
 def make_rollout(
     group_id: str = "g000000",
     member: int = 0,
@@ -80,6 +94,8 @@ def make_rollout(
         rows=[] if stop.is_fault or stop is StopReason.CANCELLED else [make_row(*versions)],
         turns=[make_turn(version=min(versions))],
         error="it broke" if stop.is_fault else "",
+        fault=_FAULTS.get(stop, Outcome.OK),
+        failed_action='{"name": "get"}' if stop in _FAULTS else "",
     )
 
 
@@ -91,11 +107,42 @@ def alternating(grant: Grant, member: int) -> float:
     return float(member % 2)
 
 
-class FakeActor:
+class FakePools:
+    """Pools whose code is imported in this process, and whose sessions nobody opens."""
+
+    def __init__(self) -> None:
+        self.served: dict[PoolKey, PoolSource] = {}
+        self.retired: list[PoolKey] = []
+        self.refusal = ""
+
+    async def plug(self, name: str, section: PoolSection) -> Plugged:
+        if self.refusal:
+            raise ConfigError(self.refusal)
+        every = msgspec.structs.replace(section, train=[])  # as a zygote, which is not told
+        source = await asyncio.to_thread(PoolSource.load, name, every)
+        self.served[source.key] = source
+        return Plugged(key=source.key, envs=list(source.envs), layers=["none"])
+
+    async def draw(
+        self, key: PoolKey, env: str, *, level: int, seed: int, count: int
+    ) -> list[Config]:
+        rng = Random(seed)
+        return [self.served[key].env(env).sample(rng, level) for _ in range(count)]
+
+    async def try_env(self, key: PoolKey, env: str, *, level: int) -> None:
+        self.served[key].env(env).sample(Random(0), level)
+
+    async def retire(self, key: PoolKey) -> None:
+        self.retired.append(key)
+        self.served.pop(key, None)
+
+
+class FakeActor(FakePools):
     """Ends each granted member in its own task, with what `verdict` says: a reward, a fault, or
     None, which means that it never ends."""
 
     def __init__(self, name: str = "actor-0", *, verdict: Verdict = alternating) -> None:
+        super().__init__()
         self.name = name
         self.version = 0
         self.loaded: list[int] = []
@@ -129,7 +176,15 @@ class FakeActor:
             stop=verdict if isinstance(verdict, StopReason) else StopReason.ANSWERED,
             attempt=grant.attempt,
         )
-        self._news.put_nowait(RolloutDone(rollout=rollout))
+        self._news.put_nowait(RolloutDone(rollout=_of_task(rollout, grant.task)))
+
+    def end_one(self, group_id: str) -> None:
+        """End the members of a group that would never end."""
+        for grant, member in self._endless.pop(group_id):
+            rollout = make_rollout(
+                group_id, member, reward=alternating(grant, member), versions=(self.version,)
+            )
+            self._news.put_nowait(RolloutDone(rollout=_of_task(rollout, grant.task)))
 
     def say(self, event: ActorEvent) -> None:
         """Send an event of its own accord."""
@@ -142,7 +197,7 @@ class FakeActor:
                 rollout = make_rollout(
                     group_id, member, stop=StopReason.CANCELLED, attempt=grant.attempt
                 )
-                self._news.put_nowait(RolloutDone(rollout=rollout))
+                self._news.put_nowait(RolloutDone(rollout=_of_task(rollout, grant.task)))
 
     async def events(self) -> list[ActorEvent]:
         return [await self._news.get()]
@@ -155,6 +210,17 @@ class FakeActor:
 
     async def close(self) -> None:
         return None
+
+
+def _of_task(rollout: Rollout, task: Task) -> Rollout:
+    return msgspec.structs.replace(
+        rollout,
+        task_id=task.id,
+        pool=task.pool,
+        pool_version=task.pool_version,
+        env=task.env,
+        seed=task.seed,
+    )
 
 
 def _replace(path: Path, text: str) -> None:
@@ -176,10 +242,16 @@ class FakeLearner:
         self._folder = folder
         self.batches: list[TrainBatch] = []
         self.saved: list[str] = []
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.is_held = False
         self._on_train = on_train
 
     async def train(self, batch: TrainBatch) -> StepReport:
         await asyncio.sleep(0)
+        self.is_held = not self.gate.is_set()
+        await self.gate.wait()
+        self.is_held = False
         if self._on_train is not None:
             self._on_train(batch)
         self.batches.append(batch)

@@ -2,9 +2,10 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from configs.load import load
 from configs.schema import RunConfig
@@ -57,8 +58,9 @@ async def play(
     on_train: Callable[[TrainBatch], None] | None = None,
     verdict: Callable[[Grant, int], float | None] = alternating,
     sets: Mapping[str, list[Task]] | None = None,
+    beside: Callable[[Coordinator, FakeLearner], Coroutine[Any, Any, None]] | None = None,
 ) -> Part:
-    """Play until the end, or until `on_train` raises `Killed`."""
+    """Play until the end, or until `on_train` raises `Killed`; `beside` is done meanwhile."""
     files = await asyncio.to_thread(RunFiles, run_dir)
     actor, learner = FakeActor(verdict=verdict), FakeLearner(on_train=on_train)
     actor.version = resumed.version if resumed else 0
@@ -76,10 +78,12 @@ async def play(
     )
     scores = None
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(20), asyncio.TaskGroup() as group:
+            if beside is not None:
+                group.create_task(beside(coordinator, learner))
             scores = await coordinator.run()
-    except ExceptionGroup as group:
-        if not group.subgroup(Killed):
+    except ExceptionGroup as errors:
+        if not errors.subgroup(Killed):
             raise
     finally:
         await asyncio.to_thread(files.close)

@@ -69,6 +69,7 @@ async def test_the_first_deadly_call_is_a_wrong_one_the_second_a_fault(
             terminated=False,
             truncated=False,
             is_bad_call=True,
+            outcome=outcome,
         )
         assert await call(session, "count") == "2"
         with pytest.raises(EnvFault) as caught:

@@ -1,61 +1,18 @@
 """The coordinator over fake actors and a fake learner: what is trained, what is written, what ends."""
 
 import asyncio
-import time
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from configs.load import load
-from configs.schema import RunConfig
-from envpool.source import PoolSource
 from rollout import audit, snapshot
-from rollout.coordinator import Coordinator
 from rollout.evaluate import Progress
-from rollout.files import RolloutRow, RunFiles
 from rollout.ledger import GroupState
-from rollout.metrics import MetricsWriter
 from rollout.supervise import root_cause
 from rollout.types import Grant, StopReason, TrainBatch
+from tests.coordinating import make_bench
 from tests.fakes import FakeActor, FakeLearner, alternating, make_task
-
-
-class Bench:
-    """A coordinator in a temporary run directory."""
-
-    def __init__(self, tmp_path: Path, *settings: str, **ends: object) -> None:
-        self.run_dir = tmp_path
-        overrides = ["learner.steps=6", "rollout.group_size=4", "rollout.groups_per_step=2"]
-        self.config: RunConfig = load(["local.toml", *overrides, "checkpoint.every=0", *settings])
-        self.actors: list[FakeActor] = ends.get("actors") or [FakeActor()]  # type: ignore[assignment]
-        self.learner: FakeLearner = ends.get("learner") or FakeLearner()  # type: ignore[assignment]
-        self.files = RunFiles(tmp_path)
-        self.coordinator = Coordinator(
-            config=self.config,
-            run_dir=tmp_path,
-            sources={n: PoolSource.load(n, s) for n, s in self.config.pools.items()},
-            evaluation_sets=ends.get("evaluation_sets") or {},  # type: ignore[arg-type]
-            actors={actor.name: actor for actor in self.actors},
-            learner=self.learner,
-            files=self.files,
-            metrics=MetricsWriter(self.files, wandb=None),
-            clock=time.monotonic,
-        )
-
-    async def run(self) -> None:
-        try:
-            async with asyncio.timeout(20):
-                await self.coordinator.run()
-        finally:
-            await asyncio.to_thread(self.files.close)
-
-    async def rows(self) -> list[RolloutRow]:
-        return await asyncio.to_thread(lambda: list(audit.rows(self.run_dir)))
-
-
-async def make_bench(tmp_path: Path, *settings: str, **ends: object) -> Bench:
-    return await asyncio.to_thread(lambda: Bench(tmp_path, *settings, **ends))
 
 
 async def test_run_trains_every_step_and_its_ledger_is_recomputed_from_files(
@@ -199,7 +156,7 @@ async def test_a_run_in_which_nothing_happens_explains_itself_and_stops(tmp_path
     assert "nothing happened" in text and "lacks members [0, 1, 2, 3]" in text
 
 
-@pytest.mark.parametrize("verdict", [0.0, StopReason.ENV_ERROR])
+@pytest.mark.parametrize("verdict", [0.0, StopReason.ENGINE_ERROR])
 async def test_a_run_whose_groups_never_have_signal_explains_itself_and_stops(
     tmp_path: Path, verdict: float | StopReason
 ) -> None:
@@ -336,7 +293,7 @@ async def test_a_retry_of_a_group_that_ended_meanwhile_is_not_played(tmp_path: P
     bench = await make_bench(tmp_path, "learner.steps=1")
     coordinator, actor = bench.coordinator, bench.actors[0]
     gone = Grant(group_id="g999999", task=make_task(), members=[0], attempt=1)
-    coordinator._retries.append((actor.name, gone))
+    coordinator._feed.retry(actor.name, gone)
     await bench.run()
     assert gone not in actor.granted
     assert coordinator._fleet.is_idle

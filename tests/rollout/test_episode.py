@@ -29,7 +29,7 @@ from rollout.types import (
     TurnDone,
 )
 from rollout.weights import Manifest
-from tests.fakes import make_task
+from tests.fakes import FakePools, make_task
 
 POLICY = Path(__file__).parents[2] / "configs" / "tiny_policy" / "policy"
 LIMITS = Limits(max_turns=3, max_reply_tokens=16, max_context_tokens=200, timeout_s=5)
@@ -123,10 +123,11 @@ class ScriptedSession:
         self.is_closed = True
 
 
-class OneSession:
+class OneSession(FakePools):
     """A pool that opens one prepared session."""
 
     def __init__(self, session: ScriptedSession | Exception) -> None:
+        super().__init__()
         self._session = session
 
     async def open(self, task: Task) -> ScriptedSession:
@@ -240,6 +241,25 @@ async def test_a_fault_has_no_reward_and_no_row(
     assert rollout.error
     if isinstance(session, ScriptedSession):
         assert session.is_closed
+    # Whom it blames: what the environment did, and at which action, or nobody there.
+    is_blamed = isinstance(session, EnvFault) or stop in (
+        StopReason.GRADER_ERROR,
+        StopReason.TIMEOUT,
+    )
+    assert rollout.is_env_fault is is_blamed
+    is_step = is_blamed and isinstance(session, ScriptedSession)
+    assert rollout.failed_action == (
+        '{"name": "get", "arguments": {"index": 0}}' if is_step else ""
+    )
+
+
+async def test_a_call_that_its_session_survived_is_told_from_a_wrong_one(
+    tokens: ChatTokens,
+) -> None:
+    hung = msgspec.structs.replace(result(), is_bad_call=True, outcome=Outcome.TIMEOUT)
+    rollout = await play(tokens, ScriptedSession([hung, result(), result("5", 1.0, end=True)]))
+    assert [turn.outcome for turn in rollout.turns] == [Outcome.TIMEOUT, Outcome.OK, Outcome.OK]
+    assert rollout.faulty_actions == [rollout.turns[0].action] and not rollout.is_env_fault
 
 
 async def test_a_rollout_past_its_deadline_is_a_timeout(tokens: ChatTokens) -> None:
@@ -247,6 +267,7 @@ async def test_a_rollout_past_its_deadline_is_a_timeout(tokens: ChatTokens) -> N
     limits = Limits(max_turns=3, max_reply_tokens=16, max_context_tokens=200, timeout_s=0.05)
     rollout = await play(tokens, session, text=None, limits=limits)
     assert rollout.stop is StopReason.TIMEOUT and "rollout.timeout_s" in rollout.error
+    assert not rollout.is_env_fault and not rollout.failed_action
     assert session.is_closed
 
 

@@ -182,7 +182,7 @@ async def test_due_versions_are_evaluated_and_their_values_are_in_the_metrics(
     assert {"eval/wall_s", "eval/cpu_s"} <= set(line)
     assert bench.evaluating.loaded[0] == 2
     rows = await asyncio.to_thread(rows_of, tmp_path, 2)
-    assert len(rows) == 6 and {row.task_id for row in rows} == {"basics/sum_list/0"}
+    assert len(rows) == 6 and {row.env for row in rows} == {"sum_list"}
     assert {tuple(row.versions) for row in rows} == {(2,)}
 
 

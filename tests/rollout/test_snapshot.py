@@ -6,21 +6,32 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from configs.load import load
-from configs.schema import RunConfig
+from configs.schema import PoolSection, RunConfig
 from envpool.source import PoolSource
+from envpool.task import Task
 from rollout import checkpoints, snapshot
 from rollout.books import Books
 from rollout.buffer import Ended, ReplayQueue
-from rollout.curriculum import Curriculum, Draw, Share
+from rollout.curriculum import Curriculum, Draw
 from rollout.files import RunFiles
 from rollout.ledger import GroupState, Ledger
 from rollout.lineage import Lineage
+from rollout.pools import Pools, PoolState, Version
+from rollout.quarantine import Quarantine
 from rollout.saving import Saver
 from rollout.scores import score
 from rollout.types import StopReason
-from tests.fakes import FakeLearner, make_rollout, make_task
+from tests.fakes import FakeLearner, make_rollout
+from tests.fakes import make_task as make_any_task
 
+SECTION = PoolSection(source="envpool.envs:basics", trusted=True)
+VERSION = PoolSource.load("basics", SECTION).version
 LINEAGE = Lineage().resumed(place=1, version=4)
+
+
+def make_task(number: int = 0) -> Task:
+    """A task of the pool that is served."""
+    return make_any_task(pool_version=VERSION, number=number)
 
 
 @dataclass
@@ -35,9 +46,10 @@ class State:
     saver: Saver
     ended: list[Ended]
 
-    def play(self, *rewards: float, attempt: int = 0) -> str:
+    def play(self, *rewards: float, attempt: int = 0, pool_version: str = VERSION) -> str:
         """A group of two, of which `rewards` are known."""
-        group = self.queue.create(make_task(number=self.queue.next_id), attempt=attempt)
+        task = make_any_task(pool_version=pool_version, number=self.queue.next_id)
+        group = self.queue.create(task, attempt=attempt)
         self.queue.start(group, actor="a", version=4)
         for member, reward in enumerate(rewards):
             self.queue.finish(make_rollout(group.id, member, reward=reward, versions=(4,)))
@@ -61,16 +73,26 @@ def make_state(run_dir: Path, config: RunConfig, lineage: Lineage) -> State:
         on_end=ended.append,
         lineage=lineage,
     )
-    share = Share(source=source, weight=1.0, envs=source.train)
-    curriculum = Curriculum({source.key: share}, seed=0, draw="signal")
+    curriculum = Curriculum({}, seed=0, draw="signal")
+    pools = Pools(
+        [Version(source=source, section=section, state=PoolState.LIVE)],
+        run_dir=run_dir,
+        actors={},
+        evaluator=None,
+        curriculum=curriculum,
+        queue=queue,
+        note=files.event,
+        clock=time.monotonic,
+    )
     books = Books(files, clock=time.monotonic)
     saver = Saver(
         run_dir=run_dir,
         config=config,
-        pools=[source.key],
+        pools=pools,
         ledger=ledger,
         queue=queue,
         curriculum=curriculum,
+        quarantine=Quarantine(note=files.event, clock=time.monotonic),
         books=books,
     )
     return State(ledger, queue, curriculum, books, files, saver, ended)
@@ -117,3 +139,26 @@ async def test_all_that_a_checkpoint_holds_comes_back(tmp_path: Path) -> None:
     drawn = [(draw.task.config, draw.attempt) for draw in new.curriculum.requeued]
     assert drawn == [({"number": 10}, 1), ({"number": 99}, 2)]
     assert new.queue.create(make_task()).id == "g000011"
+
+
+async def test_what_belongs_to_a_pool_that_is_gone_is_trained_on_and_not_drawn(
+    tmp_path: Path,
+) -> None:
+    config = await asyncio.to_thread(load, ["local.toml", "learner.steps=9"])
+    old = await asyncio.to_thread(make_state, tmp_path, config, LINEAGE)
+    old.queue.resume(next_id=7, steps_done=1)
+    queued = old.play(0.0, 1.0, pool_version="gone")
+    half = old.play(1.0, pool_version="gone")
+    old.curriculum.requeue(Draw(task=make_any_task(pool_version="gone", number=5), attempt=1))
+    part = await old.saver.begin(FakeLearner(), 1)
+    await old.saver.commit(part, step=1, version=4, before={}, wall_s=1.0)
+    await asyncio.to_thread(old.files.close)
+
+    new = await asyncio.to_thread(make_state, tmp_path, config, LINEAGE)
+    new.saver.restore(await asyncio.to_thread(snapshot.read, part))
+    await asyncio.to_thread(new.files.close)
+    assert [record.id for record in new.queue.records(GroupState.QUEUED)] == [queued]
+    assert [one.group.id for one in new.ended] == [half, "g000009"]
+    assert {one.group.state for one in new.ended} == {GroupState.CANCELLED}
+    assert new.curriculum.requeued == []
+    assert new.ledger.is_balanced and new.ledger[GroupState.CANCELLED] == 2

@@ -18,13 +18,13 @@ from rich.text import Text
 
 from configs.load import load
 from rollout import announce, checkpoints, select
-from rollout.control import Status
 from rollout.evaluate import Progress, doing
 from rollout.files import RolloutRow, RunFiles
 from rollout.ledger import LedgerCounts
 from rollout.metrics import Values
 from rollout.panel import Moment, draw
 from rollout.scores import Score, score
+from rollout.status import Status
 from rollout.summary import Difference, Summary, differences, head, pair, rows, table
 from rollout.terminal import ConsoleLines, Screen, open_screen
 from rollout.types import StopReason

@@ -1,0 +1,345 @@
+"""Which pools a run draws from: the versions there are, and how they come and go while it runs.
+
+    add      validated -- plugged on every actor -- configurations drawn -- in the mixture
+    replace  the same, and the version before drains
+    remove   drains: its groups finish, nothing of it is drawn; with its last one it is retired
+
+The code of a pool that is added here is imported by the actors' processes only. One operation at a time.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+
+import msgspec
+
+from configs.load import ConfigError
+from configs.schema import PoolSection
+from envpool.library import LibrarySource
+from envpool.pool import Plugged
+from envpool.source import Source
+from envpool.task import PoolKey
+from rollout import rundir
+from rollout.buffer import ReplayQueue
+from rollout.curriculum import Curriculum, Share
+from rollout.ports import ActorPort
+from rollout.refusals import NotThere, Refused
+from rollout.types import FORMAT
+
+logger = logging.getLogger(__name__)
+
+FILE = "pools.json"
+
+# What a version of a pool keeps for as long as it is served.
+_OF_PROCESSES = ("trusted", "is_replayable", "sessions_per_process")
+
+
+class PoolState(StrEnum):
+    """Where a version of a pool is."""
+
+    LIVE = "live"
+    """Its tasks are drawn."""
+    DRAINING = "draining"
+    """Nothing of it is drawn any more; what is on its way is finished, and what evaluates it stays."""
+    REMOVED = "removed"
+    """Nobody serves it."""
+
+
+class PoolRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """A version of a pool, as `pools.json` and checkpoints keep it."""
+
+    name: str
+    version: str
+    section: PoolSection
+    state: PoolState
+    is_evaluated: bool = False
+    """An evaluation set has tasks of it."""
+
+    @property
+    def key(self) -> PoolKey:
+        return PoolKey(self.name, self.version)
+
+
+class PoolsFile(msgspec.Struct, frozen=True, kw_only=True):
+    """`run_dir/pools.json`: the pools that a run has now."""
+
+    format: int = FORMAT
+    pools: list[PoolRecord]
+
+
+class PoolChanged(msgspec.Struct, frozen=True, kw_only=True, tag="pool", tag_field="kind"):
+    """A line of `events.jsonl`: a version of a pool came, drains or went."""
+
+    name: str
+    version: str
+    state: PoolState
+    at_s: float
+
+
+@dataclass(slots=True, kw_only=True)
+class Version:
+    """A version of a pool in this run."""
+
+    source: Source
+    section: PoolSection
+    state: PoolState
+    is_evaluated: bool = False
+    layers: list[str] = field(default_factory=list)
+    """What isolates it, as far as it was plugged here."""
+
+    @property
+    def key(self) -> PoolKey:
+        return self.source.key
+
+    @property
+    def record(self) -> PoolRecord:
+        return PoolRecord(
+            name=self.key.name,
+            version=self.key.version,
+            section=self.section,
+            state=self.state,
+            is_evaluated=self.is_evaluated,
+        )
+
+
+class Pools:
+    """The versions of a run's pools; the mixture they are drawn from follows them."""
+
+    def __init__(
+        self,
+        versions: Iterable[Version],
+        *,
+        run_dir: Path,
+        actors: Mapping[str, ActorPort],
+        evaluator: ActorPort | None,
+        curriculum: Curriculum,
+        queue: ReplayQueue,
+        note: Callable[[msgspec.Struct], None],
+        clock: Callable[[], float],
+    ) -> None:
+        self._versions = {version.key: version for version in versions}
+        self._run_dir = run_dir
+        self._actors = list(actors.values())
+        self._evaluator = evaluator
+        self._curriculum = curriculum
+        self._queue = queue
+        self._note = note
+        self._clock = clock
+        self._lock = asyncio.Lock()
+        self._news = asyncio.Event()
+        for version in self._versions.values():
+            if version.state is PoolState.LIVE:
+                self._mix(version)
+
+    # -- what there is ------------------------------------------------------------------------
+
+    @property
+    def versions(self) -> list[Version]:
+        """Every version that this run had, the first one first."""
+        return list(self._versions.values())
+
+    def records(self) -> list[PoolRecord]:
+        """Those that are not removed, for a checkpoint."""
+        return [v.record for v in self.versions if v.state is not PoolState.REMOVED]
+
+    def live(self, name: str) -> Version:
+        """The version of a pool that is drawn from. Raises NotThere."""
+        for version in self._live():
+            if version.key.name == name:
+                return version
+        known = ", ".join(version.key.name for version in self._live())
+        raise NotThere(f"there is no pool {name!r}: there are {known}")
+
+    def is_live(self, key: PoolKey) -> bool:
+        """Whether tasks of a version may be drawn."""
+        version = self._versions.get(key)
+        return version is not None and version.state is PoolState.LIVE
+
+    def _live(self) -> list[Version]:
+        return [v for v in self.versions if v.state is PoolState.LIVE]
+
+    # -- operations ---------------------------------------------------------------------------
+
+    async def write(self) -> None:
+        """Write down what there is, for a run that goes on from here."""
+        record = PoolsFile(pools=self.records())
+        await asyncio.to_thread(rundir.write_json, self._run_dir / FILE, record)
+
+    async def add(self, name: str, section: PoolSection, *, replace: bool = False) -> Version:
+        """Draw from a pool from now on; with `replace` in place of the version there is.
+
+        Raises ConfigError for a pool that cannot be served or drawn from, Refused and NotThere for an
+        operation that cannot be; the run is then what it was.
+        """
+        async with self._lock:
+            names = {version.key.name for version in self._live()}
+            if name in names and not replace:
+                raise Refused(
+                    f"there is a pool {name!r} already: replace it (replace: true), or choose another "
+                    "name"
+                )
+            before = self.live(name) if replace else None
+            plugged = await self._plug(name, section)
+            try:
+                version = await self._version(name, section, plugged)
+            except BaseException:
+                await self._unplug(plugged.key, self._ports())
+                raise
+            self._versions[version.key] = version
+            self._mix(version)
+            self._tell(version, f"weight {section.weight:g}, {len(version.source.train)} envs")
+            if before is not None and before.key != version.key:
+                self._drain(before)
+            await self.write()
+            return version
+
+    async def remove(self, name: str) -> Version:
+        """Draw nothing of a pool any more. Raises NotThere, and Refused for the last one."""
+        async with self._lock:
+            version = self.live(name)
+            if len(self._live()) == 1:
+                raise Refused(
+                    f"{name!r} is the last pool to train on: add another first, or replace it"
+                )
+            self._drain(version)
+            await self.write()
+            return version
+
+    def group_ended(self, key: PoolKey) -> None:
+        """A group of a version is live no more."""
+        version = self._versions.get(key)  # None for one that a resumed run has no more
+        if version is not None and version.state is PoolState.DRAINING:
+            self._news.set()
+
+    async def run(self) -> None:
+        """Consumes drained versions; produces their end on the actors. An endless stage."""
+        while True:
+            await self._news.wait()
+            self._news.clear()
+            async with self._lock:
+                drained = [version for version in self.versions if self._is_drained(version)]
+                for version in drained:
+                    await asyncio.gather(*(self._retire(version.key, p) for p in self._ports()))
+                    version.state = PoolState.REMOVED
+                    self._tell(version)
+                if drained:
+                    await self.write()
+
+    # -- parts of them ------------------------------------------------------------------------
+
+    async def _plug(self, name: str, section: PoolSection) -> Plugged:
+        """Serve a version on every actor, or on none of them. Raises ConfigError, Refused."""
+        ports = self._ports()
+        found = await asyncio.gather(
+            *(port.plug(name, section) for port in ports), return_exceptions=True
+        )
+        served = {
+            port.name: one
+            for port, one in zip(ports, found, strict=True)
+            if isinstance(one, Plugged)
+        }
+        errors = {
+            port.name: one
+            for port, one in zip(ports, found, strict=True)
+            if isinstance(one, BaseException)
+        }
+        if self._evaluator is not None:
+            error = errors.get(self._evaluator.name)
+            if error is not None and not isinstance(error, ConfigError):
+                # It never stops a run, nor what is done to one.
+                logger.warning("pool %s is not served to evaluation: %r", name, error)
+                del errors[self._evaluator.name]
+        keys = {one.key for one in served.values()}
+        if not errors and len(keys) == 1:
+            return served[self._actors[0].name]
+        for port in ports:
+            if port.name in served:
+                await self._unplug(served[port.name].key, [port])
+        for where, error in errors.items():
+            if isinstance(error, ConfigError):
+                raise ConfigError(f"{error} (on {where}; the run is as it was)") from error
+            raise error
+        shown = ", ".join(sorted(key.version for key in keys))
+        raise Refused(f"pool {name!r}: actors found different code ({shown}): try again")
+
+    async def _version(self, name: str, section: PoolSection, plugged: Plugged) -> Version:
+        """A version with configurations to draw. Raises ConfigError, Refused."""
+        known = self._versions.get(plugged.key)
+        if known is not None and known.state is not PoolState.REMOVED:
+            for option in _OF_PROCESSES:
+                if getattr(known.section, option) != getattr(section, option):
+                    raise Refused(
+                        f"pool {name!r} is served with this very code, and {option}="
+                        f"{getattr(known.section, option)!r} holds as long as it is: only weight and "
+                        "train can change"
+                    )
+        source = LibrarySource(name, section, plugged.key.version, plugged.envs)
+        await source.fill_from(self._actors[0], {env: [0] for env in source.train})
+        source.check_trainable()
+        return Version(
+            source=source,
+            section=section,
+            state=PoolState.LIVE,
+            is_evaluated=known is not None and known.is_evaluated,
+            layers=plugged.layers,
+        )
+
+    def _ports(self) -> list[ActorPort]:
+        return [*self._actors, *([self._evaluator] if self._evaluator else [])]
+
+    def _mix(self, version: Version) -> None:
+        share = Share(
+            source=version.source, weight=version.section.weight, envs=version.source.train
+        )
+        self._curriculum.put(version.key, share)
+
+    def _drain(self, version: Version) -> None:
+        version.state = PoolState.DRAINING
+        for draw in self._curriculum.drop(version.key):
+            # Somebody asked for this task again: what became of it is written down.
+            self._queue.cancel(self._queue.create(draw.task, attempt=draw.attempt))
+        self._tell(version)
+        self._news.set()
+
+    def _is_drained(self, version: Version) -> bool:
+        is_over = version.state is PoolState.DRAINING and not version.is_evaluated
+        return is_over and not self._queue.num_live(version.key)
+
+    async def _unplug(self, key: PoolKey, ports: Iterable[ActorPort]) -> None:
+        """Take back what was plugged in vain; a version served before stays."""
+        known = self._versions.get(key)
+        if known is None or known.state is PoolState.REMOVED:
+            await asyncio.gather(*(self._retire(key, port) for port in ports))
+
+    async def _retire(self, key: PoolKey, port: ActorPort) -> None:
+        try:
+            await port.retire(key)
+        except Exception as error:
+            if port is not self._evaluator:
+                raise
+            # Evaluation never stops a run.
+            logger.warning("evaluation did not retire pool %s: %r", key.name, error)
+
+    def _tell(self, version: Version, more: str = "") -> None:
+        key, state = version.key, version.state
+        self._note(PoolChanged(name=key.name, version=key.version, state=state, at_s=self._clock()))
+        logger.info("pool %s: version %s is %s%s", *key, state, f": {more}" if more else "")
+
+
+def read(run_dir: Path) -> list[PoolRecord] | None:
+    """The pools that a run had when it last changed them; None where it never wrote any.
+
+    Raises ConfigError for a damaged file.
+    """
+    path = run_dir / FILE
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=PoolsFile).pools
+    except FileNotFoundError:
+        return None
+    except msgspec.MsgspecError as error:
+        raise ConfigError(
+            f"{path} is damaged ({error}): remove it, and the pools are those of the checkpoint"
+        ) from error

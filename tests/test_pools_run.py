@@ -1,0 +1,107 @@
+"""A pool comes to a real run, is replaced and goes: real processes, real weights, code written meanwhile."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from rollout import audit, pools
+from rollout.ledger import GroupState
+from rollout.processes import is_alive, read_pids
+from rollout.status import PoolInfo
+from tests.test_readme import block
+
+ROOT = Path(__file__).parent.parent
+STEPS = 400
+# Four of five tasks: it must be trained on before the run ends.
+WEIGHT = "4"
+
+
+def command(*words: str) -> str:
+    """What a command of launch.py printed."""
+    done = subprocess.run(
+        [sys.executable, "launch.py", *words], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def wait(process: subprocess.Popen[str], is_so: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 120
+    while not is_so():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, "it did not come to that"
+        time.sleep(0.1)  # another process: nothing here to wait on
+
+
+def trained_on(run_dir: Path, version: str) -> bool:
+    rows = audit.rows(run_dir)
+    return any(row.pool_version == version and row.state is GroupState.TRAINED for row in rows)
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(400)
+def test_a_pool_is_added_replaced_and_removed_while_it_trains(tmp_path: Path) -> None:
+    run_dir, code = tmp_path / "run", tmp_path / "code"
+    code.mkdir()
+    settings = [
+        f"learner.steps={STEPS}",
+        f"run.imports=['{code}']",
+        "eval.before=false",
+        "eval.after=false",
+        "eval.sets={}",
+        "logging.wandb=off",
+        "checkpoint.every=0",
+    ]
+    at = ("--run", str(run_dir))
+    with subprocess.Popen(
+        [sys.executable, "launch.py", f"run.dir={run_dir}", *settings],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        try:
+            metrics = run_dir / "metrics.jsonl"
+            wait(process, lambda: metrics.exists() and metrics.stat().st_size > 0)
+            versions = []
+            # Nobody could have imported it when the run began.
+            for action, question in (("add", "What is"), ("replace", "Find")):
+                text = block("python").replace("What is the last number?", f"{question} the last.")
+                (code / "late_pool.py").write_text(text)
+                words = (action, "late", "late_pool:envs", "--trusted", "--weight", WEIGHT)
+                answer = msgspec.json.decode(command("pool", *words, "--json", *at), type=PoolInfo)
+                assert answer.state == "live" and answer.envs == ["last_number"]
+                versions.append(answer.version)
+                wait(process, lambda: trained_on(run_dir, versions[-1]))
+            first, second = versions
+            assert first != second
+            command("pool", "remove", "late", *at)
+
+            def states() -> dict[str, str]:
+                told = command("pool", "list", "--json", *at)
+                found = msgspec.json.decode(told, type=list[PoolInfo])
+                return {info.version: str(info.state) for info in found if info.name == "late"}
+
+            wait(process, lambda: set(states().values()) == {"removed"})
+            saved = command("control", "checkpoint", *at)
+            assert (Path(saved.rsplit(": ", 1)[1].strip()) / "DONE").exists()
+            command("control", "pause", *at)
+            status = command("control", "status", *at)
+            assert "paused" in status
+        finally:
+            process.terminate()
+            output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, output[-3000:]
+    records = pools.read(run_dir)
+    assert records is not None and [record.name for record in records] == ["basics"]
+    rows = list(audit.rows(run_dir))
+    prompts = {row.pool_version: row.prompt for row in rows if row.pool == "late" and row.prompt}
+    assert prompts[first].startswith("What is") and prompts[second].startswith("Find")
+    assert not [row.error for row in rows if row.stop.is_fault]
+    assert "late_pool" not in (run_dir / "config.json").read_text()
+    assert [process.name for process in read_pids(run_dir) if is_alive(process)] == []
