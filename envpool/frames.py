@@ -6,7 +6,8 @@ its messages are bare msgpack; the socket of the session to fork travels beside 
 """
 
 import socket
-from collections.abc import Iterator
+import struct
+from collections.abc import Iterator, Sequence
 from enum import StrEnum
 from typing import Any
 
@@ -172,6 +173,8 @@ Reply = Ready | Stepped | Drawn | Failed
 Order = Serve | Fork | Kill
 Report = Serving | Refused | Forked | NotForked | Exited
 
+_pack_length = struct.Struct(">I").pack
+_unpack_length = struct.Struct(">I").unpack_from
 _encoder = msgspec.msgpack.Encoder()
 decode_request = msgspec.msgpack.Decoder(Request).decode
 decode_reply = msgspec.msgpack.Decoder(Reply).decode
@@ -186,7 +189,7 @@ def pack(message: Request | Reply) -> bytes:
         raise FrameError(
             f"{type(message).__name__} frame of {len(body)} bytes: at most {MAX_FRAME_BYTES} allowed"
         )
-    return len(body).to_bytes(HEADER_BYTES, "big") + body
+    return _pack_length(len(body)) + body
 
 
 def pack_control(message: Order | Report) -> bytes:
@@ -203,25 +206,36 @@ class Splitter:
     """Cuts a byte stream into frame bodies."""
 
     def __init__(self) -> None:
-        self._buffer = bytearray()
+        self._rest = bytearray()
 
-    def feed(self, data: bytes | memoryview) -> Iterator[bytes]:
-        """Add what was read, take the frames it completes. Raises FrameError for one too long."""
-        self._buffer += data
-        while len(self._buffer) >= HEADER_BYTES:
-            length = int.from_bytes(self._buffer[:HEADER_BYTES], "big")
+    def feed(self, data: bytes | memoryview) -> Sequence[bytes | memoryview]:
+        """Add what was read, take the frames it completes. Raises FrameError for one too long.
+
+        A body may be a part of `data`: decode it before that is written to again.
+        """
+        if not self._rest and len(data) >= HEADER_BYTES:
+            # Nearly always exactly one frame was read: nothing is copied then.
+            (length,) = _unpack_length(data)
+            if length == len(data) - HEADER_BYTES and length <= MAX_FRAME_BYTES:
+                return (data[HEADER_BYTES:],)
+        self._rest += data
+        bodies, start = [], 0
+        while len(self._rest) - start >= HEADER_BYTES:
+            (length,) = _unpack_length(self._rest, start)
             if length > MAX_FRAME_BYTES:
                 raise FrameError(f"frame of {length} bytes: at most {MAX_FRAME_BYTES} allowed")
-            end = HEADER_BYTES + length
-            if len(self._buffer) < end:
-                return
-            body = bytes(self._buffer[HEADER_BYTES:end])
-            del self._buffer[:end]
-            yield body
+            end = start + HEADER_BYTES + length
+            if len(self._rest) < end:
+                break
+            bodies.append(bytes(self._rest[start + HEADER_BYTES : end]))
+            start = end
+        del self._rest[:start]
+        return bodies
 
 
-def read_frames(connection: socket.socket) -> Iterator[bytes]:
-    """Frame bodies from a blocking socket until its peer closes it."""
+def read_frames(connection: socket.socket) -> Iterator[bytes | memoryview]:
+    """Frame bodies from a blocking socket until its peer closes it; each to be decoded at once."""
     splitter = Splitter()
-    while data := connection.recv(READ_BYTES):
-        yield from splitter.feed(data)
+    buffer = memoryview(bytearray(READ_BYTES))
+    while nbytes := connection.recv_into(buffer):
+        yield from splitter.feed(buffer[:nbytes])

@@ -10,7 +10,7 @@ on in another one as if nothing had happened, and the episode's transcript is th
 import hashlib
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import msgspec
 
@@ -29,13 +29,6 @@ _log = logging.getLogger(__name__)
 _encode = msgspec.msgpack.Encoder().encode
 
 
-class Recorded(NamedTuple):
-    """An action that was answered, and the digest of the answer."""
-
-    action: str
-    digest: bytes
-
-
 class Session:
     """One episode of one environment. Close it, also after a fault; `async with` does."""
 
@@ -47,7 +40,8 @@ class Session:
         self._life = life
         self._open_life = open_life
         self._start = _digest(life.prompt, life.tools)
-        self._record: list[Recorded] = []
+        # Each action that was answered, and a hash of the answer.
+        self._record: list[tuple[str, int]] = []
         self._num_deaths = 0
         self._was_deadly = False
         self._is_closed = False
@@ -75,7 +69,7 @@ class Session:
         and left out of what follows; the second is a fault.
         """
         # A lone surrogate cannot travel, and is wrong in every environment anyway.
-        sent = action.encode(errors="replace").decode()
+        sent = action if action.isascii() else action.encode(errors="replace").decode()
         self.actions.append(sent)
         if self._open_life is not None and self._life.is_over and not self._is_closed:
             await self._rebuild()
@@ -86,7 +80,7 @@ class Session:
                 raise
             return await self._survive(sent, fault)
         if self._open_life is not None:
-            self._record.append(Recorded(sent, _digest(result)))
+            self._record.append((sent, hash(result)))
         return result
 
     async def close(self) -> None:
@@ -115,7 +109,7 @@ class Session:
                     raise
                 fault = again
             else:
-                self._record.append(Recorded(action, _digest(result)))
+                self._record.append((action, hash(result)))
                 return result
         if self._was_deadly:
             raise fault
@@ -152,8 +146,8 @@ class Session:
     async def _replay(self) -> None:
         if _digest(self._life.prompt, self._life.tools) != self._start:
             raise self._differs("its start")
-        for number, (action, digest) in enumerate(self._record, start=1):
-            if _digest(await self._life.step(action)) != digest:
+        for number, (action, known) in enumerate(self._record, start=1):
+            if hash(await self._life.step(action)) != known:
                 raise self._differs(f"step {number}")
 
     def _differs(self, what: str) -> EnvFault:

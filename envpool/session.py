@@ -26,6 +26,8 @@ from envpool.nursery import Child, Death
 
 # A session's receive buffer; longer replies come in pieces.
 READ_BYTES = 8 * 2**10
+# A timer may ring this much before its time: event loops count in milliseconds.
+TIMER_SLACK_S = 0.002
 # How long a session may take to end by itself before it is killed.
 CLOSE_GRACE_S = 1.0
 
@@ -61,24 +63,25 @@ class Wire(asyncio.BufferedProtocol):
         self._buffer = memoryview(bytearray(READ_BYTES))
         self._transport: asyncio.Transport | None = None
         self._reply: asyncio.Future[Reply] | None = None
+        self._deadline = 0.0
+        # One timer for many requests: it is set anew when it rings too early, not at every step.
+        self._timer: asyncio.TimerHandle | None = None
+        self._rings_at = 0.0
 
-    async def ask(self, request: Request, timeout_s: float) -> Reply:
-        """Send a request, wait for its reply.
+    def ask(self, request: Request, timeout_s: float) -> asyncio.Future[Reply]:
+        """Send a request; the future is its reply.
 
-        Raises TimeoutError, ConnectionError, FrameError, MsgspecError.
+        Raises ConnectionError, FrameError; so does the future, and TimeoutError, MsgspecError.
         """
         if self._transport is None:
             raise ConnectionResetError("the session process closed its socket")
         frame = pack(request)
         reply = self._reply = self._loop.create_future()
-        # A timer on the future, as asyncio.timeout costs a tenth of a step.
-        timer = self._loop.call_later(timeout_s, self._fail, TimeoutError())
-        try:
-            self._transport.write(frame)
-            return await reply
-        finally:
-            timer.cancel()
-            self._reply = None
+        self._deadline = self._loop.time() + timeout_s
+        if self._timer is None or self._deadline < self._rings_at:
+            self._set_timer()
+        self._transport.write(frame)
+        return reply
 
     @property
     def is_open(self) -> bool:
@@ -98,14 +101,32 @@ class Wire(asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         try:
             for body in self._splitter.feed(self._buffer[:nbytes]):
-                if self._reply is not None and not self._reply.done():
-                    self._reply.set_result(decode_reply(body))
+                reply = self._reply
+                if reply is not None and not reply.done():
+                    reply.set_result(decode_reply(body))
         except (FrameError, msgspec.MsgspecError) as error:
             self._fail(error)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
+        if self._timer is not None:
+            self._timer.cancel()
         self._fail(ConnectionResetError("the session process closed its socket"))
+
+    def _set_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._rings_at = self._deadline
+        self._timer = self._loop.call_at(self._rings_at, self._ring)
+
+    def _ring(self) -> None:
+        self._timer = None
+        if self._reply is None or self._reply.done():
+            return  # The next request sets it again.
+        if self._loop.time() < self._deadline - TIMER_SLACK_S:
+            self._set_timer()
+        else:
+            self._fail(TimeoutError())
 
     def _fail(self, error: Exception) -> None:
         if self._reply is not None and not self._reply.done():
@@ -125,7 +146,7 @@ class Worker:
 
     @property
     def is_gone(self) -> bool:
-        return self.child.gone.is_set() or not self._wire.is_open
+        return self.child.death is not None or not self._wire.is_open
 
     @property
     def is_reusable(self) -> bool:
@@ -139,20 +160,23 @@ class Worker:
 
     async def ask(self, request: Request, timeout_s: float) -> Reply:
         """The reply, within the deadline. Raises EnvFault; the process may then be dead."""
-        what = type(request).__name__.lower()
         self._is_sound = False
         try:
             reply = await self._wire.ask(request, timeout_s)
         except TimeoutError as error:
             await self.kill()
-            raise EnvFault(Outcome.TIMEOUT, f"{what} took over {timeout_s} s: killed") from error
+            raise EnvFault(
+                Outcome.TIMEOUT, f"{_name(request)} took over {timeout_s} s: killed"
+            ) from error
         except ConnectionError as error:
             await self.kill()
             child = self.child
-            raise EnvFault(child.outcome, f"{what}: process {child.pid} {child.ended}") from error
+            raise EnvFault(
+                child.outcome, f"{_name(request)}: process {child.pid} {child.ended}"
+            ) from error
         except (FrameError, msgspec.MsgspecError) as error:
             await self.kill()
-            raise EnvFault(Outcome.ENV_ERROR, f"{what}: {error}") from error
+            raise EnvFault(Outcome.ENV_ERROR, f"{_name(request)}: {error}") from error
         except asyncio.CancelledError:
             self.let_go()
             raise
@@ -239,3 +263,8 @@ class Life:
         if not self._is_closed:
             self._is_closed = True
             await self._give_back(self._worker)
+
+
+def _name(request: Request) -> str:
+    """What is asked, as messages call it."""
+    return type(request).__name__.lower()

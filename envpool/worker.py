@@ -1,7 +1,7 @@
 """The loop of a session process: one environment, one socket, until the socket closes.
 
-Whatever the environment raises becomes a typed reply; the loop goes on. A request id seen before gets
-the recorded reply, so that a request may be repeated when its reply was lost.
+Whatever the environment raises becomes a typed reply; the loop goes on. The last request, seen again, gets
+the same reply again, so that a request may be repeated when its reply was lost.
 """
 
 import math
@@ -44,20 +44,21 @@ def serve(connection: socket.socket, envs: Mapping[str, type[ToolEnv]]) -> None:
 
 
 class Session:
-    """One environment and the replies it has given; a new start begins anew."""
+    """One environment and the last reply it has given; a new start begins anew."""
 
     def __init__(self, envs: Mapping[str, type[ToolEnv]]) -> None:
         self._envs = envs
         self._env: ToolEnv | None = None
-        self._replies: dict[int, bytes] = {}
+        # A request is only made again when its reply was lost, so it is the last one.
+        self._last_id = -1
+        self._last_reply = b""
 
     def answer(self, request: Request) -> bytes:
-        """The frame that answers a request, recorded under the request's id."""
-        if request.id not in self._replies:
-            if isinstance(request, Start):
-                self._forget()
-            self._replies[request.id] = _pack_or_fail(self._reply(request))
-        return self._replies[request.id]
+        """The frame that answers a request; the same one if the request is made again."""
+        if request.id != self._last_id:
+            self._last_reply = _pack_or_fail(self._reply(request))
+            self._last_id = request.id
+        return self._last_reply
 
     def close(self) -> None:
         if self._env is not None:
@@ -65,7 +66,6 @@ class Session:
 
     def _forget(self) -> None:
         """Leave nothing of the session before, whatever its environment does when it is closed."""
-        self._replies.clear()
         env, self._env = self._env, None
         if env is not None:
             try:
@@ -76,12 +76,12 @@ class Session:
     def _reply(self, request: Request) -> Reply:
         try:
             match request:
+                case Step():
+                    return self._step(request)
                 case Start():
                     return self._start(request)
                 case Draw():
                     return self._draw(request)
-                case Step():
-                    return self._step(request)
         except GraderError:
             return _failed(request.id, Outcome.GRADER_ERROR)
         except MemoryError:
@@ -91,6 +91,7 @@ class Session:
             return _failed(request.id, Outcome.ENV_ERROR)
 
     def _start(self, request: Start) -> Ready:
+        self._forget()
         seed_globals(request.seed)
         self._env = self._envs[request.env]()
         prompt, _ = self._env.reset(seed=request.seed, options=request.config)
