@@ -234,8 +234,7 @@ class Splitter:
 
 
 def read_frames(connection: socket.socket) -> Iterator[bytes | memoryview]:
-    """Frame bodies from a blocking socket until its peer closes it; each to be decoded at once."""
+    """Frame bodies from a blocking socket until its peer closes it."""
     splitter = Splitter()
-    buffer = memoryview(bytearray(READ_BYTES))
-    while nbytes := connection.recv_into(buffer):
-        yield from splitter.feed(buffer[:nbytes])
+    while data := connection.recv(READ_BYTES):
+        yield from splitter.feed(data)

@@ -5,28 +5,29 @@ the same reply again, so that a request may be repeated when its reply was lost.
 """
 
 import math
+import os
 import random
 import socket
 import sys
 import traceback
 from collections.abc import Mapping
+from functools import partial
 
 from envpool.env import GraderError, ToolEnv
 from envpool.frames import (
+    READ_BYTES,
     Draw,
     Drawn,
     Failed,
-    FrameError,
     Outcome,
     Ready,
     Reply,
     Request,
+    Splitter,
     Start,
-    Step,
     Stepped,
     decode_request,
     pack,
-    read_frames,
 )
 
 # Characters of a traceback that are kept: its end says the most.
@@ -36,9 +37,14 @@ MAX_ERROR_CHARS = 8000
 def serve(connection: socket.socket, envs: Mapping[str, type[ToolEnv]]) -> None:
     """Answer requests on a blocking socket until its peer closes it."""
     session = Session(envs)
+    # Between two steps other processes had the core and its caches, so that every object met on the
+    # way costs several times what it costs in a loop: few are.
+    read, feed = partial(os.read, connection.fileno(), READ_BYTES), Splitter().feed
+    answer, send = session.answer, connection.sendall
     try:
-        for body in read_frames(connection):
-            connection.sendall(session.answer(decode_request(body)))
+        while data := read():
+            for body in feed(data):
+                send(answer(decode_request(body)))
     finally:
         session.close()
 
@@ -56,7 +62,16 @@ class Session:
     def answer(self, request: Request) -> bytes:
         """The frame that answers a request; the same one if the request is made again."""
         if request.id != self._last_id:
-            self._last_reply = _pack_or_fail(self._reply(request))
+            try:
+                self._last_reply = pack(self._reply(request))
+            except GraderError:
+                self._last_reply = pack(_failed(request.id, Outcome.GRADER_ERROR))
+            except MemoryError:
+                self._last_reply = pack(_failed(request.id, Outcome.OOM))
+            # The fault boundary of the environment's code, which may also call sys.exit(), or give
+            # an observation that is no text, is not valid text, or is too long.
+            except (Exception, SystemExit):  # noqa: BLE001
+                self._last_reply = pack(_failed(request.id, Outcome.ENV_ERROR))
             self._last_id = request.id
         return self._last_reply
 
@@ -74,36 +89,10 @@ class Session:
                 traceback.print_exc()
 
     def _reply(self, request: Request) -> Reply:
-        try:
-            match request:
-                case Step():
-                    return self._step(request)
-                case Start():
-                    return self._start(request)
-                case Draw():
-                    return self._draw(request)
-        except GraderError:
-            return _failed(request.id, Outcome.GRADER_ERROR)
-        except MemoryError:
-            return _failed(request.id, Outcome.OOM)
-        # The fault boundary of the environment's code, which may also call sys.exit().
-        except (Exception, SystemExit):  # noqa: BLE001
-            return _failed(request.id, Outcome.ENV_ERROR)
-
-    def _start(self, request: Start) -> Ready:
-        self._forget()
-        seed_globals(request.seed)
-        self._env = self._envs[request.env]()
-        prompt, _ = self._env.reset(seed=request.seed, options=request.config)
-        return Ready(id=request.id, prompt=prompt, tools=self._env.tools())
-
-    def _draw(self, request: Draw) -> Drawn:
-        seed_globals(request.seed)
-        env, rng = self._envs[request.env], random.Random(request.seed)
-        configs = [env.sample(rng, request.level) for _ in range(request.count)]
-        return Drawn(id=request.id, configs=configs)
-
-    def _step(self, request: Step) -> Stepped:
+        if isinstance(request, Start):
+            return self._start(request)
+        if isinstance(request, Draw):
+            return self._draw(request)
         if self._env is None:
             raise RuntimeError("a step before the start")
         observation, reward, terminated, truncated, info = self._env.step(request.action)
@@ -118,6 +107,19 @@ class Session:
             is_bad_call=info["is_bad_call"],
         )
 
+    def _start(self, request: Start) -> Ready:
+        self._forget()
+        seed_globals(request.seed)
+        self._env = self._envs[request.env]()
+        prompt, _ = self._env.reset(seed=request.seed, options=request.config)
+        return Ready(id=request.id, prompt=prompt, tools=self._env.tools())
+
+    def _draw(self, request: Draw) -> Drawn:
+        seed_globals(request.seed)
+        env, rng = self._envs[request.env], random.Random(request.seed)
+        configs = [env.sample(rng, request.level) for _ in range(request.count)]
+        return Drawn(id=request.id, configs=configs)
+
 
 def seed_globals(seed: int) -> None:
     """Seed the generators that an environment may use beside its own `np_random`."""
@@ -125,14 +127,6 @@ def seed_globals(seed: int) -> None:
     numpy = sys.modules.get("numpy")
     if numpy is not None:
         numpy.random.seed(seed % 2**32)
-
-
-def _pack_or_fail(reply: Reply) -> bytes:
-    try:
-        return pack(reply)
-    # TypeError, ValueError: an observation that is not text, or not valid text.
-    except (FrameError, TypeError, ValueError):
-        return pack(_failed(reply.id, Outcome.ENV_ERROR))
 
 
 def _failed(request_id: int, outcome: Outcome) -> Failed:

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from configs.schema import EnvPoolSection, PoolSection
@@ -37,7 +38,7 @@ class Sessions:
     def __init__(self, loop: asyncio.Runner, pool: EnvPool, sessions: list[Session]) -> None:
         self.pids: Sequence[int] = pool.session_pids()
         self._runner = loop
-        self._calls = [(lambda step=session.step: step(ACTION)) for session in sessions]
+        self._calls = [partial(session.step, ACTION) for session in sessions]
 
     def warm_up(self) -> None:
         self._runner.run(call_each(self._calls))
