@@ -45,30 +45,41 @@ class FrameError(Exception):
     """A frame is too long or is not what the protocol allows."""
 
 
-class Start(msgspec.Struct, frozen=True, kw_only=True, tag="start"):
+class Start(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="start"):
     """Pool to session: reset environment `env`. Answered by `Ready` or `Failed`."""
 
     id: int
+    session: int = 0
+    """Which of the sessions of the process, where it has several."""
     env: str
     config: dict[str, Any]
     seed: int
 
 
-class Step(msgspec.Struct, frozen=True, kw_only=True, tag="step"):
+class Step(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="step"):
     """Pool to session: one action. Answered by `Stepped` or `Failed`."""
 
     id: int
+    session: int = 0
     action: str
 
 
-class Draw(msgspec.Struct, frozen=True, kw_only=True, tag="draw"):
+class Draw(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="draw"):
     """Pool to session: draw configurations of `env`. Answered by `Drawn` or `Failed`."""
 
     id: int
+    session: int = 0
     env: str
     level: int
     seed: int
     count: int
+
+
+class End(msgspec.Struct, frozen=True, kw_only=True, tag="end"):
+    """Pool to session: it is closed, while others of its process go on. Not answered."""
+
+    id: int
+    session: int
 
 
 class Drawn(msgspec.Struct, frozen=True, kw_only=True, tag="drawn"):
@@ -168,7 +179,7 @@ class Exited(msgspec.Struct, frozen=True, kw_only=True, tag="exited"):
     status: int
 
 
-Request = Start | Step | Draw
+Request = Start | Step | Draw | End
 Reply = Ready | Stepped | Drawn | Failed
 Order = Serve | Fork | Kill
 Report = Serving | Refused | Forked | NotForked | Exited

@@ -33,9 +33,12 @@ class Session:
     """One episode of one environment. Close it, also after a fault; `async with` does."""
 
     def __init__(
-        self, name: str, life: Life, open_life: Callable[[], Awaitable[Life]] | None
+        self, name: str, life: Life, open_life: Callable[[bool], Awaitable[Life]] | None
     ) -> None:
-        """`name` is for the log; without `open_life` the first death is the last."""
+        """`name` is for the log; without `open_life` the first death is the last.
+
+        `open_life` is told whether the session may have ended a process that it shared.
+        """
         self._name = name
         self._life = life
         self._open_life = open_life
@@ -44,6 +47,7 @@ class Session:
         self._record: list[tuple[str, int]] = []
         self._num_deaths = 0
         self._was_deadly = False
+        self._is_suspect = False
         self._is_closed = False
         self.actions: list[str] = []
         """What was asked so far, the last one also when it failed."""
@@ -71,7 +75,7 @@ class Session:
         # A lone surrogate cannot travel, and is wrong in every environment anyway.
         sent = action if action.isascii() else action.encode(errors="replace").decode()
         self.actions.append(sent)
-        if self._open_life is not None and self._life.is_over and not self._is_closed:
+        if self._life.is_over and self._open_life is not None and not self._is_closed:
             await self._rebuild()
         try:
             result = await self._life.step(sent)
@@ -97,6 +101,7 @@ class Session:
     async def _survive(self, action: str, fault: EnvFault) -> StepResult:
         """The process died under an action: perhaps by it, perhaps not."""
         attempts = 0
+        self._is_suspect = True
         while fault.outcome is Outcome.CRASHED and self._life.death is not Death.OWN:
             attempts += self._life.death is Death.KILLED
             if attempts > MAX_KILLS:
@@ -135,7 +140,7 @@ class Session:
                 raise EnvFault(Outcome.CRASHED, f"{self._num_deaths} processes of it died")
             await self._life.close()
             try:
-                self._life = await self._open_life()
+                self._life = await self._open_life(self._is_suspect)
                 await self._replay()
             except EnvFault as fault:
                 if fault.outcome is not Outcome.CRASHED:

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import resource
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import partial
 from typing import Self
@@ -23,6 +23,7 @@ from envpool.frames import Draw, Drawn, Outcome, Ready, Serve, Start
 from envpool.lasting import Session
 from envpool.nursery import Child, Nursery
 from envpool.session import EnvFault, Life, StepResult, Wire, Worker
+from envpool.sharing import Share, SharedProcesses
 from envpool.source import near
 from envpool.task import Config, Task
 
@@ -57,6 +58,7 @@ class EnvPool:
         # Processes with a live session, each of which holds a slot, and those between two sessions.
         self._holding: set[Child] = set()
         self._parked: dict[str, list[Worker]] = {name: [] for name in sections}
+        self._shared = SharedProcesses(_fork_shared)
         self._is_closed = False
 
     @classmethod
@@ -94,8 +96,8 @@ class EnvPool:
         return {name: nursery.pid for name, nursery in self._nurseries.items()}
 
     def session_pids(self) -> list[int]:
-        """Process ids of the live sessions."""
-        return [child.pid for child in self._holding if child.pid]
+        """Process ids of the live sessions; several may have one process."""
+        return [child.pid for child in self._holding if child.pid] + self._shared.pids()
 
     async def open(self, task: Task) -> Session:
         """Start an episode of `task`, when there is room. Raises EnvFault."""
@@ -118,8 +120,14 @@ class EnvPool:
         finally:
             await worker.close()
 
-    async def _open_life(self, task: Task) -> Life:
-        """Start an episode in a process that waits for one, or in a new one."""
+    async def _open_life(self, task: Task, is_suspect: bool = False) -> Life:
+        """Start an episode in a process that has room or waits for one, or in a new one.
+
+        One that `is_suspect` of having ended the process it shared gets one of its own.
+        """
+        section = self._sections.get(task.pool)
+        if section is not None and section.sessions_per_worker > 1:
+            return await (self._open_new(task) if is_suspect else self._open_shared(task, section))
         await self._slots.acquire()
         with ExitStack() as undo:
             undo.callback(self._slots.release)
@@ -137,6 +145,32 @@ class EnvPool:
                     # Perhaps the fault of the session before: this one gets a new process.
                     _log.info("pool %s: a used process did not start a session", task.pool)
         return await self._open_new(task)
+
+    async def _open_shared(self, task: Task, section: PoolSection) -> Life:
+        """Start an episode in a process that has others."""
+        await self._slots.acquire()
+        with ExitStack() as undo:
+            undo.callback(self._slots.release)
+            nursery = await self._nursery(task)
+            share = await self._shared.take(nursery, section)
+            try:
+                life = await self._start(share, task)
+            except asyncio.CancelledError:
+                await share.close()
+                raise
+            except EnvFault as fault:
+                if fault.outcome is not Outcome.CRASHED:
+                    raise
+                _log.info("pool %s: a shared process ended: %s", task.pool, fault)
+            else:
+                undo.pop_all()
+                return life
+        return await self._open_new(task)
+
+    async def _leave(self, share: Share) -> None:
+        """A session ended that has no process of its own: its slot is free."""
+        self._slots.release()
+        await share.close()
 
     async def _open_new(self, task: Task) -> Life:
         """Start an episode in a process of its own."""
@@ -159,21 +193,12 @@ class EnvPool:
         """
         with ExitStack() as undo:
             undo.callback(self._slots.release)
-            ours, theirs = _socketpair()
-            child = nursery.fork(theirs, when_gone=self._free)
+            child, ours = _order_fork(nursery, self._free)
             self._holding.add(child)
             undo.pop_all()
         if child.gone.is_set():  # Not forked at all: its zygote had just died.
             self._free(child)
-        wire = Wire()
-        worker = Worker(child, wire)
-        try:
-            loop = asyncio.get_running_loop()
-            await loop.create_unix_connection(lambda: wire, sock=ours)
-        except BaseException:
-            worker.let_go()
-            raise
-        return worker
+        return await _connect(child, ours)
 
     def _free(self, child: Child) -> None:
         """A session ended, or its process did: its slot is free."""
@@ -214,24 +239,34 @@ class EnvPool:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    async def _start(self, worker: Worker, task: Task) -> Life:
-        worker.num_sessions += 1
-        request = Start(id=worker.next_id(), env=task.env, config=task.config, seed=task.seed)
+    async def _start(self, place: Worker | Share, task: Task) -> Life:
+        place.num_sessions += 1
+        request = Start(
+            id=place.next_id(),
+            session=place.session,
+            env=task.env,
+            config=task.config,
+            seed=task.seed,
+        )
         try:
-            ready = await worker.ask(request, self._limits.start_timeout_s)
+            ready = await place.ask(request, self._limits.start_timeout_s)
             if not isinstance(ready, Ready):
                 raise EnvFault(Outcome.ENV_ERROR, f"the start was answered by {ready}")
             # The session and its zygote speak over two sockets: either may be heard first.
-            await worker.child.forked.wait()
+            await place.child.forked.wait()
         except EnvFault:
-            await worker.close()
+            await place.close()
             raise
+        if isinstance(place, Share):
+            give_back = partial(self._leave, place)
+        else:
+            give_back = partial(self._give_back, task.pool, place)
         return Life(
-            worker,
+            place,
             ready.prompt,
             ready.tools,
             step_timeout_s=self._limits.step_timeout_s,
-            give_back=partial(self._give_back, task.pool),
+            give_back=give_back,
         )
 
     async def _nursery(self, task: Task) -> Nursery:
@@ -287,6 +322,31 @@ def refuse_untrusted(sections: Mapping[str, PoolSection], limits: EnvPoolSection
                 f"pools.{name}.trusted=false, and its code cannot be isolated here ({reasons}): set "
                 f"pools.{name}.trusted=true if you trust it, or envpool.allow_unsandboxed=true"
             )
+
+
+def _order_fork(
+    nursery: Nursery, when_gone: Callable[[Child], None]
+) -> tuple[Child, socket.socket]:
+    """A process that is being forked, and our end of its socket."""
+    ours, theirs = _socketpair()
+    return nursery.fork(theirs, when_gone), ours
+
+
+async def _connect(child: Child, ours: socket.socket) -> Worker:
+    wire = Wire()
+    worker = Worker(child, wire)
+    try:
+        loop = asyncio.get_running_loop()
+        await loop.create_unix_connection(lambda: wire, sock=ours)
+    except BaseException:
+        worker.let_go()
+        raise
+    return worker
+
+
+async def _fork_shared(nursery: Nursery) -> Worker:
+    """A new process for several sessions, each of which holds a slot of its own."""
+    return await _connect(*_order_fork(nursery, lambda _: None))
 
 
 def _socketpair() -> tuple[socket.socket, socket.socket]:

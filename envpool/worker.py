@@ -1,4 +1,4 @@
-"""The loop of a session process: one environment, one socket, until the socket closes.
+"""The loop of a session process: one socket, until it closes, and one environment, or several.
 
 Whatever the environment raises becomes a typed reply; the loop goes on. The last request, seen again, gets
 the same reply again, so that a request may be repeated when its reply was lost.
@@ -9,8 +9,10 @@ import os
 import random
 import socket
 import sys
+import time
 import traceback
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from envpool.env import GraderError, ToolEnv
@@ -18,6 +20,7 @@ from envpool.frames import (
     READ_BYTES,
     Draw,
     Drawn,
+    End,
     Failed,
     Outcome,
     Ready,
@@ -25,28 +28,55 @@ from envpool.frames import (
     Request,
     Splitter,
     Start,
+    Step,
     Stepped,
     decode_request,
     pack,
 )
 
+# An answer waits this long at most for those of the other requests that were read with its own.
+MAX_UNSENT_S = 0.001
 # Characters of a traceback that are kept: its end says the most.
 MAX_ERROR_CHARS = 8000
 
 
 def serve(connection: socket.socket, envs: Mapping[str, type[ToolEnv]]) -> None:
     """Answer requests on a blocking socket until its peer closes it."""
-    session = Session(envs)
+    sessions = defaultdict[int, Session](partial(Session, envs))
     # Between two steps other processes had the core and its caches, so that every object met on the
     # way costs several times what it costs in a loop: few are.
     read, feed = partial(os.read, connection.fileno(), READ_BYTES), Splitter().feed
-    answer, send = session.answer, connection.sendall
+    send = connection.sendall
     try:
         while data := read():
-            for body in feed(data):
-                send(answer(decode_request(body)))
+            bodies = feed(data)
+            if len(bodies) == 1:
+                request = decode_request(bodies[0])
+                send(sessions[request.session].answer(request))
+            else:
+                _answer_all(bodies, sessions, send)
     finally:
-        session.close()
+        for session in sessions.values():
+            session.close()
+
+
+def _answer_all(
+    bodies: Sequence[bytes | memoryview],
+    sessions: Mapping[int, "Session"],
+    send: Callable[[bytes], None],
+) -> None:
+    """Answer requests of several sessions, those that take no time with one message."""
+    unsent: list[bytes] = []
+    sent_at = time.monotonic()
+    for body in bodies:
+        request = decode_request(body)
+        unsent.append(sessions[request.session].answer(request))
+        # Nobody waits for the slow step of another.
+        if time.monotonic() - sent_at > MAX_UNSENT_S:
+            send(b"".join(unsent))
+            unsent.clear()
+            sent_at = time.monotonic()
+    send(b"".join(unsent))
 
 
 class Session:
@@ -60,7 +90,10 @@ class Session:
         self._last_reply = b""
 
     def answer(self, request: Request) -> bytes:
-        """The frame that answers a request; the same one if the request is made again."""
+        """The frame that answers a request, if any; the same one if the request is made again."""
+        if isinstance(request, End):
+            self._forget()
+            return b""
         if request.id != self._last_id:
             try:
                 self._last_reply = pack(self._reply(request))
@@ -88,7 +121,7 @@ class Session:
             except (Exception, SystemExit):  # noqa: BLE001 - the fault boundary: it is over
                 traceback.print_exc()
 
-    def _reply(self, request: Request) -> Reply:
+    def _reply(self, request: Start | Step | Draw) -> Reply:
         if isinstance(request, Start):
             return self._start(request)
         if isinstance(request, Draw):

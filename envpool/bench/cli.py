@@ -30,6 +30,7 @@ from envpool.bench.system import Candidate, Local, Start, SystemMissingError
 LEGEND = """\
 systems:
   sandbox, no_sandbox        sessions of the pool, a process for each
+  shared                     sessions of a trusted pool, 32 in a process
   bare_socketpair            as many processes that only echo a frame: the bound
   sync_vector_env            gymnasium, all environments in one process
   async_vector_env           gymnasium, a process for each, in lock step

@@ -19,12 +19,11 @@ from envpool.frames import Step, pack
 FRAME = pack(Step(id=1, action=ACTION))
 
 
-class Echo(asyncio.BufferedProtocol):
+class Echo(asyncio.Protocol):
     """One frame at a time, there and back."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._buffer = bytearray(2 * len(FRAME))
         self._num_unread = 0
 
     async def round_trip(self) -> None:
@@ -37,11 +36,8 @@ class Echo(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
 
-    def get_buffer(self, sizehint: int) -> bytearray:
-        return self._buffer
-
-    def buffer_updated(self, nbytes: int) -> None:
-        self._num_unread -= nbytes
+    def data_received(self, data: bytes) -> None:
+        self._num_unread -= len(data)
         if not self._num_unread:
             self._back.set_result(None)
 

@@ -29,6 +29,7 @@ class Mode:
 MODES = (
     Mode(name="sandbox", setting={"trusted": False}),
     Mode(name="no_sandbox", setting={"trusted": True}),
+    Mode(name="shared", setting={"trusted": True, "sessions_per_worker": 32}),
 )
 
 

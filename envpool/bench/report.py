@@ -27,6 +27,8 @@ ALSO_COMPARED = (
     ("sync_vector_env", "sandbox", ("sync_vector_env",)),
     ("least_serialise_fork_step", "sandbox", ("least_serialise_fork_step",)),
     ("no_sandbox", "sandbox", ("no_sandbox",)),
+    # The other way round: what sharing gives.
+    ("shared over no_sandbox", "shared", ("no_sandbox",)),
 )
 
 Pair = tuple[str, str, tuple[str, ...]]
@@ -60,7 +62,7 @@ def ratios(compared: Sequence[Candidate], pairs: Sequence[Pair], of: str) -> Rat
 
 def table(candidates: Sequence[Candidate]) -> Table:
     """A row for each system that was measured."""
-    found = Table()
+    found = Table(box=None)
     for heading in (
         "",
         "sessions",
@@ -68,7 +70,7 @@ def table(candidates: Sequence[Candidate]) -> Table:
         "per CPU s",
         "p50 ms",
         "p99 ms",
-        "MiB each",
+        "MiB",
         "start s",
     ):
         found.add_column(heading, justify="right" if heading else "left", no_wrap=True)
