@@ -126,8 +126,8 @@ class EnvPool:
         One that `is_suspect` of having ended the process it shared gets one of its own.
         """
         section = self._sections.get(task.pool)
-        if section is not None and section.sessions_per_worker > 1:
-            return await (self._open_new(task) if is_suspect else self._open_shared(task, section))
+        if section is not None and section.sessions_per_worker > 1 and not is_suspect:
+            return await self._open_shared(task, section)
         await self._slots.acquire()
         with ExitStack() as undo:
             undo.callback(self._slots.release)

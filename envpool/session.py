@@ -68,6 +68,8 @@ class Wire(asyncio.Protocol):
         # One timer for many requests: it is set anew when it rings too early, not at every step.
         self._timer: asyncio.TimerHandle | None = None
         self._rings_at = 0.0
+        self.when_late: Callable[[], None] | None = None
+        """Called when a reply is late, whether or not anybody still waits for it."""
 
     def ask(self, request: Request, timeout_s: float) -> asyncio.Future[Reply]:
         """Send a request; the future is its reply.
@@ -137,6 +139,8 @@ class Wire(asyncio.Protocol):
             self._set_timer()
         else:
             self._fail(TimeoutError())
+            if self.when_late is not None:
+                self.when_late()
 
     def _fail(self, error: Exception) -> None:
         while self._awaited:

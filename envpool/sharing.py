@@ -62,6 +62,8 @@ class SharedProcess:
 
     def __init__(self, worker: Worker, section: PoolSection) -> None:
         self.worker = worker
+        # Who gave up a step that hangs does not kill the process, which has others.
+        worker.wire.when_late = worker.let_go
         self._free = list(range(section.sessions_per_worker))
         self._num_live = 0
         # Each place serves as many as the process of a single session would.

@@ -12,6 +12,7 @@ import pytest
 from configs.schema import EnvPoolSection, PoolSection
 from envpool.env import call_text
 from envpool.pool import EnvFault, EnvPool, Outcome, Session
+from envpool.spawn import reap
 from tests.envpool.calls import call, task
 
 LIMITS = EnvPoolSection(step_timeout_s=2.0, max_sessions=8)
@@ -136,6 +137,18 @@ async def test_a_step_that_is_given_up_harms_nobody(sessions: list[Session]) -> 
     assert await count_all([second, third]) == ["3", "4"]
     assert second.pid == pid
     await asyncio.gather(given_up, return_exceptions=True)
+
+
+async def test_a_step_that_is_given_up_and_hangs_harms_nobody(sessions: list[Session]) -> None:
+    first, second, third = sessions
+    given_up = asyncio.create_task(call(first, "hang"))
+    await asyncio.sleep(0.1)
+    pid = second.pid
+    given_up.cancel()
+    await asyncio.gather(given_up, return_exceptions=True)
+    await reap(pid)
+    assert await count_all([second, third]) == ["3", "4"]
+    assert second.pid == third.pid != pid  # neither is suspected
 
 
 async def test_what_an_environment_raises_is_its_own(sessions: list[Session]) -> None:
