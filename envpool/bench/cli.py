@@ -87,7 +87,9 @@ def main(arguments: list[str]) -> int:
     )
     options = parser.parse_args(arguments)
     scale = QUICK if options.quick else FULL
-    progress, console = Console(stderr=True), Console()
+    progress = Console(stderr=True)
+    # The table is wider than what is assumed of a pipe.
+    console = Console(width=None if sys.stdout.isatty() else 110)
     compared, alone = compared_systems(scale), [] if options.only else other_sizes(scale)
     if options.only:
         names = options.only.split(",")

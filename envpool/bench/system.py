@@ -28,8 +28,6 @@ Call = Callable[[], Awaitable[object]]
 class Measured:
     """One system under load, once, or the medians of several times."""
 
-    size: int
-    """Environments stepped at once."""
     steps_per_s: float
     steps_per_cpu_s: float
     """Per CPU second of all its processes, the client included."""
@@ -100,7 +98,6 @@ class Local(Candidate):
             elapsed_s = time.perf_counter() - began
             cpu_s += tree_cpu_s()
             return Measured(
-                size=self.size,
                 steps_per_s=steps / elapsed_s,
                 steps_per_cpu_s=steps / cpu_s,
                 p50_ms=1e3 * percentile(latencies_s, 0.5),
