@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 BENCHES = {
     "engine": "rollout.bench.engine",
-    "envpool": "envpool.bench",
+    "envpool": "envpool.bench.cli",
     "overlap": "rollout.bench.overlap",
     "learning": "rollout.bench.learning",
     "cost": "rollout.bench.cost",

@@ -127,9 +127,9 @@ usage: python launch.py bench NAME [option ...] [recipe.toml ...] [section.field
 
   engine    tokens per CPU second of the embedded engine against generate() of transformers
             --json
-  envpool   steps per second of the environment pool against bare socket pairs, its bound, and
-            against gymnasium's AsyncVectorEnv
-            --json  --sessions N  --steps N
+  envpool   steps per second of the session pool against bare socket pairs, its bound, and against
+            gymnasium, Ray actors, process pools, forking for every step; how it recovers
+            --json  --quick  --rounds N  --seconds S  --only A,B
   overlap   a training run as it is against the same one that generates and trains in turn
             (rollout.max_lag=0): seconds a step, tokens a second, lag, reward
             --json  --steps N  --keep DIR  settings
@@ -139,7 +139,7 @@ usage: python launch.py bench NAME [option ...] [recipe.toml ...] [section.field
             --json  --steps N  --keep DIR  settings
 
   --json       also print one JSON object, on the last line
-  --steps N    optimizer steps of each run; of envpool, steps of each session
+  --steps N    optimizer steps of each run
   --keep DIR   keep the runs in this new directory; else they are removed
   settings     recipes and overrides, as of a run (configs/local.toml where no recipe is named)
   bench NAME --help has the defaults. Nothing else should run on the machine meanwhile.

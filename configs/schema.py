@@ -58,12 +58,16 @@ class PoolSection(_Section, frozen=True, kw_only=True):
     sessions_per_process: Count = 1
     """Sessions a process serves, one after another; more save forks, and only trusted code may."""
 
+    sessions_per_worker: Count = 1
+    """Sessions a process serves at the same time; more step faster, and a slow step delays them all."""
+
     def __post_init__(self) -> None:
-        if self.sessions_per_process > 1 and not self.trusted:
-            raise ValueError(
-                f"sessions_per_process={self.sessions_per_process} would let the code of one session "
-                "meet another: set trusted=true if you trust it, or sessions_per_process=1"
-            )
+        for name in ("sessions_per_process", "sessions_per_worker"):
+            if getattr(self, name) > 1 and not self.trusted:
+                raise ValueError(
+                    f"{name}={getattr(self, name)} would let the code of one session meet another: "
+                    f"set trusted=true if you trust it, or {name}=1"
+                )
 
 
 class RolloutSection(_Section, frozen=True, kw_only=True):

@@ -46,6 +46,8 @@ Info = dict[str, Any]
 FLOAT_REL = 1e-6
 FLOAT_ABS = 1e-9
 
+_encode = msgspec.json.Encoder().encode
+
 # Declared, not enforced: gymnasium's vector environments need spaces.
 _TEXT = Text(max_length=65536, charset=string.printable)
 
@@ -167,7 +169,7 @@ class ToolEnv(gymnasium.Env[str, str]):
             result = getattr(self, call.name)(**tool.check(call.arguments))
         except ToolInputError as error:
             return f"Error: {error}", 0.0, False, False, {"is_bad_call": True}
-        observation = result if isinstance(result, str) else msgspec.json.encode(result).decode()
+        observation = result if isinstance(result, str) else _encode(result).decode()
         return observation, 0.0, False, False, {"is_bad_call": False}
 
     def _answer(self, tool: Tool, arguments: Arguments) -> tuple[str, float, bool, bool, Info]:

@@ -9,6 +9,7 @@ A pool is served from a copy of its own, so that files may be edited while it is
 version.
 """
 
+import asyncio
 import importlib
 import importlib.util
 import inspect
@@ -17,11 +18,13 @@ import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from tempfile import mkdtemp
 from types import ModuleType
 
 import msgspec
 
 from configs.load import ConfigError
+from configs.schema import PoolSection
 from envpool.blame import shorten
 from envpool.env import ToolEnv
 from envpool.importing import import_module
@@ -90,6 +93,42 @@ def write(files: Mapping[str, bytes], folder: Path) -> None:
 def remove(folder: Path) -> None:
     """Remove a copy; nothing happens where there is none."""
     shutil.rmtree(folder, ignore_errors=True)
+
+
+class Copies:
+    """The directory under which one process keeps its copies. Close it."""
+
+    def __init__(self) -> None:
+        self.folder: Path | None = None
+        self._num_copies = 0
+
+    async def add(
+        self, name: str, section: PoolSection, files: Mapping[str, bytes] | None
+    ) -> Path | None:
+        """A copy of a pool's files, or of `files` in their place; None for a source that is no path.
+
+        Raises ConfigError where there is nothing to copy.
+        """
+        if not is_path(section.source):
+            return None
+        where = f"pools.{name}.source={section.source!r}"
+        return await asyncio.to_thread(self._add, name, where, section.source, files)
+
+    async def close(self) -> None:
+        """Remove them all."""
+        folder, self.folder = self.folder, None
+        if folder is not None:
+            await asyncio.to_thread(remove, folder)
+
+    def _add(self, name: str, where: str, source: str, files: Mapping[str, bytes] | None) -> Path:
+        files = read(where, source) if files is None else files
+        if self.folder is None:
+            self.folder = Path(mkdtemp(prefix="millrace-pools-"))
+            self.folder.chmod(0o755)  # a sandbox has a user of its own
+        self._num_copies += 1
+        copy = self.folder / f"{name}-{self._num_copies}"
+        write(files, copy)
+        return copy
 
 
 def load(where: str, folder: Path) -> tuple[dict[str, type[ToolEnv]], Tasks]:

@@ -6,7 +6,8 @@ its messages are bare msgpack; the socket of the session to fork travels beside 
 """
 
 import socket
-from collections.abc import Iterator
+import struct
+from collections.abc import Iterator, Sequence
 from enum import StrEnum
 from typing import Any
 
@@ -46,30 +47,41 @@ class FrameError(Exception):
     """A frame is too long or is not what the protocol allows."""
 
 
-class Start(msgspec.Struct, frozen=True, kw_only=True, tag="start"):
+class Start(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="start"):
     """Pool to session: reset environment `env`. Answered by `Ready` or `Failed`."""
 
     id: int
+    session: int = 0
+    """Which of the sessions of the process, where it has several."""
     env: str
     config: dict[str, Any]
     seed: int
 
 
-class Step(msgspec.Struct, frozen=True, kw_only=True, tag="step"):
+class Step(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="step"):
     """Pool to session: one action. Answered by `Stepped` or `Failed`."""
 
     id: int
+    session: int = 0
     action: str
 
 
-class Draw(msgspec.Struct, frozen=True, kw_only=True, tag="draw"):
+class Draw(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="draw"):
     """Pool to session: draw configurations of `env`. Answered by `Drawn` or `Failed`."""
 
     id: int
+    session: int = 0
     env: str
     level: int
     seed: int
     count: int
+
+
+class End(msgspec.Struct, frozen=True, kw_only=True, tag="end"):
+    """Pool to session: it is closed, while others of its process go on. Not answered."""
+
+    id: int
+    session: int
 
 
 class Drawn(msgspec.Struct, frozen=True, kw_only=True, tag="drawn"):
@@ -79,10 +91,11 @@ class Drawn(msgspec.Struct, frozen=True, kw_only=True, tag="drawn"):
     configs: list[dict[str, Any]]
 
 
-class Try(msgspec.Struct, frozen=True, kw_only=True, tag="try"):
+class Try(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="try"):
     """Pool to session: begin an episode of `env` as a check of it. Answered by `Tried` or `Failed`."""
 
     id: int
+    session: int = 0
     pool: str
     env: str
     level: int
@@ -188,11 +201,13 @@ class Exited(msgspec.Struct, frozen=True, kw_only=True, tag="exited"):
     status: int
 
 
-Request = Start | Step | Draw | Try
+Request = Start | Step | Draw | Try | End
 Reply = Ready | Stepped | Drawn | Tried | Failed
 Order = Serve | Fork | Kill
 Report = Serving | Refused | Forked | NotForked | Exited
 
+_pack_length = struct.Struct(">I").pack
+_unpack_length = struct.Struct(">I").unpack_from
 _encoder = msgspec.msgpack.Encoder()
 decode_request = msgspec.msgpack.Decoder(Request).decode
 decode_reply = msgspec.msgpack.Decoder(Reply).decode
@@ -207,7 +222,7 @@ def pack(message: Request | Reply) -> bytes:
         raise FrameError(
             f"{type(message).__name__} frame of {len(body)} bytes: at most {MAX_FRAME_BYTES} allowed"
         )
-    return len(body).to_bytes(HEADER_BYTES, "big") + body
+    return _pack_length(len(body)) + body
 
 
 def pack_control(message: Order | Report) -> bytes:
@@ -224,24 +239,34 @@ class Splitter:
     """Cuts a byte stream into frame bodies."""
 
     def __init__(self) -> None:
-        self._buffer = bytearray()
+        self._rest = bytearray()
 
-    def feed(self, data: bytes | memoryview) -> Iterator[bytes]:
-        """Add what was read, take the frames it completes. Raises FrameError for one too long."""
-        self._buffer += data
-        while len(self._buffer) >= HEADER_BYTES:
-            length = int.from_bytes(self._buffer[:HEADER_BYTES], "big")
+    def feed(self, data: bytes | memoryview) -> Sequence[bytes | memoryview]:
+        """Add what was read, take the frames it completes. Raises FrameError for one too long.
+
+        A body may be a part of `data`: decode it before that is written to again.
+        """
+        if not self._rest and len(data) >= HEADER_BYTES:
+            # Nearly always exactly one frame was read: nothing is copied then.
+            (length,) = _unpack_length(data)
+            if length == len(data) - HEADER_BYTES and length <= MAX_FRAME_BYTES:
+                return (data[HEADER_BYTES:],)
+        self._rest += data
+        bodies, start = [], 0
+        while len(self._rest) - start >= HEADER_BYTES:
+            (length,) = _unpack_length(self._rest, start)
             if length > MAX_FRAME_BYTES:
                 raise FrameError(f"frame of {length} bytes: at most {MAX_FRAME_BYTES} allowed")
-            end = HEADER_BYTES + length
-            if len(self._buffer) < end:
-                return
-            body = bytes(self._buffer[HEADER_BYTES:end])
-            del self._buffer[:end]
-            yield body
+            end = start + HEADER_BYTES + length
+            if len(self._rest) < end:
+                break
+            bodies.append(bytes(self._rest[start + HEADER_BYTES : end]))
+            start = end
+        del self._rest[:start]
+        return bodies
 
 
-def read_frames(connection: socket.socket) -> Iterator[bytes]:
+def read_frames(connection: socket.socket) -> Iterator[bytes | memoryview]:
     """Frame bodies from a blocking socket until its peer closes it."""
     splitter = Splitter()
     while data := connection.recv(READ_BYTES):

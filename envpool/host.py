@@ -243,7 +243,7 @@ class Client:
         return Done(id=number)
 
     async def _open(self, question: Open) -> Answer:
-        life = await self._pool.open_life(question.task)
+        life = await self._pool.open_life(question.task, question.is_suspect)
         self._num_sessions += 1
         session = self._num_sessions
         self._lives[session] = life

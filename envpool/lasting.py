@@ -10,7 +10,7 @@ on in another one as if nothing had happened, and the episode's transcript is th
 import hashlib
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Any, NamedTuple, Protocol, Self
+from typing import Any, Protocol, Self
 
 import msgspec
 
@@ -27,13 +27,6 @@ MAX_KILLS = 2
 
 _log = logging.getLogger(__name__)
 _encode = msgspec.msgpack.Encoder().encode
-
-
-class Recorded(NamedTuple):
-    """An action that was answered, and the digest of the answer."""
-
-    action: str
-    digest: bytes
 
 
 class AnyLife(Protocol):
@@ -60,19 +53,24 @@ class Session:
         self,
         name: str,
         life: AnyLife,
-        open_life: Callable[[], Awaitable[AnyLife]] | None,
+        open_life: Callable[[bool], Awaitable[AnyLife]] | None,
         *,
         when_closed: Callable[[], None] = lambda: None,
     ) -> None:
-        """`name` is for the log; without `open_life` the first death is the last."""
+        """`name` is for the log; without `open_life` the first death is the last.
+
+        `open_life` is told whether the session may have ended a process that it shared.
+        """
         self._name = name
         self._life = life
         self._open_life = open_life
         self._when_closed = when_closed
         self._start = _digest(life.prompt, life.tools)
-        self._record: list[Recorded] = []
+        # Each action that was answered, and a hash of the answer.
+        self._record: list[tuple[str, int]] = []
         self._num_deaths = 0
         self._was_deadly = False
+        self._is_suspect = False
         self._is_closed = False
         self.actions: list[str] = []
         """What was asked so far, the last one also when it failed."""
@@ -98,9 +96,9 @@ class Session:
         and left out of what follows; the second is a fault.
         """
         # A lone surrogate cannot travel, and is wrong in every environment anyway.
-        sent = action.encode(errors="replace").decode()
+        sent = action if action.isascii() else action.encode(errors="replace").decode()
         self.actions.append(sent)
-        if self._open_life is not None and self._life.is_over and not self._is_closed:
+        if self._life.is_over and self._open_life is not None and not self._is_closed:
             await self._rebuild()
         try:
             result = await self._life.step(sent)
@@ -109,7 +107,7 @@ class Session:
                 raise
             return await self._survive(sent, fault)
         if self._open_life is not None:
-            self._record.append(Recorded(sent, _digest(result)))
+            self._record.append((sent, hash(result)))
         return result
 
     async def close(self) -> None:
@@ -128,6 +126,7 @@ class Session:
     async def _survive(self, action: str, fault: EnvFault) -> StepResult:
         """The process died under an action: perhaps by it, perhaps not."""
         attempts = 0
+        self._is_suspect = True
         while fault.outcome is Outcome.CRASHED and self._life.death is not Death.OWN:
             attempts += self._life.death is Death.KILLED
             if attempts > MAX_KILLS:
@@ -140,7 +139,7 @@ class Session:
                     raise
                 fault = again
             else:
-                self._record.append(Recorded(action, _digest(result)))
+                self._record.append((action, hash(result)))
                 return result
         if self._was_deadly:
             raise fault
@@ -167,7 +166,7 @@ class Session:
                 raise EnvFault(Outcome.CRASHED, f"{self._num_deaths} processes of it died")
             await self._life.close()
             try:
-                self._life = await self._open_life()
+                self._life = await self._open_life(self._is_suspect)
                 await self._replay()
             except EnvFault as fault:
                 if fault.outcome is not Outcome.CRASHED:
@@ -178,8 +177,8 @@ class Session:
     async def _replay(self) -> None:
         if _digest(self._life.prompt, self._life.tools) != self._start:
             raise self._differs("its start")
-        for number, (action, digest) in enumerate(self._record, start=1):
-            if _digest(await self._life.step(action)) != digest:
+        for number, (action, known) in enumerate(self._record, start=1):
+            if hash(await self._life.step(action)) != known:
                 raise self._differs(f"step {number}")
 
     def _differs(self, what: str) -> EnvFault:

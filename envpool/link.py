@@ -18,7 +18,6 @@ from envpool.task import Config, PoolKey, Task
 
 # Of the protocol: a client of another one is refused.
 FORMAT = 1
-READ_BYTES = 64 * 2**10
 
 
 class Hello(msgspec.Struct, frozen=True, kw_only=True, tag="hello"):
@@ -71,6 +70,8 @@ class Open(msgspec.Struct, frozen=True, kw_only=True, tag="open"):
 
     id: int
     task: Task
+    is_suspect: bool = False
+    """Of having ended a process that it shared with others."""
 
 
 class Act(msgspec.Struct, frozen=True, kw_only=True, tag="act"):
@@ -146,12 +147,12 @@ _encoder = msgspec.msgpack.Encoder()
 M = TypeVar("M")
 
 
-class Link(asyncio.BufferedProtocol):
+class Link(asyncio.Protocol):
     """One end of a connection: frames in, frames out."""
 
     def __init__(
         self,
-        decode: Callable[[bytes], M],
+        decode: Callable[[bytes | memoryview], M],
         *,
         heard: "Callable[[Link, M], None]",
         ended: "Callable[[Link], None]",
@@ -161,7 +162,6 @@ class Link(asyncio.BufferedProtocol):
         self._heard = heard
         self._ended = ended
         self._splitter = Splitter()
-        self._buffer = memoryview(bytearray(READ_BYTES))
         self._transport: asyncio.Transport | None = None
 
     @property
@@ -184,12 +184,9 @@ class Link(asyncio.BufferedProtocol):
         # A cast, as the transports of uvloop are no subclass.
         self._transport = cast(asyncio.Transport, transport)
 
-    def get_buffer(self, sizehint: int) -> memoryview:
-        return self._buffer
-
-    def buffer_updated(self, nbytes: int) -> None:
+    def data_received(self, data: bytes) -> None:
         try:
-            for body in self._splitter.feed(self._buffer[:nbytes]):
+            for body in self._splitter.feed(data):
                 self._heard(self, self._decode(body))
         except (FrameError, msgspec.MsgspecError):
             self.close()  # whoever is there speaks something else

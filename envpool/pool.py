@@ -13,21 +13,21 @@ import logging
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import ExitStack, asynccontextmanager
 from functools import partial
-from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any, Self
+from weakref import WeakSet
 
 import msgspec
 
 from configs.load import ConfigError
 from configs.schema import EnvPoolSection, PoolSection
-from envpool import folder as folders
 from envpool import sockets
+from envpool.folder import Copies
 from envpool.frames import Draw, Drawn, Outcome, Ready, Reply, Start, Tried, Try
 from envpool.lasting import Session
 from envpool.nursery import Child, Nursery
 from envpool.served import MAX_PARKED, Limits, Served
 from envpool.session import EnvFault, Life, StepResult, Worker
+from envpool.sharing import Share, SharedProcesses
 from envpool.source import near
 from envpool.spawn import Root
 from envpool.task import Config, PoolKey, Task
@@ -63,14 +63,14 @@ class EnvPool:
         # The version of a name that was plugged in last.
         self._newest: dict[str, PoolKey] = {}
         self._root: Root | None = None
-        self._copies: Path | None = None
-        self._num_copies = 0
+        self._copies = Copies()
         self._plugging = asyncio.Lock()
         self._slots = asyncio.Semaphore(limits.max_sessions)
         self._starting = asyncio.Semaphore(MAX_STARTING)
         # Processes with a live session, each of which holds a slot.
         self._holding: set[Child] = set()
-        self._lives: set[Life] = set()
+        self._shared = SharedProcesses(sockets.fork_shared)
+        self._lives: WeakSet[Life] = WeakSet()
         self._reaping: asyncio.Task[None] | None = None
         self._background: set[asyncio.Task[None]] = set()
         self._is_closed = False
@@ -109,7 +109,7 @@ class EnvPool:
             if self._is_closed:
                 raise ConfigError(f"pools.{name}: the env pool is closed")
             limits = Limits(section, self._limits)
-            served = Served(name, section, await self._copy(name, section, files), limits)
+            served = Served(name, section, await self._copies.add(name, section, files), limits)
             try:
                 await served.start(self._living_root)
                 key = served.key
@@ -165,8 +165,8 @@ class EnvPool:
         return self._root.pid if self._root is not None else 0
 
     def session_pids(self) -> list[int]:
-        """Process ids of the live sessions."""
-        return [child.pid for child in self._holding if child.pid]
+        """Process ids of the live sessions; several may have one process."""
+        return [child.pid for child in self._holding if child.pid] + self._shared.pids()
 
     async def open(self, task: Task) -> Session:
         """Start an episode of `task`, when there is room. Raises EnvFault."""
@@ -182,7 +182,7 @@ class EnvPool:
         open_life = partial(self._open_life, served, task) if served.section.is_replayable else None
         return Session(task.id, life, open_life, when_closed=partial(self._leave, served))
 
-    async def open_life(self, task: Task) -> Life:
+    async def open_life(self, task: Task, is_suspect: bool = False) -> Life:
         """Start an episode that ends with its process: for who keeps the record. Raises EnvFault.
 
         One that is open keeps its version served, also a retired one.
@@ -190,7 +190,7 @@ class EnvPool:
         served = self._find(task)
         served.num_sessions += 1
         try:
-            life = await self._open_life(served, task)
+            life = await self._open_life(served, task, is_suspect)
         except BaseException:
             self._leave(served)
             raise
@@ -241,9 +241,7 @@ class EnvPool:
             await self._root.close()
         while self._background:
             await asyncio.gather(*self._background, return_exceptions=True)
-        if self._copies is not None:
-            copies, self._copies = self._copies, None
-            await asyncio.to_thread(folders.remove, copies)
+        await self._copies.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -260,23 +258,6 @@ class EnvPool:
                 self._in_background(self._root.close(), name="close the root that died")
             self._root = Root.spawn()
         return self._root
-
-    async def _copy(
-        self, name: str, section: PoolSection, files: Mapping[str, bytes] | None
-    ) -> Path | None:
-        """A copy of a pool's files, to serve from, if its source is a path."""
-        if not folders.is_path(section.source):
-            return None
-        where = f"pools.{name}.source={section.source!r}"
-        if files is None:
-            files = await asyncio.to_thread(folders.read, where, section.source)
-        if self._copies is None:
-            self._copies = Path(await asyncio.to_thread(mkdtemp, prefix="millrace-pools-"))
-            self._copies.chmod(0o755)  # a sandbox has a user of its own
-        self._num_copies += 1
-        folder = self._copies / f"{name}-{self._num_copies}"
-        await asyncio.to_thread(folders.write, files, folder)
-        return folder
 
     def _plugged(self, key: PoolKey) -> Plugged:
         nursery = self._served[key].nursery
@@ -329,8 +310,13 @@ class EnvPool:
         finally:
             await worker.close()
 
-    async def _open_life(self, served: Served, task: Task) -> Life:
-        """Start an episode in a process that waits for one, or in a new one."""
+    async def _open_life(self, served: Served, task: Task, is_suspect: bool = False) -> Life:
+        """Start an episode in a process that has room or waits for one, or in a new one.
+
+        One that `is_suspect` of having ended the process it shared gets one of its own.
+        """
+        if served.section.sessions_per_worker > 1 and not is_suspect:
+            return await self._open_shared(served, task)
         await self._slots.acquire()
         with ExitStack() as undo:
             undo.callback(self._slots.release)
@@ -349,6 +335,32 @@ class EnvPool:
                     # Perhaps the fault of the session before: this one gets a new process.
                     _log.info("pool %s: a used process did not start a session", task.pool)
         return await self._open_new(served, task)
+
+    async def _open_shared(self, served: Served, task: Task) -> Life:
+        """Start an episode in a process that has others."""
+        await self._slots.acquire()
+        with ExitStack() as undo:
+            undo.callback(self._slots.release)
+            nursery = await self._nursery(served)
+            share = await self._shared.take(nursery, served.section)
+            try:
+                life = await self._begin(served, share, task)
+            except asyncio.CancelledError:
+                await share.close()
+                raise
+            except EnvFault as fault:
+                if fault.outcome is not Outcome.CRASHED:
+                    raise
+                _log.info("pool %s: a shared process ended: %s", task.pool, fault)
+            else:
+                undo.pop_all()
+                return life
+        return await self._open_new(served, task)
+
+    async def _leave_shared(self, share: Share) -> None:
+        """A session ended that has no process of its own: its slot is free."""
+        self._slots.release()
+        await share.close()
 
     async def _open_new(self, served: Served, task: Task) -> Life:
         """Start an episode in a process of its own."""
@@ -371,8 +383,7 @@ class EnvPool:
         """
         with ExitStack() as undo:
             undo.callback(self._slots.release)
-            ours, theirs = sockets.socketpair()
-            child = nursery.fork(theirs, when_gone=self._free)
+            child, ours = sockets.order_fork(nursery, self._free)
             self._holding.add(child)
             undo.pop_all()
         if child.gone.is_set():  # Not forked at all: its zygote had just died.
@@ -397,8 +408,7 @@ class EnvPool:
             while len(served.parked) < wanted and not self._is_closed and not served.is_retired:
                 async with self._starting:
                     nursery = await self._nursery(served)
-                    ours, theirs = sockets.socketpair()
-                    child = nursery.fork(theirs, when_gone=self._free)  # it holds no slot yet
+                    child, ours = sockets.order_fork(nursery, self._free)  # it holds no slot yet
                     worker = await sockets.connect(child, ours)
                     await child.forked.wait()
                 served.parked.append(worker)
@@ -407,9 +417,8 @@ class EnvPool:
         finally:
             served.is_forking_spares = False
 
-    async def _give_back(self, served: Served, life: Life, worker: Worker) -> None:
+    async def _give_back(self, served: Served, worker: Worker) -> None:
         """Keep a session's process for the next one if its pool says so, else end it."""
-        self._lives.discard(life)
         is_spent = worker.num_sessions >= served.section.sessions_per_process
         is_over = self._is_closed or served.is_retired
         if is_spent or is_over or not worker.is_reusable or len(served.parked) >= MAX_PARKED:
@@ -418,24 +427,34 @@ class EnvPool:
         served.parked.append(worker)
         self._free(worker.child)
 
-    async def _begin(self, served: Served, worker: Worker, task: Task) -> Life:
-        worker.num_sessions += 1
-        request = Start(id=worker.next_id(), env=task.env, config=task.config, seed=task.seed)
+    async def _begin(self, served: Served, place: Worker | Share, task: Task) -> Life:
+        place.num_sessions += 1
+        request = Start(
+            id=place.next_id(),
+            session=place.session,
+            env=task.env,
+            config=task.config,
+            seed=task.seed,
+        )
         try:
-            ready = await worker.ask(request, self._limits.start_timeout_s)
+            ready = await place.ask(request, self._limits.start_timeout_s)
             if not isinstance(ready, Ready):
                 raise EnvFault(Outcome.ENV_ERROR, f"the start was answered by {ready}")
             # The session and its zygote speak over two sockets: either may be heard first.
-            await worker.child.forked.wait()
+            await place.child.forked.wait()
         except EnvFault:
-            await worker.close()
+            await place.close()
             raise
+        if isinstance(place, Share):
+            give_back = partial(self._leave_shared, place)
+        else:
+            give_back = partial(self._give_back, served, place)
         life = Life(
-            worker,
+            place,
             ready.prompt,
             ready.tools,
             step_timeout_s=served.limits.step_timeout_s,
-            give_back=partial(self._give_back, served),
+            give_back=give_back,
         )
         self._lives.add(life)
         return life
@@ -460,7 +479,8 @@ class EnvPool:
         while True:
             await asyncio.sleep(patience_s / 4)
             for life in list(self._lives):
-                if loop.time() - life.used_s > patience_s:
-                    _log.info("a session of pid %d was idle for %g s", life.pid, patience_s)
+                if life.is_closed or life.is_over:
                     self._lives.discard(life)
+                elif loop.time() - life.used_s > patience_s:
+                    _log.info("a session of pid %d was idle for %g s", life.pid, patience_s)
                     life.end()

@@ -407,14 +407,17 @@ class Hosts:
             return None
         return Plugged(key=answer.key, envs=answer.envs, layers=answer.layers)
 
-    async def _open_life(self, task: Task, step_timeout_s: float) -> RemoteLife:
+    async def _open_life(
+        self, task: Task, step_timeout_s: float, is_suspect: bool = False
+    ) -> RemoteLife:
         """On the least busy host; on another where it dies meanwhile."""
         while True:
             host = min(await self._reachable(), key=lambda host: len(host.lives))
             number = host.next_id()
             try:
                 # Without a deadline: it may have to wait for room.
-                opened = await host.ask(Open(id=number, task=task), Opened, None)
+                question = Open(id=number, task=task, is_suspect=is_suspect)
+                opened = await host.ask(question, Opened, None)
             except HostGone:
                 continue
             except ConfigError as error:

@@ -5,12 +5,14 @@ closes it; a call that is cancelled or passes its deadline kills the process fir
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import Any, cast
+from collections import deque
+from collections.abc import Callable, Coroutine
+from typing import Any, Protocol, cast
 
 import msgspec
 
 from envpool.frames import (
+    End,
     Failed,
     FrameError,
     Outcome,
@@ -24,8 +26,8 @@ from envpool.frames import (
 )
 from envpool.nursery import Child, Death
 
-# A session's receive buffer; longer replies come in pieces.
-READ_BYTES = 8 * 2**10
+# A timer may ring this much before its time: event loops count in milliseconds.
+TIMER_SLACK_S = 0.002
 # How long a session may take to end by itself before it is killed.
 CLOSE_GRACE_S = 1.0
 
@@ -51,83 +53,151 @@ class StepResult(msgspec.Struct, frozen=True, kw_only=True):
     truncated: bool
     is_bad_call: bool
     outcome: Outcome = Outcome.OK
-    """How the call itself went, where it ended the process and its answer stands in for it."""
+    """How the call went, where the environment's process did not outlive it."""
 
 
-class Wire(asyncio.BufferedProtocol):
-    """The socket to a session process: one request at a time, and its reply."""
+class Wire(asyncio.Protocol):
+    """The socket to a session process: requests, and their replies in the same order."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._splitter = Splitter()
-        self._buffer = memoryview(bytearray(READ_BYTES))
-        self._transport: asyncio.Transport | None = None
-        self._reply: asyncio.Future[Reply] | None = None
+        self.transport: asyncio.Transport | None = None
+        """None while there is no connection."""
+        # Replies awaited, and how long each may take once it is the first.
+        self._awaited: deque[tuple[asyncio.Future[Reply], float]] = deque()
+        self._deadline = 0.0
+        # One timer for many requests: it is set anew when it rings too early, not at every step.
+        self._timer: asyncio.TimerHandle | None = None
+        self._rings_at = 0.0
+        self.when_late: Callable[[], None] | None = None
+        """Called when a reply is late, whether or not anybody still waits for it."""
 
-    async def ask(self, request: Request, timeout_s: float) -> Reply:
-        """Send a request, wait for its reply.
+    def ask(self, request: Request, timeout_s: float) -> asyncio.Future[Reply]:
+        """Send a request; the future is its reply.
 
-        Raises TimeoutError, ConnectionError, FrameError, MsgspecError.
+        Raises ConnectionError, FrameError; so does the future, and TimeoutError, MsgspecError.
         """
-        if self._transport is None:
+        if self.transport is None:
             raise ConnectionResetError("the session process closed its socket")
         frame = pack(request)
-        reply = self._reply = self._loop.create_future()
-        # A timer on the future, as asyncio.timeout costs a tenth of a step.
-        timer = self._loop.call_later(timeout_s, self._fail, TimeoutError())
-        try:
-            self._transport.write(frame)
-            return await reply
-        finally:
-            timer.cancel()
-            self._reply = None
+        reply = self._loop.create_future()
+        self._awaited.append((reply, timeout_s))
+        if len(self._awaited) == 1:
+            self._expect(timeout_s)
+        self.transport.write(frame)
+        return reply
 
-    @property
-    def is_open(self) -> bool:
-        return self._transport is not None
+    def tell(self, request: End) -> None:
+        """Send what is not answered."""
+        if self.transport is not None:
+            self.transport.write(pack(request))
 
     def close(self) -> None:
-        if self._transport is not None:
-            self._transport.close()
+        if self.transport is not None:
+            self.transport.close()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # A cast, as the transports of uvloop are no subclass.
-        self._transport = cast(asyncio.Transport, transport)
+        self.transport = cast(asyncio.Transport, transport)
 
-    def get_buffer(self, sizehint: int) -> memoryview:
-        return self._buffer
-
-    def buffer_updated(self, nbytes: int) -> None:
+    def data_received(self, data: bytes) -> None:
         try:
-            for body in self._splitter.feed(self._buffer[:nbytes]):
-                if self._reply is not None and not self._reply.done():
-                    self._reply.set_result(decode_reply(body))
+            for body in self._splitter.feed(data):
+                if not self._awaited:
+                    continue
+                reply = decode_reply(body)
+                asked, _ = self._awaited.popleft()
+                if not asked.done():
+                    asked.set_result(reply)
+                if self._awaited:
+                    self._expect(self._awaited[0][1])
         except (FrameError, msgspec.MsgspecError) as error:
             self._fail(error)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._transport = None
+        self.transport = None
+        if self._timer is not None:
+            self._timer.cancel()
         self._fail(ConnectionResetError("the session process closed its socket"))
 
+    def _expect(self, timeout_s: float) -> None:
+        """The first of the replies that are awaited may take this long."""
+        self._deadline = self._loop.time() + timeout_s
+        if self._timer is None or self._deadline < self._rings_at:
+            self._set_timer()
+
+    def _set_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._rings_at = self._deadline
+        self._timer = self._loop.call_at(self._rings_at, self._ring)
+
+    def _ring(self) -> None:
+        self._timer = None
+        if not self._awaited:
+            return  # The next request sets it again.
+        if self._loop.time() < self._deadline - TIMER_SLACK_S:
+            self._set_timer()
+        else:
+            self._fail(TimeoutError())
+            if self.when_late is not None:
+                self.when_late()
+
     def _fail(self, error: Exception) -> None:
-        if self._reply is not None and not self._reply.done():
-            self._reply.set_exception(error)
+        while self._awaited:
+            asked, _ = self._awaited.popleft()
+            if not asked.done():
+                asked.set_exception(error)
+
+
+class Place(Protocol):
+    """What an episode runs on: a process, or a share of one."""
+
+    child: Child
+    session: int
+    """Its number among the sessions of the process."""
+    num_sessions: int
+    """Sessions begun on it."""
+
+    @property
+    def is_gone(self) -> bool: ...
+
+    @property
+    def death(self) -> Death | None:
+        """Why its process ended, as far as it may be blamed for it; None while it lives."""
+        ...
+
+    def next_id(self) -> int:
+        """The id of a new request; a request with an old id is answered from the record."""
+        ...
+
+    async def ask(self, request: Request, timeout_s: float) -> Reply:
+        """The reply, within the deadline. Raises EnvFault; the process may then be dead."""
+        ...
+
+    async def close(self) -> None: ...
 
 
 class Worker:
-    """A session process and the wire to it."""
+    """A session process and the wire to it: the `Place` of one session at a time."""
+
+    session = 0
 
     def __init__(self, child: Child, wire: Wire) -> None:
         self.child = child
         self.num_sessions = 0
-        """Sessions begun on it."""
-        self._wire = wire
+        self.wire = wire
         self._num_requests = 0
         self._is_sound = True
 
     @property
     def is_gone(self) -> bool:
-        return self.child.gone.is_set() or not self._wire.is_open
+        return self.child.death is not None or self.wire.transport is None
+
+    @property
+    def death(self) -> Death | None:
+        return self.child.death
 
     @property
     def is_reusable(self) -> bool:
@@ -135,26 +205,27 @@ class Worker:
         return self._is_sound and not self.is_gone
 
     def next_id(self) -> int:
-        """The id of a new request; a request with an old id is answered from the record."""
         self._num_requests += 1
         return self._num_requests
 
     async def ask(self, request: Request, timeout_s: float) -> Reply:
-        """The reply, within the deadline. Raises EnvFault; the process may then be dead."""
-        what = type(request).__name__.lower()
         self._is_sound = False
         try:
-            reply = await self._wire.ask(request, timeout_s)
+            reply = await self.wire.ask(request, timeout_s)
         except TimeoutError as error:
             await self.kill()
-            raise EnvFault(Outcome.TIMEOUT, f"{what} took over {timeout_s} s: killed") from error
+            raise EnvFault(
+                Outcome.TIMEOUT, f"{name_of(request)} took over {timeout_s} s: killed"
+            ) from error
         except ConnectionError as error:
             await self.kill()
             child = self.child
-            raise EnvFault(child.outcome, f"{what}: process {child.pid} {child.ended}") from error
+            raise EnvFault(
+                child.outcome, f"{name_of(request)}: process {child.pid} {child.ended}"
+            ) from error
         except (FrameError, msgspec.MsgspecError) as error:
             await self.kill()
-            raise EnvFault(Outcome.ENV_ERROR, f"{what}: {error}") from error
+            raise EnvFault(Outcome.ENV_ERROR, f"{name_of(request)}: {error}") from error
         except asyncio.CancelledError:
             self.let_go()
             raise
@@ -165,7 +236,7 @@ class Worker:
 
     def let_go(self) -> None:
         """Kill the process without waiting for its end."""
-        self._wire.close()
+        self.wire.close()
         self.child.kill()
 
     async def kill(self) -> None:
@@ -174,7 +245,7 @@ class Worker:
 
     async def close(self) -> None:
         """Let the process end by itself, or kill it after a grace."""
-        self._wire.close()
+        self.wire.close()
         try:
             async with asyncio.timeout(CLOSE_GRACE_S):
                 await self.child.gone.wait()
@@ -190,47 +261,48 @@ class Life:
 
     def __init__(
         self,
-        worker: Worker,
+        place: Place,
         prompt: str,
         tools: list[dict[str, Any]],
         *,
         step_timeout_s: float,
-        give_back: "Callable[[Life, Worker], Awaitable[None]]",
+        give_back: Callable[[], Coroutine[Any, Any, None]],
     ) -> None:
         self.prompt = prompt
         """The task in words."""
         self.tools = tools
         """OpenAI function schemas."""
-        self._worker = worker
+        self._place = place
         self._step_timeout_s = step_timeout_s
         self._give_back = give_back
-        self._is_closed = False
-        self._loop = asyncio.get_running_loop()
+        self.is_closed = False
         self.when_closed: Callable[[], None] | None = None
+        self._loop = asyncio.get_running_loop()
         self.used_s = self._loop.time()
         """When it was asked last, on the clock of the event loop."""
 
     @property
     def pid(self) -> int:
-        return self._worker.child.pid
+        return self._place.child.pid
 
     @property
     def is_over(self) -> bool:
         """Whether its process is known to be gone, or its socket closed."""
-        return self._worker.is_gone
+        return self._place.is_gone
 
     @property
     def death(self) -> Death | None:
         """Why its process ended; None while it lives."""
-        return self._worker.child.death
+        return self._place.death
 
     async def step(self, action: str) -> StepResult:
         """Carry out one action. Raises EnvFault, after which it is of no more use."""
-        if self._is_closed:
+        if self.is_closed:
             raise EnvFault(Outcome.CANCELLED, "the session is closed")
         self.used_s = self._loop.time()
-        request = Step(id=self._worker.next_id(), action=action)
-        reply = await self._worker.ask(request, self._step_timeout_s)
+        place = self._place
+        request = Step(id=place.next_id(), session=place.session, action=action)
+        reply = await place.ask(request, self._step_timeout_s)
         if not isinstance(reply, Stepped) or reply.id != request.id:
             raise EnvFault(Outcome.ENV_ERROR, f"step {request.id} was answered by {reply}")
         return StepResult(
@@ -243,12 +315,18 @@ class Life:
 
     async def close(self) -> None:
         """End it, and its process unless another may use it. Safe to call again."""
-        if not self._is_closed:
-            self._is_closed = True
+        if not self.is_closed:
+            self.is_closed = True
             if self.when_closed is not None:
                 self.when_closed()
-            await self._give_back(self, self._worker)
+            await self._give_back()
 
     def end(self) -> None:
-        """Have its process killed: `is_over` from now on."""
-        self._worker.let_go()
+        """Have its process killed, if it is alone in it: `is_over` from now on."""
+        if isinstance(self._place, Worker):
+            self._place.let_go()
+
+
+def name_of(request: Request) -> str:
+    """What is asked, as messages call it."""
+    return type(request).__name__.lower()

@@ -3,9 +3,10 @@
 import asyncio
 import resource
 import socket
+from collections.abc import Callable
 
 from envpool.frames import Outcome
-from envpool.nursery import Child
+from envpool.nursery import Child, Nursery
 from envpool.session import EnvFault, Wire, Worker
 
 
@@ -17,6 +18,17 @@ def socketpair() -> tuple[socket.socket, socket.socket]:
         raise EnvFault(Outcome.ENV_ERROR, message) from error
     ours.setblocking(False)
     return ours, theirs
+
+
+def order_fork(nursery: Nursery, when_gone: Callable[[Child], None]) -> tuple[Child, socket.socket]:
+    """A process that is being forked, and our end of its socket. Raises EnvFault."""
+    ours, theirs = socketpair()
+    return nursery.fork(theirs, when_gone), ours
+
+
+async def fork_shared(nursery: Nursery) -> Worker:
+    """A new process for several sessions, each of which holds a slot of its own."""
+    return await connect(*order_fork(nursery, lambda _: None))
 
 
 async def connect(child: Child, connection: socket.socket) -> Worker:

@@ -59,7 +59,7 @@ class Tool:
             checked = msgspec.convert(arguments, self.arguments_type, strict=True)
         except (msgspec.ValidationError, RecursionError) as error:
             raise ToolInputError(f"{self.name} takes {self.signature}") from error
-        return {name: getattr(checked, name) for name in self.arguments_type.__struct_fields__}
+        return msgspec.structs.asdict(checked)
 
 
 def tool(method: F) -> F:

@@ -1,14 +1,18 @@
-"""The loop of a session process: one environment, one socket, until the socket closes.
+"""The loop of a session process: one socket, until it closes, and one environment, or several.
 
-Whatever the environment raises becomes a typed reply; the loop goes on. A request id seen before gets
-the recorded reply, so that a request may be repeated when its reply was lost.
+Whatever the environment raises becomes a typed reply; the loop goes on. The last request, seen again, gets
+the same reply again, so that a request may be repeated when its reply was lost.
 """
 
 import math
+import os
 import random
 import socket
+import time
 import traceback
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
 
 from configs.load import ConfigError
@@ -16,14 +20,16 @@ from envpool.conformance import check_envs
 from envpool.env import GraderError, ToolEnv, seed_globals
 from envpool.folder import Tasks
 from envpool.frames import (
+    READ_BYTES,
     Draw,
     Drawn,
+    End,
     Failed,
-    FrameError,
     Outcome,
     Ready,
     Reply,
     Request,
+    Splitter,
     Start,
     Step,
     Stepped,
@@ -31,11 +37,12 @@ from envpool.frames import (
     Try,
     decode_request,
     pack,
-    read_frames,
 )
 from envpool.source import PoolSource
 
 _NONE: Tasks = MappingProxyType({})
+# An answer waits this long at most for those of the other requests that were read with its own.
+MAX_UNSENT_S = 0.001
 # Characters of a traceback that are kept: its end says the most.
 MAX_ERROR_CHARS = 8000
 
@@ -44,31 +51,73 @@ def serve(
     connection: socket.socket, envs: Mapping[str, type[ToolEnv]], tasks: Tasks = _NONE
 ) -> None:
     """Answer requests on a blocking socket until its peer closes it."""
-    session = Session(envs, tasks)
+    sessions = defaultdict[int, Session](partial(Session, envs, tasks))
+    # Between two steps other processes had the core and its caches, so that every object met on the
+    # way costs several times what it costs in a loop: few are.
+    read, feed = partial(os.read, connection.fileno(), READ_BYTES), Splitter().feed
+    send = connection.sendall
     try:
-        for body in read_frames(connection):
-            connection.sendall(session.answer(decode_request(body)))
+        while data := read():
+            bodies = feed(data)
+            if len(bodies) == 1:
+                request = decode_request(bodies[0])
+                send(sessions[request.session].answer(request))
+            else:
+                _answer_all(bodies, sessions, send)
     finally:
-        session.close()
+        for session in sessions.values():
+            session.close()
+
+
+def _answer_all(
+    bodies: Sequence[bytes | memoryview],
+    sessions: Mapping[int, "Session"],
+    send: Callable[[bytes], None],
+) -> None:
+    """Answer requests of several sessions, those that take no time with one message."""
+    unsent: list[bytes] = []
+    sent_at = time.monotonic()
+    for body in bodies:
+        request = decode_request(body)
+        unsent.append(sessions[request.session].answer(request))
+        # Nobody waits for the slow step of another.
+        if time.monotonic() - sent_at > MAX_UNSENT_S:
+            send(b"".join(unsent))
+            unsent.clear()
+            sent_at = time.monotonic()
+    send(b"".join(unsent))
 
 
 class Session:
-    """One environment and the replies it has given; a new start begins anew."""
+    """One environment and the last reply it has given; a new start begins anew."""
 
     def __init__(self, envs: Mapping[str, type[ToolEnv]], tasks: Tasks = _NONE) -> None:
         """`tasks`: configurations that stand in for what an environment would draw."""
         self._envs = envs
         self._tasks = tasks
         self._env: ToolEnv | None = None
-        self._replies: dict[int, bytes] = {}
+        # A request is only made again when its reply was lost, so it is the last one.
+        self._last_id = -1
+        self._last_reply = b""
 
     def answer(self, request: Request) -> bytes:
-        """The frame that answers a request, recorded under the request's id."""
-        if request.id not in self._replies:
-            if isinstance(request, Start):
-                self._forget()
-            self._replies[request.id] = _pack_or_fail(self._reply(request))
-        return self._replies[request.id]
+        """The frame that answers a request, if any; the same one if the request is made again."""
+        if isinstance(request, End):
+            self._forget()
+            return b""
+        if request.id != self._last_id:
+            try:
+                self._last_reply = pack(self._reply(request))
+            except GraderError:
+                self._last_reply = pack(_failed(request.id, Outcome.GRADER_ERROR))
+            except MemoryError:
+                self._last_reply = pack(_failed(request.id, Outcome.OOM))
+            # The fault boundary of the environment's code, which may also call sys.exit(), or give
+            # an observation that is no text, is not valid text, or is too long.
+            except (Exception, SystemExit):  # noqa: BLE001
+                self._last_reply = pack(_failed(request.id, Outcome.ENV_ERROR))
+            self._last_id = request.id
+        return self._last_reply
 
     def close(self) -> None:
         if self._env is not None:
@@ -76,7 +125,6 @@ class Session:
 
     def _forget(self) -> None:
         """Leave nothing of the session before, whatever its environment does when it is closed."""
-        self._replies.clear()
         env, self._env = self._env, None
         if env is not None:
             try:
@@ -84,26 +132,29 @@ class Session:
             except (Exception, SystemExit):  # noqa: BLE001 - the fault boundary: it is over
                 traceback.print_exc()
 
-    def _reply(self, request: Request) -> Reply:
-        try:
-            match request:
-                case Start():
-                    return self._start(request)
-                case Draw():
-                    return self._draw(request)
-                case Try():
-                    return self._try(request)
-                case Step():
-                    return self._step(request)
-        except GraderError:
-            return _failed(request.id, Outcome.GRADER_ERROR)
-        except MemoryError:
-            return _failed(request.id, Outcome.OOM)
-        # The fault boundary of the environment's code, which may also call sys.exit().
-        except (Exception, SystemExit):  # noqa: BLE001
-            return _failed(request.id, Outcome.ENV_ERROR)
+    def _reply(self, request: Start | Step | Draw | Try) -> Reply:
+        if isinstance(request, Start):
+            return self._start(request)
+        if isinstance(request, Draw):
+            return self._draw(request)
+        if isinstance(request, Try):
+            return self._try(request)
+        if self._env is None:
+            raise RuntimeError("a step before the start")
+        observation, reward, terminated, truncated, info = self._env.step(request.action)
+        if not math.isfinite(reward):
+            raise GraderError(f"the reward is {reward}: it must be a finite number")
+        return Stepped(
+            id=request.id,
+            observation=observation,
+            reward=float(reward),
+            terminated=terminated,
+            truncated=truncated,
+            is_bad_call=info["is_bad_call"],
+        )
 
     def _start(self, request: Start) -> Ready:
+        self._forget()
         seed_globals(request.seed)
         self._env = self._envs[request.env]()
         prompt, _ = self._env.reset(seed=request.seed, options=request.config)
@@ -133,29 +184,6 @@ class Session:
         except ConfigError as error:
             return Tried(id=request.id, mistake=str(error))
         return Tried(id=request.id, mistake="")
-
-    def _step(self, request: Step) -> Stepped:
-        if self._env is None:
-            raise RuntimeError("a step before the start")
-        observation, reward, terminated, truncated, info = self._env.step(request.action)
-        if not math.isfinite(reward):
-            raise GraderError(f"the reward is {reward}: it must be a finite number")
-        return Stepped(
-            id=request.id,
-            observation=observation,
-            reward=float(reward),
-            terminated=terminated,
-            truncated=truncated,
-            is_bad_call=info["is_bad_call"],
-        )
-
-
-def _pack_or_fail(reply: Reply) -> bytes:
-    try:
-        return pack(reply)
-    # TypeError, ValueError: an observation that is not text, or not valid text.
-    except (FrameError, TypeError, ValueError):
-        return pack(_failed(reply.id, Outcome.ENV_ERROR))
 
 
 def _failed(request_id: int, outcome: Outcome) -> Failed:

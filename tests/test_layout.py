@@ -42,14 +42,15 @@ def test_imports_go_one_way(package: str) -> None:
     assert not wrong
 
 
-def test_only_launch_and_cluster_import_ray() -> None:
+def test_few_import_ray() -> None:
     users = {
         str(path.relative_to(ROOT))
         for package in PACKAGES
         for path in (ROOT / package).rglob("*.py")
         if any(name.split(".")[0] == "ray" for name in imported(path))
     }
-    assert users <= {"rollout/cluster.py"}
+    # The benchmark of the pool measures Ray, in a process that does nothing else.
+    assert users <= {"rollout/cluster.py", "envpool/bench/ray_actors.py"}
 
 
 @pytest.mark.parametrize(

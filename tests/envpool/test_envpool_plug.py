@@ -90,7 +90,7 @@ async def test_a_directory_is_plugged_in_and_replaced_while_a_session_runs(
 
 async def _copies(pool: EnvPool) -> set[Path]:
     """The directories that pools are served from."""
-    copies = pool._copies
+    copies = pool._copies.folder
     assert copies is not None
     return {path.parent for path in await asyncio.to_thread(lambda: list(copies.glob("*/*.py")))}
 
@@ -98,7 +98,7 @@ async def _copies(pool: EnvPool) -> set[Path]:
 async def test_copies_are_gone_with_the_pool(tmp_path: Path) -> None:
     source = str(await written(tmp_path / "odd"))
     async with await EnvPool.start({"odd": PoolSection(source=source)}, limits=LIMITS) as pool:
-        copies = pool._copies
+        copies = pool._copies.folder
         assert copies is not None and await _copies(pool)
     assert not await asyncio.to_thread(copies.exists)
 
