@@ -136,6 +136,8 @@ async def test_a_version_that_evaluation_needs_comes_back_and_is_not_drawn_from(
         "mine": PoolState.LIVE,
         "basics": PoolState.DRAINING,
     }
+    # In their order: an evaluation set that names no pool is about the first that has its environment.
+    assert list(config.pools) == ["basics", "mine"]
     part = await play(tmp_path, config, resumed=resumed)
     granted = {grant.task.pool for grant in part.actor.granted if not grant.is_eval}
     assert granted == {"mine"}
