@@ -346,7 +346,10 @@ def acknowledge_interrupts() -> None:
 
 def run_script() -> None:
     """Entry point of the installed command."""
-    sys.exit(main(sys.argv[1:]))
+    arguments = sys.argv[1:]
+    # Others read this list too, and write it down: W&B does.
+    sys.argv[1:] = [word for word in arguments if not word.startswith("control.token=")]
+    sys.exit(main(arguments))
 
 
 if __name__ == "__main__":

@@ -212,7 +212,7 @@ class Coordinator:
         try:
             await supervise(stages, self._clockwork(results))
         finally:
-            self._saver.answer(Refused("the run ended before it was saved"))
+            self._saver.end()
             self._queue.cancel_all()
         before, after = results
         return before, after

@@ -165,6 +165,10 @@ class Pools:
 
     async def write(self) -> None:
         """Write down what there is, for a run that goes on from here."""
+        async with self._lock:
+            await self._write()
+
+    async def _write(self) -> None:
         record = PoolsFile(pools=self.records())
         await asyncio.to_thread(rundir.write_json, self._run_dir / FILE, record)
 
@@ -193,7 +197,7 @@ class Pools:
             self._tell(version, f"weight {section.weight:g}, {len(version.source.train)} envs")
             if before is not None and before.key != version.key:
                 self._drain(before)
-            await self.write()
+            await self._write()
             return version
 
     async def remove(self, name: str) -> Version:
@@ -205,7 +209,7 @@ class Pools:
                     f"{name!r} is the last pool to train on: add another first, or replace it"
                 )
             self._drain(version)
-            await self.write()
+            await self._write()
             return version
 
     def group_ended(self, key: PoolKey) -> None:
@@ -226,7 +230,7 @@ class Pools:
                     version.state = PoolState.REMOVED
                     self._tell(version)
                 if drained:
-                    await self.write()
+                    await self._write()
 
     # -- parts of them ------------------------------------------------------------------------
 

@@ -110,17 +110,18 @@ def check(run_dir: Path, overrides: list[str]) -> tuple[RunConfig, Resumed]:
 
 
 def _kept(records: list[PoolRecord]) -> list[PoolRecord]:
-    """Those that are drawn from, and of the others those that an evaluation set is about."""
-    live = [record for record in records if record.state is PoolState.LIVE]
-    names = {record.name for record in live}
-    kept = [one for one in records if one.is_evaluated and one.name not in names]
-    for gone in (one for one in records if one.is_evaluated and one.state is not PoolState.LIVE):
-        if gone.name in names:
+    """Those that are drawn from, and of the others those that an evaluation set is about, in order."""
+    live = {record.name for record in records if record.state is PoolState.LIVE}
+    kept: dict[str, PoolRecord] = {}
+    for record in records:
+        if record.state is PoolState.LIVE or (record.is_evaluated and record.name not in live):
+            kept[record.name] = record
+        elif record.is_evaluated:
             logger.warning(
                 "pool %s was replaced: evaluation goes on with the configurations of the new version",
-                gone.name,
+                record.name,
             )
-    return [*live, *{record.name: record for record in kept}.values()]
+    return list(kept.values())
 
 
 def check_pools(resumed: Resumed, sources: Mapping[str, Source]) -> None:

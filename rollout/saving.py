@@ -19,6 +19,9 @@ from rollout.scores import Score
 from rollout.snapshot import Snapshot
 from rollout.status import Saved
 
+# What whoever still waits for a checkpoint is told.
+OVER = "the run ended before it was saved"
+
 
 class Saver:
     """Writes checkpoints: the learner's part, the coordinator's of the same step, then the mark."""
@@ -44,6 +47,7 @@ class Saver:
         self._quarantine = quarantine
         self._books = books
         self._newest: Saved | None = None
+        self._is_over = False
         self._asked: asyncio.Future[Saved | Refused] | None = None
 
     def restore(self, state: Snapshot) -> None:
@@ -65,6 +69,8 @@ class Saver:
 
         Training sees `is_asked` when it comes to such a moment.
         """
+        if self._is_over:
+            raise Refused(OVER)
         if self._asked is None:
             self._asked = asyncio.get_running_loop().create_future()
         # Whoever asks may go away; the others still wait.
@@ -86,6 +92,11 @@ class Saver:
         asked, self._asked = self._asked, None
         if asked is not None:
             asked.set_result(answer)
+
+    def end(self) -> None:
+        """The run is over: nothing is saved any more."""
+        self._is_over = True
+        self.answer(Refused(OVER))
 
     def _note(self, step: int) -> None:
         path = checkpoints.directory(self._run_dir, step)

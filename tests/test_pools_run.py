@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from envpool import sandbox
 from rollout import audit, pools
 from rollout.ledger import GroupState
 from rollout.processes import is_alive, read_pids
@@ -73,9 +74,13 @@ def test_a_pool_is_added_replaced_and_removed_while_it_trains(tmp_path: Path) ->
             for action, question in (("add", "What is"), ("replace", "Find")):
                 text = block("python").replace("What is the last number?", f"{question} the last.")
                 (code / "late_pool.py").write_text(text)
-                words = (action, "late", "late_pool:envs", "--trusted", "--weight", WEIGHT)
-                answer = msgspec.json.decode(command("pool", *words, "--json", *at), type=PoolInfo)
+                # The second one is trusted by nobody, where there is a sandbox for it.
+                is_trusted = action == "add" or bool(sandbox.lacking())
+                words = (action, "late", "late_pool:envs", f"trusted={str(is_trusted).lower()}")
+                told = command("pool", *words, "--weight", WEIGHT, "--json", *at)
+                answer = msgspec.json.decode(told, type=PoolInfo)
                 assert answer.state == "live" and answer.envs == ["last_number"]
+                assert bool(answer.layers) is not is_trusted
                 versions.append(answer.version)
                 wait(process, lambda: trained_on(run_dir, versions[-1]))
             first, second = versions

@@ -3,6 +3,7 @@
 import asyncio
 import re
 import stat
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ import aiohttp
 import msgspec
 import pytest
 
+import launch
 from configs.load import load
 from configs.schema import ControlSection
 from rollout import rundir
@@ -333,3 +335,21 @@ async def test_whoever_waits_for_a_checkpoint_of_a_run_that_breaks_is_told(tmp_p
             await asyncio.sleep(0.05)
         async with await asked as got:
             assert got.status == 409 and "the run ended" in await error_of(got)
+        async with client.post("/checkpoint") as got:  # nobody is left who could
+            assert got.status == 409
+
+
+def test_the_token_is_not_among_the_arguments_that_others_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[list[str]] = []
+
+    def main(arguments: list[str]) -> int:
+        seen.append([*arguments, "|", *sys.argv[1:]])
+        return 0
+
+    monkeypatch.setattr(launch, "main", main)
+    monkeypatch.setattr(sys, "argv", ["launch.py", "control.token=sesame", "learner.steps=1"])
+    with pytest.raises(SystemExit):
+        launch.run_script()
+    assert seen == [["control.token=sesame", "learner.steps=1", "|", "learner.steps=1"]]
