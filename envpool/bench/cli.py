@@ -31,6 +31,7 @@ LEGEND = """\
 systems:
   sandbox, no_sandbox        sessions of the pool, a process for each
   shared                     sessions of a trusted pool, 32 in a process
+  host, host_shared          `sandbox` and `shared` through a host, another process that relays
   bare_socketpair            as many processes that only echo a frame: the bound
   sync_vector_env            gymnasium, all environments in one process
   async_vector_env           gymnasium, a process for each, in lock step
@@ -60,12 +61,22 @@ class Scale:
     live: int
     """Sessions when many are killed."""
     killed: int
+    new_pools: int
 
 
 FULL = Scale(
-    size=64, other_sizes=(1, 512, 2000), ray_actors=4, rounds=5, seconds=1.0, live=512, killed=200
+    size=64,
+    other_sizes=(1, 512, 2000),
+    ray_actors=4,
+    rounds=5,
+    seconds=1.0,
+    live=512,
+    killed=200,
+    new_pools=20,
 )
-QUICK = Scale(size=4, other_sizes=(1,), ray_actors=2, rounds=1, seconds=0.05, live=8, killed=4)
+QUICK = Scale(
+    size=4, other_sizes=(1,), ray_actors=2, rounds=1, seconds=0.05, live=8, killed=4, new_pools=2
+)
 
 
 def main(arguments: list[str]) -> int:
@@ -107,7 +118,7 @@ def main(arguments: list[str]) -> int:
         found |= report.moments(
             console,
             recovery.recovery(ours.MODES[0], scale.live, scale.killed),
-            new_pool.new_pool_latency(),
+            new_pool.new_pool_latencies(scale.new_pools),
         )
     if options.json:
         sys.stdout.write(json.dumps(found) + "\n")

@@ -1,6 +1,5 @@
 """How soon code that did not exist a moment ago answers a tool call."""
 
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -12,41 +11,40 @@ from envpool.pool import EnvPool
 from envpool.task import Task
 
 SOURCE = '''\
-"""A pool that nobody has seen."""
+"""Pool number {number}, which nobody has seen."""
 
 from envpool.envs.sum_list import SumList
 
 
 class Unseen(SumList):
     """Answer: the sum."""
-
-
-pool = {"unseen": Unseen}
 '''
-MODULE = "millrace_unseen_pool"
 
 
-def new_pool_latency() -> float:
-    """Seconds from a source text to the first result of one of its tools, sandbox on.
+def new_pool_latencies(count: int) -> list[float]:
+    """Seconds from a source text to the first result of one of its tools, sandbox on, `count` times.
 
-    A pool is started for it alone, which starts an interpreter.
+    The pools are plugged into an env pool that serves others already, as in a run that goes on.
     """
     with tempfile.TemporaryDirectory() as folder, runner() as loop:
-        sys.path.insert(0, folder)
-        try:
+        return loop.run(_measure(Path(folder), count))
+
+
+async def _measure(folder: Path, count: int) -> list[float]:
+    limits = EnvPoolSection(start_timeout_s=TIMEOUT_S, step_timeout_s=TIMEOUT_S)
+    served = {"served": PoolSection(source="envpool.envs:basics")}
+    found: list[float] = []
+    async with await EnvPool.start(served, limits=limits) as pool:
+        for number in range(count):
+            path = folder / f"unseen{number}.py"
             began = time.perf_counter()
-            (Path(folder) / f"{MODULE}.py").write_text(SOURCE)
-            loop.run(_step_once())
-            return time.perf_counter() - began
-        finally:
-            sys.path.remove(folder)
-
-
-async def _step_once() -> None:
-    limits = EnvPoolSection(max_sessions=1, start_timeout_s=TIMEOUT_S)
-    section = PoolSection(source=f"{MODULE}:pool")
-    async with await EnvPool.start({"unseen": section}, limits=limits) as pool:
-        version = pool.versions()["unseen"]
-        task = Task(pool="unseen", pool_version=version, env="unseen", config=CONFIG, seed=0)
-        async with await pool.open(task) as session:
-            await session.step(ACTION)
+            path.write_text(SOURCE.format(number=number))
+            key = (await pool.plug("unseen", PoolSection(source=str(path)))).key
+            task = Task(
+                pool=key.name, pool_version=key.version, env="unseen", config=CONFIG, seed=0
+            )
+            async with pool.session(task) as session:
+                await session.step(ACTION)
+                found.append(time.perf_counter() - began)
+            await pool.retire(key)
+    return found

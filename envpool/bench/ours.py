@@ -1,15 +1,20 @@
 """Ours: sessions of an `EnvPool` in the ways it can be set up."""
 
 import asyncio
+import subprocess
+import sys
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from configs.schema import EnvPoolSection, PoolSection
 from envpool.bench.system import ACTION, CONFIG, call_each, runner, step_concurrently
 from envpool.pool import EnvPool, Session
+from envpool.remote import Hosts
 from envpool.task import Task
 
 SOURCE = "envpool.bench.variants:pool"
@@ -23,6 +28,8 @@ class Mode:
 
     name: str
     setting: Mapping[str, Any]
+    is_hosted: bool = False
+    """Behind a host: another process, which relays."""
 
 
 # The first is what the peers are compared with. Another way to reach sessions is another line here.
@@ -30,14 +37,16 @@ MODES = (
     Mode(name="sandbox", setting={"trusted": False}),
     Mode(name="no_sandbox", setting={"trusted": True}),
     Mode(name="shared", setting={"trusted": True, "sessions_per_worker": 32}),
+    Mode(name="host", setting={"trusted": False}, is_hosted=True),
+    Mode(name="host_shared", setting={"trusted": True, "sessions_per_worker": 32}, is_hosted=True),
 )
 
 
 class Sessions:
     """Open sessions of a pool, each a step at a time."""
 
-    def __init__(self, loop: asyncio.Runner, pool: EnvPool, sessions: list[Session]) -> None:
-        self.pids: Sequence[int] = pool.session_pids()
+    def __init__(self, loop: asyncio.Runner, sessions: list[Session]) -> None:
+        self.pids: Sequence[int] = list({session.pid for session in sessions})
         self._runner = loop
         self._calls = [partial(session.step, ACTION) for session in sessions]
 
@@ -51,11 +60,15 @@ class Sessions:
 @contextmanager
 def sessions(mode: Mode, env: str, size: int) -> Iterator[Sessions]:
     """As many sessions of one environment, session number n with seed n."""
-    with runner() as loop:
-        pool = loop.run(start(mode, size))
+    with runner() as loop, ExitStack() as stack:
+        if mode.is_hosted:
+            address = stack.enter_context(host_process())
+            pool: EnvPool | Hosts = loop.run(start_hosted(mode, address))
+        else:
+            pool = loop.run(start(mode, size))
         try:
             tasks = [make_task(pool, env, CONFIG, seed) for seed in range(size)]
-            yield Sessions(loop, pool, loop.run(open_all(pool, tasks)))
+            yield Sessions(loop, loop.run(open_all(pool, tasks)))
         finally:
             loop.run(pool.close())
 
@@ -65,17 +78,46 @@ async def start(mode: Mode, size: int) -> EnvPool:
     limits = EnvPoolSection(
         max_sessions=size, start_timeout_s=TIMEOUT_S, step_timeout_s=TIMEOUT_S, cpu_s=3600
     )
-    section = PoolSection(source=SOURCE, **mode.setting)
-    return await EnvPool.start({"bench": section}, limits=limits)
+    return await EnvPool.start({"bench": _section(mode)}, limits=limits)
 
 
-async def open_all(pool: EnvPool, tasks: Sequence[Task]) -> list[Session]:
+async def start_hosted(mode: Mode, address: str) -> Hosts:
+    """The same pool, served by a host."""
+    limits = EnvPoolSection(start_timeout_s=TIMEOUT_S, step_timeout_s=TIMEOUT_S)
+    return await Hosts.start([address], {"bench": _section(mode)}, limits=limits)
+
+
+@contextmanager
+def host_process() -> Iterator[str]:
+    """A host in a process of its own, and its address."""
+    with tempfile.TemporaryDirectory() as folder:
+        address = f"{folder}/host.sock"
+        command = [sys.executable, "-m", "envpool.host", "--listen", address]
+        with subprocess.Popen(
+            command,
+            cwd=Path(__file__).parents[2],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        ) as process:
+            try:
+                assert process.stdout is not None
+                process.stdout.readline()  # it is ready
+                yield address
+            finally:
+                process.terminate()
+
+
+def _section(mode: Mode) -> PoolSection:
+    return PoolSection(source=SOURCE, **mode.setting)
+
+
+async def open_all(pool: EnvPool | Hosts, tasks: Sequence[Task]) -> list[Session]:
     """Sessions of all `tasks`, opened at the same time."""
     async with asyncio.TaskGroup() as group:
         opening = [group.create_task(pool.open(task), name=f"open {task.seed}") for task in tasks]
     return [one.result() for one in opening]
 
 
-def make_task(pool: EnvPool, env: str, config: dict[str, Any], seed: int) -> Task:
+def make_task(pool: EnvPool | Hosts, env: str, config: dict[str, Any], seed: int) -> Task:
     version = pool.versions()["bench"]
     return Task(pool="bench", pool_version=version, env=env, config=config, seed=seed)

@@ -129,12 +129,16 @@ def steps(
     }
 
 
-def moments(console: Console, recovered: Recovery, new_pool_s: float) -> dict[str, Any]:
+def moments(console: Console, recovered: Recovery, new_pool_s: list[float]) -> dict[str, Any]:
     """Print what is no matter of steps; returns it as a JSON object."""
     console.print(
         f"{recovered.killed} of {recovered.sessions} sessions killed at once: the last answered its "
         f"next step after {recovered.last_answer_s:.2f} s; {recovered.wrong_transcripts} of "
         "all transcripts went on wrong"
     )
-    console.print(f"source text of a new pool to its first tool result: {1e3 * new_pool_s:.0f} ms")
-    return {"recovery": asdict(recovered), "new_pool_s": new_pool_s}
+    half_s, all_s = median(new_pool_s), max(new_pool_s)
+    console.print(
+        f"source text of a new pool to its first tool result: {1e3 * half_s:.0f} ms (median of "
+        f"{len(new_pool_s)}; the longest {1e3 * all_s:.0f} ms)"
+    )
+    return {"recovery": asdict(recovered), "new_pool_s": {"p50": half_s, "max": all_s}}
