@@ -312,7 +312,7 @@ async def play(checked: "Checked", run_dir: Path, screen: "Screen", *, learns: b
         startup_s = laps.seconds | {
             f"{info.name}/{part}": s for info in placed.infos for part, s in info.start_s.items()
         }
-        started += [process for info in placed.infos for process in info.processes]
+        started += placed.processes
         started += processes.descendants("ray")
         processes.write_pids(run_dir, started)
         announce.opening(checked, run_dir, placed.infos, laps.seconds)

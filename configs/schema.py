@@ -123,7 +123,9 @@ class EnvPoolSection(_Section, frozen=True, kw_only=True):
     start_timeout_s: Positive = 20.0
     """So is a session that takes longer to be ready."""
     max_sessions: Count = 2048
-    """Live sessions per actor; openings beyond it wait."""
+    """Live sessions per actor, or per host; openings beyond it wait."""
+    served_by: Literal["actor", "host"] = "actor"
+    """Sessions belong to each actor's process, or to one host for all actors of a node."""
     spares: Whole = 2
     """Processes of each pool forked ahead, so that a session need not wait for its own."""
     idle_timeout_s: Positive = 600.0

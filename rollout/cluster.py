@@ -1,6 +1,6 @@
 """Ray: where actors and the learner run, and how the coordinator's calls reach them.
 
-The only module besides `launch.py` that imports ray. What crosses is packed msgspec bytes. A call to
+With `launch.py` and `rollout/ray_hosts.py` what imports ray. What crosses is packed msgspec bytes. A call to
 a dead process raises, which ends the stage that made it.
 """
 
@@ -16,11 +16,11 @@ from typing import Any, Protocol
 
 import msgspec
 import ray
-from ray.exceptions import RayError
 
 from configs.load import make_importable
 from configs.schema import PoolSection, RunConfig
 from envpool.pool import EnvPool, Plugged
+from envpool.remote import Hosts
 from envpool.task import Config, PoolKey
 from rollout import types
 from rollout.actor import Actor
@@ -28,9 +28,11 @@ from rollout.answers import DrawAnswer, PlugAnswer, TryAnswer
 from rollout.engine import UpdateMode, UpdateReport
 from rollout.episode import Limits
 from rollout.evaluator import MAX_IN_FLIGHT, NAME, is_wanted
+from rollout.hosting import Whereabouts
 from rollout.laps import Laps
 from rollout.logs import log_to_file
 from rollout.processes import Process, describe
+from rollout.ray_hosts import RayHosts, close_actor
 from rollout.resume import Resumed
 from rollout.types import ActorEvent, Grant, StepReport, TrainBatch
 from rollout.weights import Manifest
@@ -44,8 +46,6 @@ Handle = Any
 CONTROL_CALLS = 16
 # How far a learner on the CPU stands back from generation, of 19.
 LEARNER_NICENESS = 10
-# A close that takes longer is cut short by killing the process.
-CLOSE_S = 5.0
 
 
 class ProcessInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,9 +65,12 @@ class ActorProcess:
     """What runs in an actor's process."""
 
     async def start(
-        self, name: str, config_json: bytes, run_dir: str, weights: str, version: int
+        self, name: str, config_json: bytes, run_dir: str, weights: str, version: int, hosts: bytes
     ) -> bytes:
-        """Load engine, with `weights` as `version`, and environments; returns a packed ProcessInfo."""
+        """Load engine, with `weights` as `version`, and environments; returns a packed ProcessInfo.
+
+        `hosts`: packed `Whereabouts`; where it names none, this process has an env pool of its own.
+        """
         laps = Laps()
         # The engine brings torch: only the processes that compute import it.
         from rollout.engine_local import LocalEngine
@@ -91,7 +94,7 @@ class ActorProcess:
             timeout_s=config.rollout.timeout_s,
         )
         make_importable(config.run.imports)  # zygotes get the import path of this process
-        self._pool = await EnvPool.start(config.pools, limits=config.envpool)
+        self._pool = await _open_pool(config, hosts)
         laps.end("environments")
         if name == NAME and _shares_cpu(config):
             # The engine's threads inherit it: they get what actors and learner leave, however nice
@@ -113,9 +116,8 @@ class ActorProcess:
             update_mode=UpdateMode(config.engine.update_mode),
         )
         laps.end("engine")
-        zygotes = [
-            describe(f"{name}/zygote-{pool}", pid) for pool, pid in self._pool.pids().items()
-        ]
+        pids = self._pool.pids() if isinstance(self._pool, EnvPool) else {}
+        zygotes = [describe(f"{name}/zygote-{pool}", pid) for pool, pid in pids.items()]
         info = ProcessInfo(
             name=name,
             node=os.uname().nodename,
@@ -252,7 +254,7 @@ class RayActor:
         await self.handle.retire.remote(tuple(key))
 
     async def close(self) -> None:
-        await _close(self.name, self.handle)
+        await close_actor(self.name, self.handle)
 
 
 @dataclass(slots=True, frozen=True)
@@ -268,7 +270,7 @@ class RayLearner:
         await self.handle.save.remote(directory)
 
     async def close(self) -> None:
-        await _close("learner", self.handle)
+        await close_actor("learner", self.handle)
 
 
 def _log_ready(what: str, *, threads: int) -> None:
@@ -281,13 +283,19 @@ def _shares_cpu(config: RunConfig) -> bool:
     return not config.cluster.address and not config.learner.num_gpus
 
 
-async def _close(name: str, handle: Handle) -> None:
-    try:
-        async with asyncio.timeout(CLOSE_S):
-            await handle.close.remote()
-    except (TimeoutError, RayError) as error:
-        logger.warning("%s did not close by itself and is killed: %r", name, error)
-    ray.kill(handle)
+async def _open_pool(config: RunConfig, packed: bytes) -> EnvPool | Hosts:
+    """Where an actor's sessions come from."""
+    whereabouts = msgspec.msgpack.decode(packed, type=Whereabouts)
+    if not whereabouts.places:
+        return await EnvPool.start(config.pools, limits=config.envpool)
+    addresses, num_near = whereabouts.seen_from(ray.get_runtime_context().get_node_id())
+    return await Hosts.start(
+        addresses,
+        config.pools,
+        limits=config.envpool,
+        token=whereabouts.token,
+        num_near=num_near,
+    )
 
 
 def join(config: RunConfig) -> None:
@@ -320,7 +328,14 @@ class Placed:
     actors: dict[str, RayActor]
     learner: RayLearner | None
     evaluator: RayActor | None
+    hosts: RayHosts | None
     infos: list[ProcessInfo]
+
+    @property
+    def processes(self) -> list[Process]:
+        """Those that were started, and what they started themselves."""
+        of_hosts = self.hosts.processes if self.hosts is not None else []
+        return [process for info in self.infos for process in info.processes] + of_hosts
 
 
 async def place(
@@ -335,6 +350,8 @@ async def place(
     checkpoint = None
     if resumed is not None:
         version, checkpoint = resumed.version, str(resumed.checkpoint)
+    hosts = await RayHosts.start(*settings) if config.envpool.served_by == "host" else None
+    whereabouts = msgspec.msgpack.encode(hosts.whereabouts if hosts else Whereabouts())
     starting: dict[str, tuple[Handle, Any]] = {}
     names = [f"actor-{index}" for index in range(config.actors.count)]
     if trainer is not None and is_wanted(config):
@@ -349,7 +366,7 @@ async def place(
             )
             .remote()
         )
-        starting[name] = handle, handle.start.remote(name, *settings, weights, version)
+        starting[name] = handle, handle.start.remote(name, *settings, weights, version, whereabouts)
     if trainer is not None:
         handle = (
             ray.remote(LearnerProcess)
@@ -373,6 +390,7 @@ async def place(
         actors={name: RayActor(name, handle) for name, (handle, _) in starting.items()},
         learner=RayLearner(learner[0]) if learner else None,
         evaluator=RayActor(NAME, evaluator[0]) if evaluator else None,
+        hosts=hosts,
         infos=infos,
     )
 
@@ -384,3 +402,5 @@ async def close(placed: Placed) -> None:
             group.create_task(actor.close(), name=f"close-{actor.name}")
         if placed.learner is not None:
             group.create_task(placed.learner.close(), name="close-learner")
+    if placed.hosts is not None:
+        await placed.hosts.close()
