@@ -40,11 +40,13 @@ class ModelSection(_Section, frozen=True, kw_only=True):
 
 class PoolSection(_Section, frozen=True, kw_only=True):
     source: str
-    """`module:attribute` that gives the pool's environments."""
+    """A `.py` file or a directory of them, `module:attribute`, or an entry point of `millrace.pools`."""
     weight: Positive = 1.0
     """Share of tasks drawn from this pool, relative to the other pools' weights."""
     train: list[str] = []
     """Environment ids to train on; empty: all of the pool's."""
+    split: Literal["train", "eval"] = "train"
+    """`eval`: never trained on; an evaluation set of its name is made of it."""
     trusted: bool = False
     """Untrusted code runs in a sandbox, and not at all where there is none."""
     is_replayable: bool = True

@@ -5,7 +5,7 @@ connection; what it hears it hands to its owner.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar, cast
 
 import msgspec
@@ -34,7 +34,7 @@ class PlugIn(msgspec.Struct, frozen=True, kw_only=True, tag="plug_in"):
     id: int
     name: str
     section: PoolSection
-    files: dict[str, bytes] | None
+    files: Mapping[str, bytes] | None
     """Of a pool whose source is a path; it lies where the client is."""
 
 

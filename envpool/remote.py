@@ -288,13 +288,14 @@ class Hosts:
             raise
         return hosts
 
-    async def plug(self, name: str, section: PoolSection) -> Plugged:
+    async def plug(
+        self, name: str, section: PoolSection, *, files: Mapping[str, bytes] | None = None
+    ) -> Plugged:
         """Have every host that is there serve a version of a pool; those that come back serve it too.
 
         Raises ConfigError for what is wrong with it, and where there is no host.
         """
-        files = None
-        if folders.is_path(section.source):
+        if files is None and folders.is_path(section.source):
             where = f"pools.{name}.source={section.source!r}"
             files = await asyncio.to_thread(folders.read, where, section.source)
         plugged: Plugged | None = None
@@ -397,7 +398,7 @@ class Hosts:
         await self.close()
 
     async def _plug_in(
-        self, host: HostLink, name: str, section: PoolSection, files: dict[str, bytes] | None
+        self, host: HostLink, name: str, section: PoolSection, files: Mapping[str, bytes] | None
     ) -> Plugged | None:
         """None when the host died meanwhile: it is told when it is back."""
         question = PlugIn(id=host.next_id(), name=name, section=section, files=files)

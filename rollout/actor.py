@@ -9,7 +9,7 @@ A plain class: Ray wraps it in `rollout/cluster.py`, tests use it as it is.
 import asyncio
 import math
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
@@ -33,7 +33,9 @@ TURN_WAIT_S = 0.2
 class Serves(Sessions, Protocol):
     """Where sessions come from, of pools that come and go."""
 
-    async def plug(self, name: str, section: PoolSection) -> Plugged: ...
+    async def plug(
+        self, name: str, section: PoolSection, *, files: Mapping[str, bytes] | None = None
+    ) -> Plugged: ...
     async def draw(
         self, key: PoolKey, env: str, *, level: int, seed: int, count: int
     ) -> list[Config]: ...
@@ -140,9 +142,14 @@ class Actor:
         """Load a version while playing."""
         return await self._engine.update_weights(manifest, self._update_mode)
 
-    async def plug(self, name: str, section: PoolSection) -> Plugged:
-        """Serve a version of a pool beside those served. Raises ConfigError."""
-        return await self._sessions.plug(name, section)
+    async def plug(
+        self, name: str, section: PoolSection, *, files: Mapping[str, bytes] | None = None
+    ) -> Plugged:
+        """Serve a version of a pool beside those served. Raises ConfigError.
+
+        `files`: the text of a source that is a path of another machine.
+        """
+        return await self._sessions.plug(name, section, files=files)
 
     async def draw(
         self, key: PoolKey, env: str, *, level: int, seed: int, count: int

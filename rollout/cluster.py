@@ -19,6 +19,7 @@ import ray
 
 from configs.load import make_importable
 from configs.schema import PoolSection, RunConfig
+from envpool import folder
 from envpool.pool import EnvPool, Plugged
 from envpool.remote import Hosts
 from envpool.task import Config, PoolKey
@@ -142,9 +143,9 @@ class ActorProcess:
     async def update_weights(self, packed: bytes) -> UpdateReport:
         return await self._actor.update_weights(msgspec.msgpack.decode(packed, type=Manifest))
 
-    async def plug(self, name: str, section: bytes) -> bytes:
+    async def plug(self, name: str, section: bytes, files: dict[str, bytes] | None) -> bytes:
         decoded = msgspec.msgpack.decode(section, type=PoolSection)
-        return await PlugAnswer.of(self._actor.plug(name, decoded))
+        return await PlugAnswer.of(self._actor.plug(name, decoded, files=files))
 
     async def draw(
         self, key: tuple[str, str], env: str, level: int, seed: int, count: int
@@ -238,8 +239,11 @@ class RayActor:
         return await self.handle.update_weights.remote(types.encode(manifest))
 
     async def plug(self, name: str, section: PoolSection) -> Plugged:
-        packed = msgspec.msgpack.encode(section)
-        return PlugAnswer.open(await self.handle.plug.remote(name, packed))
+        packed, files = msgspec.msgpack.encode(section), None
+        if folder.is_path(section.source):  # it may not be there where the actor is
+            where = f"pools.{name}.source={section.source!r}"
+            files = await asyncio.to_thread(folder.read, where, section.source)
+        return PlugAnswer.open(await self.handle.plug.remote(name, packed, files))
 
     async def draw(
         self, key: PoolKey, env: str, *, level: int, seed: int, count: int

@@ -121,6 +121,8 @@ class Coordinator:
             curriculum=self._curriculum,
             queue=self._queue,
             note=files.event,
+            evaluate=self._put_set,
+            seed=config.run.seed,
             clock=clock,
         )
         self._watchdog = Watchdog(config, clock=clock)
@@ -190,6 +192,13 @@ class Coordinator:
             )
             for source in sources.values()
         ]
+
+    def _put_set(self, name: str, tasks: list[Task]) -> None:
+        """Evaluate on other tasks from now on."""
+        sets = {**self._evaluation_sets, name: tasks}
+        self._evaluation_sets = {name: tasks for name, tasks in sets.items() if tasks}
+        if self._evaluator is not None:
+            self._evaluator.put_sets(self._evaluation_sets)
 
     # -- the run ------------------------------------------------------------------------------
 

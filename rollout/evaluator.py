@@ -55,7 +55,8 @@ class Evaluator:
     ) -> None:
         """`step`: the optimizer steps done before this process began."""
         self.actor = actor
-        self._sets = {name: list(islice(tasks, config.eval.during)) for name, tasks in sets.items()}
+        self._num_tasks = config.eval.during
+        self.put_sets(sets)
         self._run_id = run_id
         self._files = files
         self._clock = clock
@@ -76,6 +77,10 @@ class Evaluator:
         self.is_idle = asyncio.Event()
         """Set while no version is taken."""
         self.is_idle.set()
+
+    def put_sets(self, sets: Mapping[str, list[Task]]) -> None:
+        """Play these from the next evaluation on."""
+        self._sets = {name: list(islice(tasks, self._num_tasks)) for name, tasks in sets.items()}
 
     def stepped(self, published: Manifest | None) -> Values:
         """A step was trained, and perhaps published; returns what was found since the last one."""

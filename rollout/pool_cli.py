@@ -3,10 +3,12 @@
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import msgspec
 
 from configs.load import ConfigError, read
+from envpool.folder import is_path
 from rollout.printable import printable
 from rollout.remote import RefusedError, Remote
 from rollout.status import PoolInfo
@@ -134,6 +136,10 @@ def _list(words: Words) -> None:
 
 def _add(words: Words, *, replace: bool) -> None:
     name, source = words.take("NAME", "SOURCE")
+    if is_path(source):
+        source = str(
+            Path(source).expanduser().absolute()
+        )  # the run may have been started elsewhere
     body = {**read(words.settings), "name": name, "source": source, "replace": replace}
     if "--weight" in words.options:
         body |= read([f"weight={words.options['--weight']}"])

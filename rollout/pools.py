@@ -21,10 +21,11 @@ from configs.schema import PoolSection
 from envpool.library import LibrarySource
 from envpool.pool import Plugged
 from envpool.source import Source
-from envpool.task import PoolKey
-from rollout import rundir
+from envpool.task import PoolKey, Task
+from rollout import kept_code, rundir
 from rollout.buffer import ReplayQueue
 from rollout.curriculum import Curriculum, Share
+from rollout.evaluate import default_sets
 from rollout.ports import ActorPort
 from rollout.refusals import NotThere, Refused
 from rollout.types import FORMAT
@@ -34,7 +35,15 @@ logger = logging.getLogger(__name__)
 FILE = "pools.json"
 
 # What a version of a pool keeps for as long as it is served.
-_OF_PROCESSES = ("trusted", "is_replayable", "sessions_per_process")
+_OF_PROCESSES = (
+    "trusted",
+    "is_replayable",
+    "sessions_per_process",
+    "sessions_per_worker",
+    "step_timeout_s",
+    "memory_mb",
+    "cpu_s",
+)
 
 
 class PoolState(StrEnum):
@@ -57,10 +66,18 @@ class PoolRecord(msgspec.Struct, frozen=True, kw_only=True):
     state: PoolState
     is_evaluated: bool = False
     """An evaluation set has tasks of it."""
+    code: str = ""
+    """Where its text is kept, in the run's directory, if its source is a path."""
 
     @property
     def key(self) -> PoolKey:
         return PoolKey(self.name, self.version)
+
+    def kept(self, run_dir: Path) -> PoolSection:
+        """Its section, for a run that goes on: with the text that is kept."""
+        if not self.code:
+            return self.section
+        return msgspec.structs.replace(self.section, source=str(run_dir / self.code))
 
 
 class PoolsFile(msgspec.Struct, frozen=True, kw_only=True):
@@ -87,6 +104,8 @@ class Version:
     section: PoolSection
     state: PoolState
     is_evaluated: bool = False
+    code: str = ""
+    """As `PoolRecord.code`."""
     layers: list[str] = field(default_factory=list)
     """What isolates it, as far as it was plugged here."""
 
@@ -102,6 +121,7 @@ class Version:
             section=self.section,
             state=self.state,
             is_evaluated=self.is_evaluated,
+            code=self.code,
         )
 
 
@@ -118,8 +138,11 @@ class Pools:
         curriculum: Curriculum,
         queue: ReplayQueue,
         note: Callable[[msgspec.Struct], None],
+        evaluate: Callable[[str, list[Task]], None],
+        seed: int,
         clock: Callable[[], float],
     ) -> None:
+        """`evaluate` makes tasks the evaluation set of a name; none of them, and there is no set."""
         self._versions = {version.key: version for version in versions}
         self._run_dir = run_dir
         self._actors = list(actors.values())
@@ -127,6 +150,8 @@ class Pools:
         self._curriculum = curriculum
         self._queue = queue
         self._note = note
+        self._evaluate = evaluate
+        self._seed = seed
         self._clock = clock
         self._lock = asyncio.Lock()
         self._news = asyncio.Event()
@@ -164,8 +189,13 @@ class Pools:
     # -- operations ---------------------------------------------------------------------------
 
     async def write(self) -> None:
-        """Write down what there is, for a run that goes on from here."""
+        """Write down what there is, with its text, for a run that goes on from here."""
         async with self._lock:
+            for version in self._live():
+                section = version.section
+                version.code = await asyncio.to_thread(
+                    kept_code.keep, self._run_dir, version.key.name, section.source
+                )
             await self._write()
 
     async def _write(self) -> None:
@@ -186,11 +216,14 @@ class Pools:
                     "name"
                 )
             before = self.live(name) if replace else None
-            plugged = await self._plug(name, section)
+            if section.split == "eval" and before is not None:
+                self._check_not_last(before)
+            # What is served is what is kept, whatever becomes of the source meanwhile.
+            code = await asyncio.to_thread(kept_code.keep, self._run_dir, name, section.source)
             try:
-                version = await self._version(name, section, plugged)
+                version = await self._serve(name, section, code)
             except BaseException:
-                await self._unplug(plugged.key, self._ports())
+                await asyncio.to_thread(kept_code.drop, self._run_dir, code)
                 raise
             self._versions[version.key] = version
             self._mix(version)
@@ -204,10 +237,7 @@ class Pools:
         """Draw nothing of a pool any more. Raises NotThere, and Refused for the last one."""
         async with self._lock:
             version = self.live(name)
-            if len(self._live()) == 1:
-                raise Refused(
-                    f"{name!r} is the last pool to train on: add another first, or replace it"
-                )
+            self._check_not_last(version)
             self._drain(version)
             await self._write()
             return version
@@ -233,6 +263,31 @@ class Pools:
                     await self._write()
 
     # -- parts of them ------------------------------------------------------------------------
+
+    def _check_not_last(self, version: Version) -> None:
+        """Raise Refused for the only pool that is trained on."""
+        trained = [one for one in self._live() if one.section.split == "train"]
+        if trained == [version]:
+            raise Refused(
+                f"{version.key.name!r} is the last pool to train on: add another first, or replace it"
+            )
+
+    async def _serve(self, name: str, section: PoolSection, code: str) -> Version:
+        """A version on every actor, ready to be drawn from. Raises ConfigError, Refused."""
+        folder = str(self._run_dir / code)
+        served = msgspec.structs.replace(section, source=folder) if code else section
+        try:
+            plugged = await self._plug(name, served)
+            try:
+                version = await self._version(name, section, plugged)
+            except BaseException:
+                await self._unplug(plugged.key, self._ports())
+                raise
+        except ConfigError as error:
+            told = str(error).replace(folder, section.source) if code else str(error)
+            raise ConfigError(told) from error
+        version.code = code
+        return version
 
     async def _plug(self, name: str, section: PoolSection) -> Plugged:
         """Serve a version on every actor, or on none of them. Raises ConfigError, Refused."""
@@ -282,12 +337,16 @@ class Pools:
                     )
         source = LibrarySource(name, section, plugged.key.version, plugged.envs)
         await source.fill_from(self._actors[0], {env: [0] for env in source.train})
-        source.check_trainable()
+        if section.split == "train":
+            source.check_trainable()
+        else:
+            tasks = default_sets({name: source}, {}, seed=self._seed)
+            self._evaluate(name, tasks[name])
         return Version(
             source=source,
             section=section,
             state=PoolState.LIVE,
-            is_evaluated=known is not None and known.is_evaluated,
+            is_evaluated=section.split == "eval" or (known is not None and known.is_evaluated),
             layers=plugged.layers,
         )
 
@@ -295,6 +354,8 @@ class Pools:
         return [*self._actors, *([self._evaluator] if self._evaluator else [])]
 
     def _mix(self, version: Version) -> None:
+        if version.section.split == "eval":
+            return
         share = Share(
             source=version.source, weight=version.section.weight, envs=version.source.train
         )
@@ -302,7 +363,12 @@ class Pools:
 
     def _drain(self, version: Version) -> None:
         version.state = PoolState.DRAINING
-        for draw in self._curriculum.drop(version.key):
+        if version.section.split == "eval":
+            successors = [one for one in self._live() if one.key.name == version.key.name]
+            if not any(one.section.split == "eval" for one in successors):
+                self._evaluate(version.key.name, [])
+            version.is_evaluated = False
+        for draw in self._curriculum.drop(version.key) if self._curriculum.has(version.key) else ():
             # Somebody asked for this task again: what became of it is written down.
             self._queue.cancel(self._queue.create(draw.task, attempt=draw.attempt))
         self._tell(version)

@@ -104,7 +104,7 @@ def check(run_dir: Path, overrides: list[str]) -> tuple[RunConfig, Resumed]:
         lineage=lineage,
     )
     if resumed.pools:
-        sections = {record.name: record.section for record in resumed.pools}
+        sections = {record.name: record.kept(run_dir) for record in resumed.pools}
         config = msgspec.structs.replace(config, pools=sections)
     return config, resumed
 

@@ -87,6 +87,11 @@ def check(
             "pools is empty: add a table [pools.<name>] with a source, or name a recipe before yours "
             "(launch.py configs/local.toml mine.toml): local.toml is used where none is named"
         )
+    if config.learner.steps and all(one.split == "eval" for one in config.pools.values()):
+        raise ConfigError(
+            "pools: every one has split='eval', so that there is nothing to train on: set split='train' "
+            "for one, or learner.steps=0"
+        )
     members = config.rollout.group_size
     if config.engine.max_running < members:
         raise ConfigError(
@@ -96,6 +101,10 @@ def check(
     _check_reachable(config.cluster.address)
     refuse_untrusted(config.pools, config.envpool)  # before its code is imported here
     make_importable(config.run.imports)
+    config = msgspec.structs.replace(
+        config,
+        pools={name: _found(name, section, config) for name, section in config.pools.items()},
+    )
     sources = {name: _source(name, section, config) for name, section in config.pools.items()}
     for name, used in _used(config, sources, evaluates_every_pool=evaluates_every_pool).items():
         source = sources[name]
@@ -104,7 +113,12 @@ def check(
         else:
             library.fill(source, used, config.envpool)
     sets = draw_sets(config.eval.sets, sources, seed=config.run.seed)
-    missing = default_sets(sources, sets, seed=config.run.seed) if evaluates_every_pool else {}
+    wanting = {
+        name: source
+        for name, source in sources.items()
+        if evaluates_every_pool or config.pools[name].split == "eval"
+    }
+    missing = default_sets(wanting, sets, seed=config.run.seed)
     model = msgspec.structs.replace(config.model, path=str(model_path))
     if resumed is not None:
         check_pools(resumed, sources)
@@ -114,6 +128,21 @@ def check(
         evaluation_sets=sets | missing,
         default_sets=tuple(missing),
         resumed=resumed,
+    )
+
+
+def _found(name: str, section: PoolSection, config: RunConfig) -> PoolSection:
+    """With an absolute path for a source that is one: here, or beside the recipe."""
+    if not is_path(section.source):
+        return section
+    path = Path(section.source).expanduser()
+    tried = [path.absolute(), *(Path(folder) / path for folder in config.run.imports)]
+    for candidate in tried:
+        if candidate.exists():
+            return msgspec.structs.replace(section, source=str(candidate))
+    raise ConfigError(
+        f"pools.{name}.source={section.source!r} does not exist: looked for "
+        f"{', '.join(map(str, dict.fromkeys(tried)))}"
     )
 
 
@@ -140,8 +169,11 @@ def _used(
             source, env_id = locate(name, env, sources)
             used[source.name].setdefault(env_id, set()).add(spec.level)
     for name, source in sources.items():
-        is_default = evaluates_every_pool and not used[name]
-        drawn = source.envs if is_default else source.train if config.learner.steps else ()
+        is_trained = config.pools[name].split == "train"
+        is_default = (evaluates_every_pool or not is_trained) and not used[name]
+        drawn = source.envs if is_default else ()
+        if config.learner.steps and is_trained and not is_default:
+            drawn = source.train
         for env_id in drawn:
             used[name].setdefault(env_id, set()).add(0)
     return used

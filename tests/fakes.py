@@ -1,7 +1,7 @@
 """Fakes of the two ends of the coordinator: actors that answer at once, a learner that only counts."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -115,7 +115,9 @@ class FakePools:
         self.retired: list[PoolKey] = []
         self.refusal = ""
 
-    async def plug(self, name: str, section: PoolSection) -> Plugged:
+    async def plug(
+        self, name: str, section: PoolSection, *, files: Mapping[str, bytes] | None = None
+    ) -> Plugged:
         if self.refusal:
             raise ConfigError(self.refusal)
         every = msgspec.structs.replace(section, train=[])  # as a zygote, which is not told

@@ -74,9 +74,11 @@ def test_a_pool_is_added_replaced_and_removed_while_it_trains(tmp_path: Path) ->
             for action, question in (("add", "What is"), ("replace", "Find")):
                 text = block("python").replace("What is the last number?", f"{question} the last.")
                 (code / "late_pool.py").write_text(text)
+                # A module of that name, then the file itself.
+                source = "late_pool:envs" if action == "add" else str(code / "late_pool.py")
                 # The second one is trusted by nobody, where there is a sandbox for it.
                 is_trusted = action == "add" or bool(sandbox.lacking())
-                words = (action, "late", "late_pool:envs", f"trusted={str(is_trusted).lower()}")
+                words = (action, "late", source, f"trusted={str(is_trusted).lower()}")
                 told = command("pool", *words, "--weight", WEIGHT, "--json", *at)
                 answer = msgspec.json.decode(told, type=PoolInfo)
                 assert answer.state == "live" and answer.envs == ["last_number"]

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from configs.schema import ControlSection
-from envpool.task import PoolKey
+from envpool.task import PoolKey, Split
 from rollout import audit, pools
 from rollout.control import serve
 from rollout.curriculum import Draw
@@ -283,3 +283,28 @@ async def test_records_say_what_there_is(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"pools\.json is damaged"):
         await asyncio.to_thread(pools.read, tmp_path)
     assert str(PoolState.LIVE) == "live"
+
+
+async def test_a_pool_may_be_for_evaluation_alone(tmp_path: Path) -> None:
+    bench = await make_bench(tmp_path, *LONG)
+    async with served(bench) as client:
+        await ask(client, "POST", "/pools", {**ONE, "split": "eval"})
+        sets = bench.coordinator._evaluation_sets
+        assert set(sets) == {"mine"} and {task.split for task in sets["mine"]} == {Split.EVAL}
+        words = await ask(client, "DELETE", "/pools/basics", status=409)
+        assert "last pool to train on" in words
+        await until(bench, step=bench.coordinator.steps_done + 20)
+        assert set(trained_pools(bench)) == {"basics"}
+        await ask(client, "DELETE", "/pools/mine")
+        assert not bench.coordinator._evaluation_sets
+        await when(lambda: bool(bench.actors[0].retired))
+
+
+async def test_the_only_pool_cannot_become_one_for_evaluation(tmp_path: Path) -> None:
+    bench = await make_bench(tmp_path, *LONG)
+    async with served(bench) as client:
+        body = {**ONE, "name": "basics", "replace": True, "split": "eval"}
+        assert "last pool to train on" in await ask(client, "POST", "/pools", body, status=409)
+        await ask(client, "POST", "/pools", ONE)
+        await ask(client, "POST", "/pools", body)
+        await when(lambda: len(bench.actors[0].retired) == 0 and trained_pools(bench)["mine"] > 3)

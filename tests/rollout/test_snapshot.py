@@ -82,6 +82,8 @@ def make_state(run_dir: Path, config: RunConfig, lineage: Lineage) -> State:
         curriculum=curriculum,
         queue=queue,
         note=files.event,
+        evaluate=lambda _name, _tasks: None,
+        seed=0,
         clock=time.monotonic,
     )
     books = Books(files, clock=time.monotonic)

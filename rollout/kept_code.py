@@ -1,0 +1,37 @@
+"""The text of pools whose source is a path, kept in the run's directory: `run_dir/pools/<name>-<number>`.
+
+What a run trained on can be read, and a run that goes on has it, whatever became of the source.
+"""
+
+import re
+import shutil
+from pathlib import Path
+
+from envpool import folder
+
+FOLDER = "pools"
+
+
+def keep(run_dir: Path, name: str, source: str) -> str:
+    """Copy the text of a pool; returns where, below `run_dir`, or nothing for what is no path.
+
+    What lies there already stays where it is. Raises ConfigError where there is nothing to copy.
+    """
+    if not folder.is_path(source):
+        return ""
+    kept = run_dir / FOLDER
+    path = Path(source).expanduser().absolute()
+    if kept.absolute() in path.parents:
+        return path.relative_to(run_dir.absolute()).as_posix()
+    files = folder.read(f"pools.{name}.source={source!r}", source)
+    kept.mkdir(exist_ok=True)
+    number = 1 + max((int(one.name.rpartition("-")[2]) for one in kept.iterdir()), default=0)
+    copy = kept / f"{re.sub(r'[^A-Za-z0-9_-]', '_', name)}-{number}"
+    folder.write(files, copy)
+    return copy.relative_to(run_dir).as_posix()
+
+
+def drop(run_dir: Path, code: str) -> None:
+    """Remove a copy that came to nothing."""
+    if code:
+        shutil.rmtree(run_dir / code, ignore_errors=True)

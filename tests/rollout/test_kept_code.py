@@ -1,0 +1,38 @@
+"""The text of pools, kept in the run's directory."""
+
+from pathlib import Path
+
+import pytest
+
+from configs.load import ConfigError
+from rollout import kept_code
+
+
+def test_a_directory_is_kept_as_it_was(tmp_path: Path) -> None:
+    run_dir, source = tmp_path / "run", tmp_path / "odd"
+    run_dir.mkdir()
+    (source / "data").mkdir(parents=True)
+    (source / "odd.py").write_text("one")
+    (source / "data" / "words.txt").write_text("words")
+    first = kept_code.keep(run_dir, "odd", str(source))
+    (source / "odd.py").write_text("two")
+    second = kept_code.keep(run_dir, "odd", str(source))
+    assert (first, second) == ("pools/odd-1", "pools/odd-2")
+    assert (run_dir / first / "odd.py").read_text() == "one"
+    assert (run_dir / second / "odd.py").read_text() == "two"
+    assert (run_dir / second / "data" / "words.txt").read_text() == "words"
+    kept_code.drop(run_dir, second)
+    assert [path.name for path in (run_dir / "pools").iterdir()] == ["odd-1"]
+    # What a resumed run is served from is kept already.
+    assert kept_code.keep(run_dir, "odd", str(run_dir / first)) == first
+
+
+def test_a_file_is_kept_and_a_module_is_not(tmp_path: Path) -> None:
+    (tmp_path / "odd.py").write_text("one")
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    kept = kept_code.keep(run_dir, "an/odd name", str(tmp_path / "odd.py"))
+    assert (run_dir / kept / "odd.py").read_text() == "one"
+    assert kept_code.keep(run_dir, "basics", "envpool.envs:basics") == ""
+    with pytest.raises(ConfigError, match=r"pools\.odd\.source='\./gone' does not exist"):
+        kept_code.keep(run_dir, "odd", "./gone")
