@@ -31,13 +31,14 @@ from envpool.frames import (
     Order,
     Outcome,
     Refused,
+    Report,
     Serve,
     Serving,
     ShutIn,
     decode_report,
     pack_control,
 )
-from envpool.spawn import Offspring, Root, wait_for
+from envpool.spawn import Offspring, Root, readable, wait_for
 
 # How long a zygote may take to end its sessions and itself before it is killed.
 CLOSE_GRACE_S = 5.0
@@ -45,6 +46,8 @@ CLOSE_GRACE_S = 5.0
 FORK_GRACE_S = 60.0
 # From <sys/socket.h>: pid, uid and gid of who sent a message.
 _CREDENTIALS = struct.Struct("3i")
+# Room for these alone: descriptors that come along are dropped.
+_ANCILLARY_BYTES = socket.CMSG_SPACE(_CREDENTIALS.size)
 
 
 _log = logging.getLogger(__name__)
@@ -149,7 +152,7 @@ class Nursery:
                     with theirs:
                         process = await root.fork(theirs, serve)
                     undo.push_async_callback(_end, process.pidfd)
-                    within, serving = await _shake_hands(control, serve)
+                    within, serving = await _shake_hands(control, serve, process.pid)
             except TimeoutError as error:
                 raise ConfigError(
                     f"pools.{serve.name}: importing {serve.section.source!r} and trying its environments "
@@ -227,14 +230,13 @@ class Nursery:
     def _on_readable(self) -> None:
         while not self._is_lost:
             try:
-                data, ancillary, _, _ = self._control.recvmsg(
-                    MAX_CONTROL_BYTES, socket.CMSG_SPACE(_CREDENTIALS.size)
-                )
+                data, ancillary, _, _ = self._control.recvmsg(MAX_CONTROL_BYTES, _ANCILLARY_BYTES)
             except BlockingIOError:
                 return
             except ConnectionError:
                 data, ancillary = b"", []
             if not data:
+                self.kill()  # it may only have let go of the socket
                 self._lose("its zygote died")
                 return
             if not self._believe(data, _sender(ancillary)):
@@ -302,16 +304,15 @@ async def _end(pidfd: int) -> None:
         os.close(pidfd)
 
 
-async def _shake_hands(control: socket.socket, serve: Serve) -> tuple[list[str], Serving]:
+async def _shake_hands(control: socket.socket, serve: Serve, pid: int) -> tuple[list[str], Serving]:
     """Tell a new zygote what to import; raises ConfigError if it cannot. Returns also its layers."""
-    loop = asyncio.get_running_loop()
     layers: list[str] = []
     try:
-        await loop.sock_sendall(control, pack_control(serve))
-        report = decode_report(await loop.sock_recv(control, MAX_CONTROL_BYTES))
+        control.send(pack_control(serve))  # the first message: it fits
+        report = await _first_report(control, pid)
         if serve.is_sandboxed and isinstance(report, ShutIn):
             layers = report.layers
-            report = decode_report(await loop.sock_recv(control, MAX_CONTROL_BYTES))
+            report = await _first_report(control, pid)
         elif serve.is_sandboxed and not isinstance(report, Refused):
             report = Refused(error="it was not shut in")
     # What is no report is also what is read when there will be none any more.
@@ -321,6 +322,16 @@ async def _shake_hands(control: socket.socket, serve: Serve) -> tuple[list[str],
         return layers, report
     reason = report.error if isinstance(report, Refused) else f"unexpected {report}"
     raise ConfigError(f"pool {serve.name} cannot be served: {reason}")
+
+
+async def _first_report(control: socket.socket, pid: int) -> Report:
+    """The next report of a zygote, and of no process that its imports forked."""
+    await readable(control)
+    data, ancillary, _, _ = control.recvmsg(MAX_CONTROL_BYTES, _ANCILLARY_BYTES)
+    report = decode_report(data)
+    if _sender(ancillary) != pid:
+        return Refused(error="the pool's modules forked while they were imported")
+    return report
 
 
 def _sender(ancillary: list[tuple[int, int, bytes]]) -> int:

@@ -5,6 +5,7 @@ closes it; a call that is cancelled or passes its deadline kills the process fir
 """
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
@@ -26,6 +27,9 @@ from envpool.nursery import Child, Death
 
 # A session's receive buffer; longer replies come in pieces.
 READ_BYTES = 8 * 2**10
+# What a session may say of a fault; the rest is ours to see. And how much: the end says the most.
+FAULTS = frozenset({Outcome.ENV_ERROR, Outcome.GRADER_ERROR, Outcome.OOM})
+MAX_ERROR_CHARS = 8000
 # How long a session may take to end by itself before it is killed.
 CLOSE_GRACE_S = 1.0
 
@@ -61,6 +65,7 @@ class Wire(asyncio.BufferedProtocol):
         self._buffer = memoryview(bytearray(READ_BYTES))
         self._transport: asyncio.Transport | None = None
         self._reply: asyncio.Future[Reply] | None = None
+        self._fault: FrameError | None = None
 
     async def ask(self, request: Request, timeout_s: float) -> Reply:
         """Send a request, wait for its reply.
@@ -69,6 +74,8 @@ class Wire(asyncio.BufferedProtocol):
         """
         if self._transport is None:
             raise ConnectionResetError("the session process closed its socket")
+        if self._fault is not None:
+            raise self._fault
         frame = pack(request)
         reply = self._reply = self._loop.create_future()
         # A timer on the future, as asyncio.timeout costs a tenth of a step.
@@ -98,10 +105,20 @@ class Wire(asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         try:
             for body in self._splitter.feed(self._buffer[:nbytes]):
-                if self._reply is not None and not self._reply.done():
-                    self._reply.set_result(decode_reply(body))
+                if self._reply is None or self._reply.done():
+                    self._stray()
+                    return
+                self._reply.set_result(decode_reply(body))
         except (FrameError, msgspec.MsgspecError) as error:
             self._fail(error)
+        except RecursionError:
+            self._fail(FrameError("a reply is nested too deeply"))
+
+    def _stray(self) -> None:
+        """A frame that nobody asked for: the next call fails, and no more is read of what may follow."""
+        self._fault = FrameError("it sent a frame that nobody asked for")
+        if self._transport is not None:
+            self._transport.pause_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
@@ -156,8 +173,12 @@ class Worker:
         except asyncio.CancelledError:
             self.let_go()
             raise
+        if reply.id != request.id:
+            await self.kill()
+            raise EnvFault(Outcome.ENV_ERROR, f"{what} {request.id} was answered by {reply.id}")
         if isinstance(reply, Failed):
-            raise EnvFault(reply.outcome, reply.error)
+            outcome = reply.outcome if reply.outcome in FAULTS else Outcome.ENV_ERROR
+            raise EnvFault(outcome, reply.error[-MAX_ERROR_CHARS:])
         self._is_sound = True
         return reply
 
@@ -228,8 +249,12 @@ class Life:
         self.used_s = self._loop.time()
         request = Step(id=self._worker.next_id(), action=action)
         reply = await self._worker.ask(request, self._step_timeout_s)
-        if not isinstance(reply, Stepped) or reply.id != request.id:
-            raise EnvFault(Outcome.ENV_ERROR, f"step {request.id} was answered by {reply}")
+        if not isinstance(reply, Stepped):
+            await self._worker.kill()
+            raise EnvFault(Outcome.ENV_ERROR, f"step was answered by {type(reply).__name__}")
+        if not math.isfinite(reply.reward):  # its own process never sends one
+            await self._worker.kill()
+            raise EnvFault(Outcome.GRADER_ERROR, f"the reward is {reply.reward}: no finite number")
         return StepResult(
             observation=reply.observation,
             reward=reply.reward,

@@ -136,13 +136,7 @@ class Root:
 
     async def _report(self) -> tuple[Forked | NotForked, list[int]]:
         """The root's next report, and the descriptors beside it."""
-        loop = asyncio.get_running_loop()
-        readable = loop.create_future()
-        loop.add_reader(self._control, _set, readable)
-        try:
-            await readable
-        finally:
-            loop.remove_reader(self._control)
+        await readable(self._control)
         data, fds, _, _ = socket.recv_fds(self._control, MAX_CONTROL_BYTES, 1)
         if not data:
             raise ConnectionResetError("the process that zygotes are forked from ended")
@@ -153,13 +147,18 @@ class Root:
 
 async def wait_for(pidfd: int) -> None:
     """Wait until the process behind `pidfd` has ended, without a thread."""
+    await readable(pidfd)
+
+
+async def readable(file: socket.socket | int) -> None:
+    """Wait until there is something to be read."""
     loop = asyncio.get_running_loop()
-    exited = asyncio.Event()
-    loop.add_reader(pidfd, exited.set)
+    is_readable = asyncio.Event()
+    loop.add_reader(file, is_readable.set)
     try:
-        await exited.wait()
+        await is_readable.wait()
     finally:
-        loop.remove_reader(pidfd)
+        loop.remove_reader(file)
 
 
 async def reap(pid: int) -> None:
@@ -173,11 +172,6 @@ async def reap(pid: int) -> None:
     finally:
         os.close(fd)
     _release(pid)
-
-
-def _set(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)
 
 
 def _close_all(fds: list[int]) -> None:

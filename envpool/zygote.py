@@ -16,6 +16,7 @@ import selectors
 import signal
 import socket
 import sys
+import time
 import traceback
 from pathlib import Path
 from random import Random
@@ -49,6 +50,8 @@ from envpool.worker import Session, serve
 PR_SET_PDEATHSIG = 1
 # Orphans below this process become its children.
 PR_SET_CHILD_SUBREAPER = 36
+# How long a process of an import, which nobody waited for, may take to end.
+CHILD_GRACE_S = 0.5
 # Characters of a traceback that fit a control message, at up to four bytes each.
 MAX_ERROR_CHARS = 8000
 
@@ -288,16 +291,19 @@ def die_with_root(pidfd: int) -> None:
 
 def check_childless() -> None:
     """Raise ConfigError if the pool's modules left processes running."""
+    deadline = time.monotonic() + CHILD_GRACE_S
     while True:
         try:
             ended = os.waitpid(-1, os.WNOHANG)[0]
         except ChildProcessError:
             return
-        if not ended:
+        if not ended and time.monotonic() > deadline:
             raise ConfigError(
                 "the pool's modules started processes while they were imported, which still run: "
                 "wait for them, or start none"
             )
+        if not ended:
+            time.sleep(0.01)
 
 
 def _forget_signals() -> None:
