@@ -76,10 +76,10 @@ class Group:
         return False
 
 
-def find() -> list[Place]:
-    """Where groups with all controllers may be made; nothing if nowhere."""
-    mounts = dict(_mounts())
-    own = dict(_own())
+def find(proc: Path = Path("/proc/self")) -> list[Place]:
+    """Where groups with all controllers may be made; nothing if nowhere. `proc`: of this process."""
+    mounts = dict(_mounts(proc / "mountinfo"))
+    own = dict(_own(proc / "cgroup"))
     if "" in own and "" in mounts:
         directory = _below(mounts[""], own[""])
         for candidate in (directory, directory.parent):
@@ -120,10 +120,10 @@ def memory_here(place: Place) -> int:
     return min(found)
 
 
-def _mounts() -> Iterator[tuple[str, tuple[str, Path]]]:
+def _mounts(file: Path) -> Iterator[tuple[str, tuple[str, Path]]]:
     """By controller, "" being version 2: which directory of its hierarchy is mounted, and where."""
     try:
-        lines = Path("/proc/self/mountinfo").read_text().splitlines()
+        lines = file.read_text().splitlines()
     except OSError:
         return
     for line in lines:
@@ -137,10 +137,10 @@ def _mounts() -> Iterator[tuple[str, tuple[str, Path]]]:
                 yield option, (root, Path(point))
 
 
-def _own() -> Iterator[tuple[str, str]]:
+def _own(file: Path) -> Iterator[tuple[str, str]]:
     """By controller, "" being version 2: the group of this process."""
     try:
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
+        lines = file.read_text().splitlines()
     except OSError:
         return
     for line in lines:

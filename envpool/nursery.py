@@ -44,6 +44,8 @@ from envpool.spawn import Offspring, Root, readable, wait_for
 CLOSE_GRACE_S = 5.0
 # How long a fork may take: a zygote that forks no more is of no use, and who waits for it holds a slot.
 FORK_GRACE_S = 60.0
+# How a report fails to be one.
+UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 # From <sys/socket.h>: pid, uid and gid of who sent a message.
 _CREDENTIALS = struct.Struct("3i")
 # Room for these alone: descriptors that come along are dropped.
@@ -248,7 +250,7 @@ class Nursery:
         """Act on a report; False for one that this sender may not send now."""
         try:
             report = decode_report(data)
-        except (msgspec.MsgspecError, RecursionError):
+        except UNREADABLE:
             return False
         if not isinstance(report, Born | NotForked | Exited) or report.id not in self._children:
             return False
@@ -316,7 +318,7 @@ async def _shake_hands(control: socket.socket, serve: Serve, pid: int) -> tuple[
         elif serve.is_sandboxed and not isinstance(report, Refused):
             report = Refused(error="it was not shut in")
     # What is no report is also what is read when there will be none any more.
-    except (ConnectionError, msgspec.MsgspecError, RecursionError):
+    except (ConnectionError, *UNREADABLE):
         report = Refused(error="its process died; see its last words")
     if isinstance(report, Serving):
         return layers, report

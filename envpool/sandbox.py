@@ -152,6 +152,15 @@ def max_tasks(max_processes: int) -> int:
     return 2 * max_processes + MAX_THREADS
 
 
+def end_others() -> None:
+    """Kill all that descends from this process, which was shut in, if it can reach nobody else."""
+    if namespaces.has_own_pids() or landlock.abi() >= landlock.ABI_SCOPES:
+        try:
+            os.kill(-1, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+
+
 def end_user(pid: int) -> None:
     """Kill what the zygote `pid`, which has ended, left running, if it had a user id of its own."""
     if os.getuid() != 0:

@@ -111,8 +111,9 @@ class Wire(asyncio.BufferedProtocol):
                 self._reply.set_result(decode_reply(body))
         except (FrameError, msgspec.MsgspecError) as error:
             self._fail(error)
-        except RecursionError:
-            self._fail(FrameError("a reply is nested too deeply"))
+        # Text that is none, and what is nested too deeply.
+        except (UnicodeDecodeError, RecursionError) as error:
+            self._fail(FrameError(f"a reply cannot be read: {error}"))
 
     def _stray(self) -> None:
         """A frame that nobody asked for: the next call fails, and no more is read of what may follow."""

@@ -18,6 +18,8 @@ import socket
 import sys
 import time
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from random import Random
 from typing import NoReturn
@@ -52,6 +54,8 @@ PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 # How long a process of an import, which nobody waited for, may take to end.
 CHILD_GRACE_S = 0.5
+# How much more of a victim a session is than its zygote, of 1,000.
+VICTIM = b"300"
 # Characters of a traceback that fit a control message, at up to four bytes each.
 MAX_ERROR_CHARS = 8000
 
@@ -72,6 +76,7 @@ def main(control: socket.socket, root_pidfd: int, pid: int) -> int:
     if order.is_sandboxed:
         limits = SessionLimits(order.memory_bytes, order.cpu_s, order.max_processes)
     tasks = os.open("/proc/self/task", os.O_RDONLY)  # readable for as long as it is open
+    oom = _open_oom()
     # Directories may have changed since the root looked at them.
     importlib.invalidate_caches()
     try:
@@ -94,7 +99,7 @@ def main(control: socket.socket, root_pidfd: int, pid: int) -> int:
         return 1
     _forget_signals()
     serving = Serving(version=source.version, envs=list(source.envs))
-    Zygote(control, tasks, source, limits).run(serving)
+    Zygote(control, tasks, source, limits, oom).run(serving)
     return 0
 
 
@@ -137,12 +142,17 @@ class Zygote:
         tasks: int,
         source: PoolSource,
         limits: SessionLimits | None,
+        oom: int,
     ) -> None:
-        """`tasks`: a descriptor of this process's directory of threads; `limits`: of a sandbox."""
+        """`tasks`: a descriptor of this process's directory of threads; `limits`: of a sandbox.
+
+        `oom`: a descriptor of what makes this process a victim when memory runs out, or -1.
+        """
         self._control = control
         self._tasks = tasks
         self._source = source
         self._limits = limits
+        self._oom = oom
         self._pids: dict[int, int] = {}
         self._ids: dict[int, int] = {}
         self._wake, self._wake_writer = socket.socketpair()
@@ -191,7 +201,8 @@ class Zygote:
         try:
             check_single_threaded(self._tasks)
             zygote_pid = os.getpid()
-            pid = os.fork()
+            with self._as_victim():
+                pid = os.fork()
         except (OSError, ConfigError) as error:
             no_memory = isinstance(error, OSError) and error.errno == errno.ENOMEM
             outcome = Outcome.OOM if no_memory else Outcome.CRASHED
@@ -219,6 +230,8 @@ class Zygote:
             for held in (self._control, self._wake, self._wake_writer):
                 held.close()
             os.close(self._tasks)
+            if self._oom >= 0:
+                os.close(self._oom)
             if self._limits is not None:
                 os.dup2(1, 2)  # nowhere: what it prints would flood the log
                 sandbox.enter_session(self._limits)
@@ -233,6 +246,15 @@ class Zygote:
         finally:
             sys.stderr.flush()
             os._exit(status)
+
+    @contextmanager
+    def _as_victim(self) -> Iterator[None]:
+        """What is forked here is killed first when memory runs out, as without the zygote all is lost."""
+        if self._oom >= 0:
+            os.write(self._oom, VICTIM)
+        yield
+        if self._oom >= 0:
+            os.write(self._oom, b"0")
 
     def _reap(self) -> None:
         """Reap the sessions that ended, and what they left running."""
@@ -258,6 +280,18 @@ class Zygote:
             self._control.sendall(pack_control(report))
         except ConnectionError:
             pass  # The parent is gone; the next read of the control socket says so too.
+
+
+def _open_oom() -> int:
+    """This process's place among the victims, open for later: nothing in /proc can be opened then."""
+    try:
+        fd = os.open("/proc/self/oom_score_adj", os.O_RDWR)
+    except OSError:
+        return -1
+    if os.read(fd, 16).strip() != b"0":  # somebody cared for it, who may not want it moved
+        os.close(fd)
+        return -1
+    return fd
 
 
 def check_single_threaded(tasks: int) -> None:
@@ -298,6 +332,7 @@ def check_childless() -> None:
         except ChildProcessError:
             return
         if not ended and time.monotonic() > deadline:
+            sandbox.end_others()
             raise ConfigError(
                 "the pool's modules started processes while they were imported, which still run: "
                 "wait for them, or start none"

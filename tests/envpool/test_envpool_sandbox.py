@@ -64,7 +64,18 @@ REFUSED = {
     "open a datagram socket": "socket.socket(socket.AF_INET, socket.SOCK_DGRAM)",
     "open a unix socket": "socket.socket(socket.AF_UNIX)",
     "open a raw packet socket": "socket.socket(socket.AF_PACKET, socket.SOCK_RAW)",
+    "read init's environment": "open('/proc/1/environ', 'rb').read()",
+    "read its own memory map": "open('/proc/self/maps').read()",
+    "open an abstract socket": "check(libc.socket(1, 1, 0))",
+    "open a netlink socket": "socket.socket(socket.AF_NETLINK, socket.SOCK_RAW)",
+    "use io_uring": "check(libc.syscall(425, 1, ctypes.create_string_buffer(128)))",
+    "take a descriptor of its parent": "check(libc.syscall(438, 0, 0, 0))",
+    "name a process for good": "os.pidfd_open(os.getppid())",
     "fork": "os.fork()",
+    "fork by the system call": "check(libc.syscall(56, 17, 0, 0, 0, 0))",
+    "fork into a namespace": "check(libc.syscall(56, 0x20000011, 0, 0, 0, 0))",
+    "fork without libc's knowledge": "check(libc.vfork())",
+    "be traced": "check(libc.ptrace(0, 0, 0, 0))",
     "start a program": "subprocess.run(['/bin/true'])",
     "become another program": "os.execv('/bin/true', ['true'])",
     "end its parent": "os.kill(os.getppid(), 9)",
@@ -147,6 +158,44 @@ DEADLY = {
     "endless recursion": (
         "import sys\nsys.setrecursionlimit(10**9)\ndef f(n): return f(n + 1) + 1\nf(0)",
         {Outcome.CRASHED, Outcome.OOM, Outcome.ENV_ERROR, Outcome.TIMEOUT},
+    ),
+    "fork bomb": ("import os\nwhile True: os.fork()", {Outcome.ENV_ERROR, Outcome.OK}),
+    "blocks signals": (
+        "import signal\nsignal.pthread_sigmask(signal.SIG_BLOCK, range(1, 65))\nwhile True: pass",
+        {Outcome.TIMEOUT},
+    ),
+    "alarms": (
+        "import signal\nsignal.signal(signal.SIGALRM, lambda *_: None)\n"
+        "signal.setitimer(signal.ITIMER_REAL, .001, .001)\nwhile True: pass",
+        {Outcome.TIMEOUT},
+    ),
+    "an alarm that kills": (
+        "import signal\nsignal.signal(signal.SIGALRM, signal.SIG_DFL)\nsignal.alarm(1)\nsignal.pause()",
+        {Outcome.CRASHED},
+    ),
+    "interrupt": ("raise KeyboardInterrupt", {Outcome.CRASHED}),
+    "closed descriptors": ("import os; os.closerange(0, 64)", {Outcome.CRASHED}),
+    "lowered limits": (
+        "import resource\nresource.setrlimit(resource.RLIMIT_AS, (2**20, 2**20))\nout = 'x' * 2**22",
+        {Outcome.OOM, Outcome.ENV_ERROR, Outcome.CRASHED},
+    ),
+    "patched worker": (
+        "import envpool.worker as w, envpool.frames as f\n"
+        "w.Session = w.serve = w.read_frames = f._encoder = None",
+        {Outcome.CRASHED},
+    ),
+    "patched encoder": (
+        "import envpool.worker as w\nw.pack = lambda reply: b'junk'",
+        {Outcome.ENV_ERROR},
+    ),
+    "patched sockets": (
+        "import socket\nsocket.socket = socket.socketpair = None",
+        {Outcome.OK},
+    ),
+    "all objects emptied": (
+        "import gc\nfor one in gc.get_objects():\n"
+        "    if isinstance(one, (dict, list, set)):\n        one.clear()",
+        {Outcome.OK, Outcome.CRASHED, Outcome.ENV_ERROR, Outcome.TIMEOUT},
     ),
     "deaf to signals": (
         "import signal\nfor n in range(1, 32):\n"
