@@ -260,7 +260,7 @@ async def test_a_number_is_that_of_a_process_of_the_pool(pool: EnvPool, tmp_path
                 async with await pool.open(task(confused)) as session:
                     mine = pool.pids()["odd"]
                     pids = await asyncio.to_thread(children, mine)
-                    assert session.pid in (0, *pids) or pool.pids()["odd"] != mine
+                    assert not pids or session.pid in (0, *pids)  # none: it was just killed
             except EnvFault:
                 continue
 

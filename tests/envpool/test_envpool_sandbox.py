@@ -38,6 +38,17 @@ async def test_layers_are_reported(pool: EnvPool) -> None:
         assert Layer.PRIVILEGES in layers
 
 
+async def test_processes_have_numbers_of_their_own_where_that_is_allowed(pool: EnvPool) -> None:
+    users = [] if os.getuid() == 0 else ["--user"]
+    asked = await asyncio.create_subprocess_exec("unshare", *users, "--pid", "--fork", "true")
+    is_allowed = await asked.wait() == 0
+    assert (Layer.PROCESSES in pool.layers()["hostile"]) == is_allowed
+    async with await pool.open(task(pool)) as session:
+        numbers = await run(session, "import os; out = os.getpid(), os.getppid()")
+        assert (numbers == str((session.pid, pool.pids()["hostile"]))) != is_allowed
+        assert numbers.endswith(", 1)") == is_allowed
+
+
 async def test_a_trusted_pool_has_none() -> None:
     section = PoolSection(source="hostile_envs:pool", trusted=True)
     async with await EnvPool.start({"hostile": section}, limits=LIMITS) as pool:
