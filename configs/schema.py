@@ -136,6 +136,8 @@ class EnvPoolSection(_Section, frozen=True, kw_only=True):
     """Address space of a session of an untrusted pool; more than it uses, as libraries reserve some."""
     cpu_s: Count = 60
     """CPU seconds of such a session."""
+    pool_memory_mb: Whole = 0
+    """Memory of all such sessions of a pool, where cgroups can bound it; 0: half of what is here."""
     allow_unsandboxed: bool = False
     """Serve untrusted pools although nothing isolates them."""
 

@@ -150,6 +150,15 @@ class Serve(msgspec.Struct, frozen=True, kw_only=True, tag="serve"):
     cpu_s: int
     """CPU time of a sandboxed session."""
     max_processes: int
+    pool_memory_bytes: int
+    """Memory of all sandboxed sessions together, where that can be bounded; 0: half of what is here."""
+
+
+class ShutIn(msgspec.Struct, frozen=True, kw_only=True, tag="shut_in"):
+    """Zygote to pool, before it imports anything, so that no code of the pool has a say in it."""
+
+    layers: list[str]
+    """What isolates it, seen from within."""
 
 
 class Serving(msgspec.Struct, frozen=True, kw_only=True, tag="serving"):
@@ -157,8 +166,6 @@ class Serving(msgspec.Struct, frozen=True, kw_only=True, tag="serving"):
 
     version: str
     envs: list[str]
-    layers: list[str]
-    """What isolates it."""
 
 
 class Refused(msgspec.Struct, frozen=True, kw_only=True, tag="refused"):
@@ -168,20 +175,42 @@ class Refused(msgspec.Struct, frozen=True, kw_only=True, tag="refused"):
 
 
 class Fork(msgspec.Struct, frozen=True, kw_only=True, tag="fork"):
-    """Pool to zygote: fork a session for the socket that comes along; to the root: a zygote."""
+    """Pool to zygote: fork a session for the socket that comes along. It answers with `Born`."""
 
     id: int
+
+
+class ForkZygote(msgspec.Struct, frozen=True, kw_only=True, tag="fork_zygote"):
+    """Pool to root: fork a zygote for the control socket that comes along. Answered by `Forked`."""
+
+    id: int
+    is_sandboxed: bool
+    """In a namespace of process ids and in a control group, where these are allowed."""
+    memory_bytes: int
+    """Of that group; 0: half of what is here."""
+    max_processes: int
 
 
 class Forked(msgspec.Struct, frozen=True, kw_only=True, tag="forked"):
-    """Zygote to pool."""
+    """Root to pool; a descriptor of the process comes along."""
 
     id: int
     pid: int
+    layers: list[str]
+    """What isolates it, seen from outside."""
+
+
+class Born(msgspec.Struct, frozen=True, kw_only=True, tag="born"):
+    """Session to pool, over the control socket, before anything else of it.
+
+    The kernel adds which process sends it: in a namespace nobody knows their number outside.
+    """
+
+    id: int
 
 
 class NotForked(msgspec.Struct, frozen=True, kw_only=True, tag="not_forked"):
-    """Zygote to pool."""
+    """Zygote or root to pool."""
 
     id: int
     outcome: Outcome
@@ -203,8 +232,8 @@ class Exited(msgspec.Struct, frozen=True, kw_only=True, tag="exited"):
 
 Request = Start | Step | Draw | Try | End
 Reply = Ready | Stepped | Drawn | Tried | Failed
-Order = Serve | Fork | Kill
-Report = Serving | Refused | Forked | NotForked | Exited
+Order = Serve | Fork | ForkZygote | Kill
+Report = ShutIn | Serving | Refused | Forked | Born | NotForked | Exited
 
 _pack_length = struct.Struct(">I").pack
 _unpack_length = struct.Struct(">I").unpack_from

@@ -2,37 +2,57 @@
 
 It lives on the event loop and starts no thread. Everything it learns comes as reports over the control
 socket; the end of that socket means that the zygote, and with it every session, is gone.
+
+A zygote has run the pool's code, so that its word counts for its own sessions alone. Who sends a report is
+told by the kernel; a report that nobody may send ends the zygote.
 """
 
 import asyncio
+import logging
 import os
 import signal
 import socket
+import struct
 from collections import deque
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from enum import StrEnum
 
+import msgspec
+
 from configs.load import ConfigError
 from envpool.frames import (
     MAX_CONTROL_BYTES,
+    Born,
     Exited,
     Fork,
-    Forked,
     Kill,
     NotForked,
     Order,
     Outcome,
     Refused,
+    Report,
     Serve,
     Serving,
+    ShutIn,
     decode_report,
     pack_control,
 )
-from envpool.spawn import Offspring, Root, wait_for
+from envpool.spawn import Offspring, Root, readable, wait_for
 
 # How long a zygote may take to end its sessions and itself before it is killed.
 CLOSE_GRACE_S = 5.0
+# How long a fork may take: a zygote that forks no more is of no use, and who waits for it holds a slot.
+FORK_GRACE_S = 60.0
+# How a report fails to be one.
+UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+# From <sys/socket.h>: pid, uid and gid of who sent a message.
+_CREDENTIALS = struct.Struct("3i")
+# Room for these alone: descriptors that come along are dropped.
+_ANCILLARY_BYTES = socket.CMSG_SPACE(_CREDENTIALS.size)
+
+
+_log = logging.getLogger(__name__)
 
 
 class Death(StrEnum):
@@ -56,6 +76,7 @@ class Child:
         self.pid = 0
         """0 until `forked`."""
         self.forked = asyncio.Event()
+        self.deadline = asyncio.get_running_loop().call_later(FORK_GRACE_S, nursery.kill)
         self.outcome = Outcome.CRASHED
         """What its end means to a caller who did not ask for it."""
         self.ended = ""
@@ -79,8 +100,15 @@ class Child:
             self.nursery.kill()
             await self.gone.wait()
 
+    def born(self, pid: int) -> None:
+        """Record which process it is."""
+        self.deadline.cancel()
+        self.pid = pid
+        self.forked.set()
+
     def end(self, death: Death, how: str) -> None:
         """Record that it is gone, or was never there."""
+        self.deadline.cancel()
         self.death = death
         self.ended = how
         self.forked.set()
@@ -91,11 +119,13 @@ class Child:
 class Nursery:
     """A zygote that serves one pool source, and its sessions by id."""
 
-    def __init__(self, process: Offspring, control: socket.socket, serving: Serving) -> None:
+    def __init__(
+        self, process: Offspring, control: socket.socket, layers: list[str], serving: Serving
+    ) -> None:
         self.version = serving.version
         """Content hash of the source it serves."""
         self.envs = serving.envs
-        self.layers = serving.layers
+        self.layers = layers
         """What isolates it."""
         self.pid = process.pid
         self._pidfd = process.pidfd
@@ -116,21 +146,22 @@ class Nursery:
         """
         control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         control.setblocking(False)
+        control.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         async with AsyncExitStack() as undo:
             undo.callback(control.close)
             try:
                 async with asyncio.timeout(timeout_s):
                     with theirs:
-                        process = await root.fork(theirs)
+                        process = await root.fork(theirs, serve)
                     undo.push_async_callback(_end, process.pidfd)
-                    serving = await _shake_hands(control, serve)
+                    within, serving = await _shake_hands(control, serve, process.pid)
             except TimeoutError as error:
                 raise ConfigError(
                     f"pools.{serve.name}: importing {serve.section.source!r} and trying its environments "
                     f"took over {timeout_s} s: make it faster, or raise envpool.start_timeout_s"
                 ) from error
             undo.pop_all()
-        return cls(process, control, serving)
+        return cls(process, control, [*process.layers, *within], serving)
 
     @property
     def is_alive(self) -> bool:
@@ -201,24 +232,44 @@ class Nursery:
     def _on_readable(self) -> None:
         while not self._is_lost:
             try:
-                data = self._control.recv(MAX_CONTROL_BYTES)
+                data, ancillary, _, _ = self._control.recvmsg(MAX_CONTROL_BYTES, _ANCILLARY_BYTES)
             except BlockingIOError:
                 return
             except ConnectionError:
-                data = b""
+                data, ancillary = b"", []
             if not data:
+                self.kill()  # it may only have let go of the socket
                 self._lose("its zygote died")
                 return
+            if not self._believe(data, _sender(ancillary)):
+                _log.warning("zygote %d sent what it must not: killed", self.pid)
+                self.kill()
+                self._lose("its zygote was killed, as it sent what it must not")
+
+    def _believe(self, data: bytes, sender: int) -> bool:
+        """Act on a report; False for one that this sender may not send now."""
+        try:
             report = decode_report(data)
-            if isinstance(report, Forked):
-                self._children[report.id].pid = report.pid
-                self._children[report.id].forked.set()
-            elif isinstance(report, NotForked):
-                self._children[report.id].outcome = report.outcome
-                self._end(report.id, Death.LOST, f"was not forked: {report.error}")
-            elif isinstance(report, Exited):
-                death = Death.KILLED if report.status == -signal.SIGKILL else Death.OWN
-                self._end(report.id, death, _describe(report.status))
+        except UNREADABLE:
+            return False
+        if not isinstance(report, Born | NotForked | Exited) or report.id not in self._children:
+            return False
+        child = self._children[report.id]
+        if isinstance(report, Born):
+            # Once, and by a process of the pool that is not the zygote.
+            if child.pid or sender in (0, self.pid):
+                return False
+            child.born(sender)
+            return True
+        if sender != self.pid:
+            return False
+        if isinstance(report, NotForked):
+            child.outcome = report.outcome
+            self._end(report.id, Death.LOST, f"was not forked: {report.error}")
+        else:
+            death = Death.KILLED if report.status == -signal.SIGKILL else Death.OWN
+            self._end(report.id, death, _describe(report.status))
+        return True
 
     def _lose(self, how: str) -> None:
         """Let go of the control socket, which ends the zygote; every session ends with it."""
@@ -255,19 +306,42 @@ async def _end(pidfd: int) -> None:
         os.close(pidfd)
 
 
-async def _shake_hands(control: socket.socket, serve: Serve) -> Serving:
-    """Tell a new zygote what to import; raises ConfigError if it cannot."""
-    loop = asyncio.get_running_loop()
+async def _shake_hands(control: socket.socket, serve: Serve, pid: int) -> tuple[list[str], Serving]:
+    """Tell a new zygote what to import; raises ConfigError if it cannot. Returns also its layers."""
+    layers: list[str] = []
     try:
-        await loop.sock_sendall(control, pack_control(serve))
-        data = await loop.sock_recv(control, MAX_CONTROL_BYTES)
-    except ConnectionError:
-        data = b""
-    report = decode_report(data) if data else Refused(error="its process died; see its last words")
+        control.send(pack_control(serve))  # the first message: it fits
+        report = await _first_report(control, pid)
+        if serve.is_sandboxed and isinstance(report, ShutIn):
+            layers = report.layers
+            report = await _first_report(control, pid)
+        elif serve.is_sandboxed and not isinstance(report, Refused):
+            report = Refused(error="it was not shut in")
+    # What is no report is also what is read when there will be none any more.
+    except (ConnectionError, *UNREADABLE):
+        report = Refused(error="its process died; see its last words")
     if isinstance(report, Serving):
-        return report
+        return layers, report
     reason = report.error if isinstance(report, Refused) else f"unexpected {report}"
     raise ConfigError(f"pool {serve.name} cannot be served: {reason}")
+
+
+async def _first_report(control: socket.socket, pid: int) -> Report:
+    """The next report of a zygote, and of no process that its imports forked."""
+    await readable(control)
+    data, ancillary, _, _ = control.recvmsg(MAX_CONTROL_BYTES, _ANCILLARY_BYTES)
+    report = decode_report(data)
+    if _sender(ancillary) != pid:
+        return Refused(error="the pool's modules forked while they were imported")
+    return report
+
+
+def _sender(ancillary: list[tuple[int, int, bytes]]) -> int:
+    """The process that sent a message, by its number here; 0 if the kernel does not say."""
+    for level, kind, data in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_CREDENTIALS):
+            return int(_CREDENTIALS.unpack(data[: _CREDENTIALS.size])[0])
+    return 0
 
 
 def _describe(status: int) -> str:
@@ -275,4 +349,8 @@ def _describe(status: int) -> str:
     if status >= 0:
         return f"exited with status {status}"
     hint = " (perhaps for lack of memory)" if -status == signal.SIGKILL else ""
-    return f"was killed by {signal.Signals(-status).name}{hint}"
+    try:
+        name = signal.Signals(-status).name
+    except ValueError:
+        name = f"signal {-status}"  # those for real time have no names
+    return f"was killed by {name}{hint}"

@@ -7,6 +7,7 @@ fails with EPERM, so that an environment gets an exception instead of a signal. 
 import ctypes
 import errno
 import os
+import signal
 from functools import cache
 
 # Ways out of the sandbox, into other processes and into rarely used parts of the kernel.
@@ -44,7 +45,7 @@ SIGNALS = ("kill", "tkill", "tgkill", "rt_sigqueueinfo", "rt_tgsigqueueinfo")
 # A new process is one made without this.
 _CLONE_THREAD = 0x00010000
 _CLONE_NEW = 0x7E020080  # every namespace
-_PR_SET_PDEATHSIG = 1
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _PR_SET_NO_NEW_PRIVS = 38
 _PR_SET_SECCOMP, _MODE_FILTER = 22, 2
 
@@ -85,6 +86,8 @@ def compiled(*, may_fork: bool, may_signal: bool) -> bytes:
             continue  # this architecture, or this library, does not know it
     # Limits of others; its own it may read, and lower.
     made.add_rule(refuse, "prlimit64", seccomp.Arg(0, seccomp.NE, 0))
+    # Orphans stay where they are looked for.
+    made.add_rule(refuse, "prctl", seccomp.Arg(0, seccomp.EQ, _PR_SET_CHILD_SUBREAPER))
     # Its flags lie in memory, where a filter cannot look; without it, libc uses `clone`.
     made.add_rule(seccomp.ERRNO(errno.ENOSYS), "clone3")
     if may_fork:
@@ -92,6 +95,9 @@ def compiled(*, may_fork: bool, may_signal: bool) -> bytes:
             if _CLONE_NEW >> bit & 1:
                 flag = seccomp.Arg(0, seccomp.MASKED_EQ, 1 << bit, 1 << bit)
                 made.add_rule(refuse, "clone", flag)
+        # Its sessions arm the signal that ends them with it, as it did; nobody disarms it.
+        disarming = seccomp.Arg(1, seccomp.NE, signal.SIGKILL)
+        made.add_rule(refuse, "prctl", seccomp.Arg(0, seccomp.EQ, _PR_SET_PDEATHSIG), disarming)
     else:
         made.add_rule(refuse, "clone", seccomp.Arg(0, seccomp.MASKED_EQ, _CLONE_THREAD, 0))
         for name in ("fork", "vfork"):

@@ -33,6 +33,7 @@ class Limits:
         self.step_timeout_s = section.step_timeout_s or common.step_timeout_s
         self.memory_bytes = (section.memory_mb or common.memory_mb) << 20
         self.cpu_s = section.cpu_s or common.cpu_s
+        self.pool_memory_bytes = common.pool_memory_mb << 20
         self.max_processes = common.max_sessions + MAX_PARKED
         self.is_sandboxed = not section.trusted and not common.allow_unsandboxed
 
@@ -122,6 +123,7 @@ class Served:
             memory_bytes=limits.memory_bytes,
             cpu_s=limits.cpu_s,
             max_processes=limits.max_processes,
+            pool_memory_bytes=limits.pool_memory_bytes,
         )
         try:
             try:

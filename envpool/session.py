@@ -5,6 +5,7 @@ closes it; a call that is cancelled or passes its deadline kills the process fir
 """
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any, Protocol, cast
@@ -26,6 +27,9 @@ from envpool.frames import (
 )
 from envpool.nursery import Child, Death
 
+# What a session may say of a fault; the rest is ours to see. And how much: the end says the most.
+FAULTS = frozenset({Outcome.ENV_ERROR, Outcome.GRADER_ERROR, Outcome.OOM})
+MAX_ERROR_CHARS = 8000
 # A timer may ring this much before its time: event loops count in milliseconds.
 TIMER_SLACK_S = 0.002
 # How long a session may take to end by itself before it is killed.
@@ -66,6 +70,7 @@ class Wire(asyncio.Protocol):
         """None while there is no connection."""
         # Replies awaited, and how long each may take once it is the first.
         self._awaited: deque[tuple[asyncio.Future[Reply], float]] = deque()
+        self._fault: FrameError | None = None
         self._deadline = 0.0
         # One timer for many requests: it is set anew when it rings too early, not at every step.
         self._timer: asyncio.TimerHandle | None = None
@@ -80,6 +85,8 @@ class Wire(asyncio.Protocol):
         """
         if self.transport is None:
             raise ConnectionResetError("the session process closed its socket")
+        if self._fault is not None:
+            raise self._fault
         frame = pack(request)
         reply = self._loop.create_future()
         self._awaited.append((reply, timeout_s))
@@ -105,7 +112,8 @@ class Wire(asyncio.Protocol):
         try:
             for body in self._splitter.feed(data):
                 if not self._awaited:
-                    continue
+                    self._stray()
+                    return
                 reply = decode_reply(body)
                 asked, _ = self._awaited.popleft()
                 if not asked.done():
@@ -114,6 +122,15 @@ class Wire(asyncio.Protocol):
                     self._expect(self._awaited[0][1])
         except (FrameError, msgspec.MsgspecError) as error:
             self._fail(error)
+        # Text that is none, and what is nested too deeply.
+        except (UnicodeDecodeError, RecursionError) as error:
+            self._fail(FrameError(f"a reply cannot be read: {error}"))
+
+    def _stray(self) -> None:
+        """A frame that nobody asked for: the next call fails, and no more is read of what may follow."""
+        self._fault = FrameError("it sent a frame that nobody asked for")
+        if self.transport is not None:
+            self.transport.pause_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.transport = None
@@ -229,8 +246,14 @@ class Worker:
         except asyncio.CancelledError:
             self.let_go()
             raise
+        if reply.id != request.id:
+            await self.kill()
+            raise EnvFault(
+                Outcome.ENV_ERROR, f"{name_of(request)} {request.id} was answered by {reply.id}"
+            )
         if isinstance(reply, Failed):
-            raise EnvFault(reply.outcome, reply.error)
+            outcome = reply.outcome if reply.outcome in FAULTS else Outcome.ENV_ERROR
+            raise EnvFault(outcome, reply.error[-MAX_ERROR_CHARS:])
         self._is_sound = True
         return reply
 
@@ -303,8 +326,12 @@ class Life:
         place = self._place
         request = Step(id=place.next_id(), session=place.session, action=action)
         reply = await place.ask(request, self._step_timeout_s)
-        if not isinstance(reply, Stepped) or reply.id != request.id:
-            raise EnvFault(Outcome.ENV_ERROR, f"step {request.id} was answered by {reply}")
+        if not isinstance(reply, Stepped):
+            self.end()
+            raise EnvFault(Outcome.ENV_ERROR, f"step was answered by {type(reply).__name__}")
+        if not math.isfinite(reply.reward):  # its own process never sends one
+            self.end()
+            raise EnvFault(Outcome.GRADER_ERROR, f"the reward is {reply.reward}: no finite number")
         return StepResult(
             observation=reply.observation,
             reward=reply.reward,

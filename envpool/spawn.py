@@ -1,7 +1,7 @@
 """`Root`: the process that zygotes are forked from; it starts with little environment and no stray socket.
 
-EnvPool -- Fork + a control socket --> root -- fork --> zygote (one per version of a pool)
-        <-- pid + pidfd --------------
+EnvPool -- ForkZygote + a control socket --> root -- fork --> zygote (one per version of a pool)
+        <-- pid + pidfd --------------------
 """
 
 import asyncio
@@ -12,7 +12,15 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from envpool.frames import MAX_CONTROL_BYTES, Fork, Forked, NotForked, decode_report, pack_control
+from envpool.frames import (
+    MAX_CONTROL_BYTES,
+    Forked,
+    ForkZygote,
+    NotForked,
+    Serve,
+    decode_report,
+    pack_control,
+)
 from envpool.source import check_package
 
 # What a zygote may see of our environment. The rest may hold secrets.
@@ -24,6 +32,8 @@ ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 CONTROL_FD = 3
 # The interpreter ignores some of these, and ignored signals stay ignored across exec.
 RESET_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE, signal.SIGCHLD)
+# How long a root may take to end its zygotes and itself before it is killed.
+CLOSE_GRACE_S = 5.0
 
 
 class Offspring(NamedTuple):
@@ -32,6 +42,8 @@ class Offspring(NamedTuple):
     pid: int
     pidfd: int
     """Names the process also after it ended; whoever has it closes it."""
+    layers: list[str]
+    """What isolates it, seen from outside."""
 
 
 class Root:
@@ -78,14 +90,21 @@ class Root:
     def is_alive(self) -> bool:
         return not self._is_lost
 
-    async def fork(self, connection: socket.socket) -> Offspring:
+    async def fork(self, connection: socket.socket, serve: Serve) -> Offspring:
         """Fork a zygote whose control socket `connection` is. Raises ConnectionError, OSError."""
         async with self._asking:
             if self._is_lost:
                 raise ConnectionResetError("the process that zygotes are forked from ended")
             self._num_forks += 1
             number = self._num_forks
-            order = pack_control(Fork(id=number))
+            order = pack_control(
+                ForkZygote(
+                    id=number,
+                    is_sandboxed=serve.is_sandboxed,
+                    memory_bytes=serve.pool_memory_bytes,
+                    max_processes=serve.max_processes,
+                )
+            )
             try:
                 # The root reads one order at a time, and nothing else is on its way: it fits.
                 socket.send_fds(self._control, [order], [connection.fileno()])
@@ -99,29 +118,27 @@ class Root:
                 raise
         if not isinstance(report, Forked):
             raise OSError(f"no zygote could be forked: {report.error}")
-        return Offspring(report.pid, fds[0])
+        return Offspring(report.pid, fds[0], report.layers)
 
     async def close(self) -> None:
         """End it, and so every zygote of it. Safe to call again."""
         self._is_lost = True
         if self._control.fileno() < 0:
             return
-        self._control.close()
+        self._control.close()  # which ends it, once it has put away what its zygotes leave
         try:
-            os.kill(self.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            return  # something else in this process reaped it
-        await reap(self.pid)
+            async with asyncio.timeout(CLOSE_GRACE_S):
+                await reap(self.pid)
+        except TimeoutError:
+            try:
+                os.kill(self.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                return  # something else in this process reaped it
+            await reap(self.pid)
 
     async def _report(self) -> tuple[Forked | NotForked, list[int]]:
         """The root's next report, and the descriptors beside it."""
-        loop = asyncio.get_running_loop()
-        readable = loop.create_future()
-        loop.add_reader(self._control, _set, readable)
-        try:
-            await readable
-        finally:
-            loop.remove_reader(self._control)
+        await readable(self._control)
         data, fds, _, _ = socket.recv_fds(self._control, MAX_CONTROL_BYTES, 1)
         if not data:
             raise ConnectionResetError("the process that zygotes are forked from ended")
@@ -132,13 +149,18 @@ class Root:
 
 async def wait_for(pidfd: int) -> None:
     """Wait until the process behind `pidfd` has ended, without a thread."""
+    await readable(pidfd)
+
+
+async def readable(file: socket.socket | int) -> None:
+    """Wait until there is something to be read."""
     loop = asyncio.get_running_loop()
-    exited = asyncio.Event()
-    loop.add_reader(pidfd, exited.set)
+    is_readable = asyncio.Event()
+    loop.add_reader(file, is_readable.set)
     try:
-        await exited.wait()
+        await is_readable.wait()
     finally:
-        loop.remove_reader(pidfd)
+        loop.remove_reader(file)
 
 
 async def reap(pid: int) -> None:
@@ -152,11 +174,6 @@ async def reap(pid: int) -> None:
     finally:
         os.close(fd)
     _release(pid)
-
-
-def _set(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)
 
 
 def _close_all(fds: list[int]) -> None:

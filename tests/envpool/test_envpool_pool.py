@@ -274,6 +274,7 @@ async def test_orders_wait_for_a_zygote_that_is_behind() -> None:
         memory_bytes=2**31,
         cpu_s=60,
         max_processes=10,
+        pool_memory_bytes=0,
     )
     root = Root.spawn()
     behind = await Nursery.start(root, serve, 20.0)

@@ -38,6 +38,17 @@ async def test_layers_are_reported(pool: EnvPool) -> None:
         assert Layer.PRIVILEGES in layers
 
 
+async def test_processes_have_numbers_of_their_own_where_that_is_allowed(pool: EnvPool) -> None:
+    users = [] if os.getuid() == 0 else ["--user"]
+    asked = await asyncio.create_subprocess_exec("unshare", *users, "--pid", "--fork", "true")
+    is_allowed = await asked.wait() == 0
+    assert (Layer.PROCESSES in pool.layers()["hostile"]) == is_allowed
+    async with await pool.open(task(pool)) as session:
+        numbers = await run(session, "import os; out = os.getpid(), os.getppid()")
+        assert (numbers == str((session.pid, pool.pids()["hostile"]))) != is_allowed
+        assert numbers.endswith(", 1)") == is_allowed
+
+
 async def test_a_trusted_pool_has_none() -> None:
     section = PoolSection(source="hostile_envs:pool", trusted=True)
     async with await EnvPool.start({"hostile": section}, limits=LIMITS) as pool:
@@ -64,7 +75,18 @@ REFUSED = {
     "open a datagram socket": "socket.socket(socket.AF_INET, socket.SOCK_DGRAM)",
     "open a unix socket": "socket.socket(socket.AF_UNIX)",
     "open a raw packet socket": "socket.socket(socket.AF_PACKET, socket.SOCK_RAW)",
+    "read init's environment": "open('/proc/1/environ', 'rb').read()",
+    "read its own memory map": "open('/proc/self/maps').read()",
+    "open an abstract socket": "check(libc.socket(1, 1, 0))",
+    "open a netlink socket": "socket.socket(socket.AF_NETLINK, socket.SOCK_RAW)",
+    "use io_uring": "check(libc.syscall(425, 1, ctypes.create_string_buffer(128)))",
+    "take a descriptor of its parent": "check(libc.syscall(438, 0, 0, 0))",
+    "name a process for good": "os.pidfd_open(os.getppid())",
     "fork": "os.fork()",
+    "fork by the system call": "check(libc.syscall(56, 17, 0, 0, 0, 0))",
+    "fork into a namespace": "check(libc.syscall(56, 0x20000011, 0, 0, 0, 0))",
+    "fork without libc's knowledge": "check(libc.vfork())",
+    "be traced": "check(libc.ptrace(0, 0, 0, 0))",
     "start a program": "subprocess.run(['/bin/true'])",
     "become another program": "os.execv('/bin/true', ['true'])",
     "end its parent": "os.kill(os.getppid(), 9)",
@@ -147,6 +169,44 @@ DEADLY = {
     "endless recursion": (
         "import sys\nsys.setrecursionlimit(10**9)\ndef f(n): return f(n + 1) + 1\nf(0)",
         {Outcome.CRASHED, Outcome.OOM, Outcome.ENV_ERROR, Outcome.TIMEOUT},
+    ),
+    "fork bomb": ("import os\nwhile True: os.fork()", {Outcome.ENV_ERROR, Outcome.OK}),
+    "blocks signals": (
+        "import signal\nsignal.pthread_sigmask(signal.SIG_BLOCK, range(1, 65))\nwhile True: pass",
+        {Outcome.TIMEOUT},
+    ),
+    "alarms": (
+        "import signal\nsignal.signal(signal.SIGALRM, lambda *_: None)\n"
+        "signal.setitimer(signal.ITIMER_REAL, .001, .001)\nwhile True: pass",
+        {Outcome.TIMEOUT},
+    ),
+    "an alarm that kills": (
+        "import signal\nsignal.signal(signal.SIGALRM, signal.SIG_DFL)\nsignal.alarm(1)\nsignal.pause()",
+        {Outcome.CRASHED},
+    ),
+    "interrupt": ("raise KeyboardInterrupt", {Outcome.CRASHED}),
+    "closed descriptors": ("import os; os.closerange(0, 64)", {Outcome.CRASHED}),
+    "lowered limits": (
+        "import resource\nresource.setrlimit(resource.RLIMIT_AS, (2**20, 2**20))\nout = 'x' * 2**22",
+        {Outcome.OOM, Outcome.ENV_ERROR, Outcome.CRASHED},
+    ),
+    "patched worker": (
+        "import envpool.worker as w, envpool.frames as f\n"
+        "w.Session = w.serve = w.read_frames = f._encoder = None",
+        {Outcome.CRASHED},
+    ),
+    "patched encoder": (
+        "import envpool.worker as w\nw.pack = lambda reply: b'junk'",
+        {Outcome.ENV_ERROR},
+    ),
+    "patched sockets": (
+        "import socket\nsocket.socket = socket.socketpair = None",
+        {Outcome.OK},
+    ),
+    "all objects emptied": (
+        "import gc\nfor one in gc.get_objects():\n"
+        "    if isinstance(one, (dict, list, set)):\n        one.clear()",
+        {Outcome.OK, Outcome.CRASHED, Outcome.ENV_ERROR, Outcome.TIMEOUT},
     ),
     "deaf to signals": (
         "import signal\nfor n in range(1, 32):\n"
