@@ -52,6 +52,7 @@ def main(arguments: list[str]) -> int:
         return 1
     with socket.socket(fileno=CONTROL_FD) as control:
         root = Root(control)
+        sandbox.prepare()
         # Objects made so far are shared with every process to come: no collector may touch their pages.
         gc.collect()
         gc.freeze()

@@ -105,6 +105,13 @@ def lacking() -> dict[Layer, str]:
     return missing
 
 
+def prepare() -> None:
+    """Do once, in a process whose forks will be shut in, what takes long: find libseccomp, compile."""
+    if not lacking():
+        seccomp.compiled(may_fork=True, may_signal=True)
+        session_filter()
+
+
 def enter(read: Sequence[Path], limits: SessionLimits, *, pid: int) -> list[Layer]:
     """Shut this zygote in, before it imports anything of its pool; returns the active layers.
 
@@ -245,15 +252,26 @@ def _give_up_privileges(paths: Sequence[Path], uid: int) -> bool:
 
 
 def _can_read_as(uid: int, paths: Sequence[Path]) -> bool:
-    """Whether a user without privileges reads what exists of these paths; tried by a process of theirs."""
-    pid = os.fork()
-    if pid == 0:
-        status = 1
-        try:
-            _become(uid)
-            status = int(not all(os.access(path, os.R_OK) for path in paths if path.exists()))
-        except OSError:
-            pass  # such ids do not exist in this container
-        finally:
-            os._exit(status)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    """Whether a user without privileges reads what exists of these paths; tried as one, for a moment."""
+    groups = os.getgroups()
+    try:
+        os.setgroups([])
+        os.setresgid(-1, uid, -1)
+        os.setresuid(-1, uid, -1)
+        return all(_can_open(path) for path in paths)
+    except OSError:
+        return False  # such ids do not exist in this container
+    finally:
+        os.setresuid(-1, 0, -1)
+        os.setresgid(-1, 0, -1)
+        os.setgroups(groups)
+
+
+def _can_open(path: Path) -> bool:
+    try:
+        os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK))
+    except FileNotFoundError:
+        return True  # nor has it to be read
+    except OSError:
+        return False
+    return True

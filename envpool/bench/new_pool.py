@@ -13,11 +13,42 @@ from envpool.task import Task
 SOURCE = '''\
 """Pool number {number}, which nobody has seen."""
 
-from envpool.envs.sum_list import SumList
+import msgspec
+
+from envpool.env import ToolEnv, at, tool
 
 
-class Unseen(SumList):
+class Hidden(msgspec.Struct):
+    numbers: list[int]
+
+
+class Unseen(ToolEnv):
     """Answer: the sum."""
+
+    Config = Hidden
+    Answer = int
+
+    @classmethod
+    def sample(cls, rng, level):
+        return {{"numbers": [rng.randint(0, 9) for _ in range(rng.randint(3, 5))]}}
+
+    def setup(self, config):
+        self._numbers = config.numbers
+
+    def statement(self):
+        return f"What is the sum of the {{len(self._numbers)}} numbers?"
+
+    def reference(self):
+        return sum(self._numbers)
+
+    @tool
+    def get(self, index: int) -> int:
+        """Get the number at an index.
+
+        Args:
+            index: 0 for the first.
+        """
+        return at(self._numbers, index)
 '''
 
 
