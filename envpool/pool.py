@@ -288,8 +288,10 @@ class EnvPool:
             self._in_background(self._forget(served.key), name=f"forget {served.key.name}")
 
     async def _forget(self, key: PoolKey) -> None:
-        served = self._served.pop(key, None)
-        if served is not None:
+        served = self._served.get(key)
+        # It may have been plugged in again meanwhile.
+        if served is not None and served.is_retired and not served.num_sessions:
+            del self._served[key]
             await served.close()
 
     # -- processes ----------------------------------------------------------------------------

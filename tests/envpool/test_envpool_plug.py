@@ -305,3 +305,20 @@ async def test_pools_plugged_at_once(pool: EnvPool, tmp_path: Path) -> None:
     for n, one in enumerate(plugging):
         async with pool.session(task(one.result().key)) as session:
             assert await call(session, "look") == f"1 word{n}"
+
+
+async def test_a_version_that_comes_back_as_it_goes_stays(pool: EnvPool, tmp_path: Path) -> None:
+    section = PoolSection(source=str(await written(tmp_path / "odd")))
+    key = (await pool.plug("odd", section)).key
+    life = await pool.open_life(task(key))
+    await pool.retire(key)
+    served = pool._served[key]
+    assert life.when_closed is not None
+    life.when_closed()  # it would go now
+    life.when_closed = None
+    served.is_retired = False  # and is plugged in again before it does
+    await life.close()
+    await asyncio.sleep(0.05)
+    async with pool.session(task(key)) as session:
+        assert await call(session, "look") == "1 first"
+    assert pool._served[key] is served
