@@ -1,5 +1,6 @@
 """How soon code that did not exist a moment ago answers a tool call."""
 
+import asyncio
 import tempfile
 import time
 from pathlib import Path
@@ -69,7 +70,7 @@ async def _measure(folder: Path, count: int) -> list[float]:
         for number in range(count):
             path = folder / f"unseen{number}.py"
             began = time.perf_counter()
-            path.write_text(SOURCE.format(number=number))
+            await asyncio.to_thread(path.write_text, SOURCE.format(number=number))
             key = (await pool.plug("unseen", PoolSection(source=str(path)))).key
             task = Task(
                 pool=key.name, pool_version=key.version, env="unseen", config=CONFIG, seed=0

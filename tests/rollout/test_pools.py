@@ -307,4 +307,9 @@ async def test_the_only_pool_cannot_become_one_for_evaluation(tmp_path: Path) ->
         assert "last pool to train on" in await ask(client, "POST", "/pools", body, status=409)
         await ask(client, "POST", "/pools", ONE)
         await ask(client, "POST", "/pools", body)
-        await when(lambda: len(bench.actors[0].retired) == 0 and trained_pools(bench)["mine"] > 3)
+        # The version that was trained on goes; the other one is served, and evaluated on.
+        await when(lambda: len(bench.actors[0].retired) == 1)
+        assert set(bench.coordinator._evaluation_sets) == {"basics"}
+        before = trained_pools(bench)
+        await when(lambda: trained_pools(bench)["mine"] > before["mine"] + 3)
+        assert trained_pools(bench)["basics"] == before["basics"]
