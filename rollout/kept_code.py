@@ -20,9 +20,9 @@ def keep(run_dir: Path, name: str, source: str) -> str:
     if not folder.is_path(source):
         return ""
     kept = run_dir / FOLDER
-    path = Path(source).expanduser().absolute()
-    if kept.absolute() in path.parents:
-        return path.relative_to(run_dir.absolute()).as_posix()
+    if is_kept(run_dir, source):
+        # Without `..`, by which a path below the directory may lead out of it.
+        return _real(source).relative_to(_real(run_dir)).as_posix()
     files = folder.read(f"pools.{name}.source={source!r}", source)
     kept.mkdir(exist_ok=True)
     number = 1 + max((int(one.name.rpartition("-")[2]) for one in kept.iterdir()), default=0)
@@ -31,7 +31,16 @@ def keep(run_dir: Path, name: str, source: str) -> str:
     return copy.relative_to(run_dir).as_posix()
 
 
+def is_kept(run_dir: Path, source: str) -> bool:
+    """Whether a source lies among what is kept already, and so is not ours to remove."""
+    return folder.is_path(source) and _real(run_dir / FOLDER) in _real(source).parents
+
+
 def drop(run_dir: Path, code: str) -> None:
     """Remove a copy that came to nothing."""
     if code:
         shutil.rmtree(run_dir / code, ignore_errors=True)
+
+
+def _real(path: str | Path) -> Path:
+    return Path(path).expanduser().resolve()

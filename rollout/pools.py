@@ -219,11 +219,13 @@ class Pools:
             if section.split == "eval" and before is not None:
                 self._check_not_last(before)
             # What is served is what is kept, whatever becomes of the source meanwhile.
+            was_kept = await asyncio.to_thread(kept_code.is_kept, self._run_dir, section.source)
             code = await asyncio.to_thread(kept_code.keep, self._run_dir, name, section.source)
             try:
                 version = await self._serve(name, section, code)
             except BaseException:
-                await asyncio.to_thread(kept_code.drop, self._run_dir, code)
+                if not was_kept:  # by another version, which still needs it
+                    await asyncio.to_thread(kept_code.drop, self._run_dir, code)
                 raise
             self._versions[version.key] = version
             self._mix(version)

@@ -308,3 +308,18 @@ async def test_the_only_pool_cannot_become_one_for_evaluation(tmp_path: Path) ->
         await ask(client, "POST", "/pools", ONE)
         await ask(client, "POST", "/pools", body)
         await when(lambda: len(bench.actors[0].retired) == 0 and trained_pools(bench)["mine"] > 3)
+
+
+async def test_a_refused_pool_takes_no_kept_text_with_it(tmp_path: Path) -> None:
+    bench = await make_bench(tmp_path, *LONG)
+    kept, other = bench.run_dir / "pools" / "mine-1", tmp_path / "other"
+    for folder in (kept, other):
+        await asyncio.to_thread(folder.mkdir, parents=True)
+        await asyncio.to_thread((folder / "mine.py").write_text, "")
+    bench.actors[0].refusal = "no"
+    async with served(bench) as client:
+        for source in (str(kept), f"{bench.run_dir}/pools/../other", str(other)):
+            await ask(client, "POST", "/pools", {"name": "mine", "source": source}, status=400)
+    here = [kept / "mine.py", other / "mine.py"]
+    assert await asyncio.to_thread(lambda: all(path.exists() for path in here))
+    assert await asyncio.to_thread(lambda: len(list((bench.run_dir / "pools").iterdir()))) == 1
