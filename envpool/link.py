@@ -180,6 +180,11 @@ class Link(asyncio.Protocol):
         if self._transport is not None:
             self._transport.close()
 
+    def abort(self) -> None:
+        """Close it at once: a `close` first waits until all that was sent is read."""
+        if self._transport is not None:
+            self._transport.abort()
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # A cast, as the transports of uvloop are no subclass.
         self._transport = cast(asyncio.Transport, transport)
