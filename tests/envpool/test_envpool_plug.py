@@ -3,7 +3,7 @@
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import psutil
@@ -14,6 +14,8 @@ from configs.schema import EnvPoolSection, PoolSection
 from envpool import folder, sandbox
 from envpool.env import call_text
 from envpool.pool import EnvFault, EnvPool, Outcome
+from envpool.served import Served
+from envpool.spawn import Root
 from envpool.task import Config, PoolKey, Task
 from tests.envpool.calls import call
 from tests.envpool.odd_pool import write_pool
@@ -305,3 +307,43 @@ async def test_pools_plugged_at_once(pool: EnvPool, tmp_path: Path) -> None:
     for n, one in enumerate(plugging):
         async with pool.session(task(one.result().key)) as session:
             assert await call(session, "look") == f"1 word{n}"
+
+
+async def test_a_version_plugged_in_again_as_its_last_session_ends_stays(
+    pool: EnvPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    section = PoolSection(source=str(await written(tmp_path / "odd")))
+    plugged = await pool.plug("odd", section)
+    session = await pool.open(task(plugged.key))
+    await pool.retire(plugged.key)
+    start = Served.start
+    closing: list[asyncio.Task[None]] = []
+
+    async def start_as_it_ends(served: Served, root: Callable[[], Root]) -> None:
+        await start(served, root)
+        closing.append(asyncio.create_task(session.close(), name="close"))
+        await asyncio.sleep(0)
+
+    monkeypatch.setattr(Served, "start", start_as_it_ends)
+    assert await pool.plug("odd", section) == plugged
+    await asyncio.gather(*closing)
+    async with pool.session(task(plugged.key)) as again:
+        assert await call(again, "look") == "1 first"
+
+
+async def test_who_waits_for_room_revives_no_version_that_is_gone(tmp_path: Path) -> None:
+    odd = PoolSection(source=str(await written(tmp_path / "odd")))
+    modules = PoolSection(source="envpool.envs:basics", trusted=True)
+    limits = EnvPoolSection(spares=0, max_sessions=1)
+    async with await EnvPool.start({"odd": odd, "basics": modules}, limits=limits) as pool:
+        keys = {one.key.name: one.key for one in pool.served()}
+        async with pool.session(task(keys["odd"])):
+            work = pool.draw(keys["basics"], "sum_list", level=0, seed=0, count=1)
+            waiting = asyncio.create_task(work, name="draw")
+            await asyncio.sleep(0)
+            await pool.retire(keys["basics"])
+            root = await asyncio.to_thread(psutil.Process, pool.root_pid)
+            assert len(await asyncio.to_thread(root.children)) == 1
+        with pytest.raises(EnvFault, match="removed or replaced"):
+            await waiting
+        assert len(await asyncio.to_thread(root.children)) == 1
