@@ -3,6 +3,7 @@
 What a run trained on can be read, and a run that goes on has it, whatever became of the source.
 """
 
+import os
 import re
 import shutil
 from pathlib import Path
@@ -25,7 +26,9 @@ def keep(run_dir: Path, name: str, source: str) -> str:
         return _real(source).relative_to(_real(run_dir)).as_posix()
     files = folder.read(f"pools.{name}.source={source!r}", source)
     kept.mkdir(exist_ok=True)
-    number = 1 + max((int(one.name.rpartition("-")[2]) for one in kept.iterdir()), default=0)
+    numbers = [one.name.rpartition("-")[2] for one in kept.iterdir()]
+    # What somebody else put there has no number.
+    number = 1 + max((int(one) for one in numbers if one.isdecimal()), default=0)
     copy = kept / f"{re.sub(r'[^A-Za-z0-9_-]', '_', name)}-{number}"
     folder.write(files, copy)
     return copy.relative_to(run_dir).as_posix()
@@ -43,4 +46,5 @@ def drop(run_dir: Path, code: str) -> None:
 
 
 def _real(path: str | Path) -> Path:
-    return Path(path).expanduser().resolve()
+    # Unlike `Path.expanduser`, this leaves the home of nobody as it is: reading says what is wrong.
+    return Path(os.path.expanduser(path)).resolve()

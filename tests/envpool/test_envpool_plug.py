@@ -177,6 +177,7 @@ async def test_what_is_wrong_is_said_with_its_place(
     [
         ("./nowhere", "does not exist"),
         ("nowhere.py", "does not exist"),
+        ("~nobody-of-this-name/pool", "cannot be read: Could not determine home"),
         ("nothing", r"not the path of .*\./nothing.*entry point"),
         ("{tmp}/notes.txt", "is no Python file"),
         ("{tmp}/empty", "has no .py file"),
@@ -189,6 +190,25 @@ async def test_a_source_that_is_nowhere(
     await asyncio.to_thread((tmp_path / "empty").mkdir)
     with pytest.raises(ConfigError, match=message):
         await pool.plug("odd", PoolSection(source=source.format(tmp=tmp_path)))
+
+
+@pytest.mark.parametrize("is_alone", [True, False])
+async def test_a_source_that_cannot_be_read_is_said(
+    pool: EnvPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, is_alone: bool
+) -> None:
+    path = (await written(tmp_path / "odd")) / "odd_number.py"
+    section = PoolSection(source=str(path if is_alone else path.parent))
+
+    def unreadable(self: Path) -> bytes:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "read_bytes", unreadable)
+    with pytest.raises(ConfigError, match=r"pools.odd.source.*cannot be read: .*Permission denied"):
+        await pool.plug("odd", section)
+    # One that is too large is not even tried.
+    await asyncio.to_thread(os.truncate, path, folder.MAX_BYTES + 1)
+    with pytest.raises(ConfigError, match="has over 2000 files or 8 MiB"):
+        await pool.plug("odd", section)
 
 
 async def test_a_mistake_in_an_env_is_said_with_the_authors_own_file(

@@ -34,6 +34,12 @@ def test_a_file_is_kept_and_a_module_is_not(tmp_path: Path) -> None:
     kept = kept_code.keep(run_dir, "an/odd name", str(tmp_path / "odd.py"))
     assert (run_dir / kept / "odd.py").read_text() == "one"
     assert kept_code.keep(run_dir, "basics", "envpool.envs:basics") == ""
+    (run_dir / "pools" / "notes.txt").touch()
+    assert kept_code.keep(run_dir, "odd", str(tmp_path / "odd.py")) == "pools/odd-2"
+    for nowhere in ("~nobody-of-this-name/odd.py", "~nobody-of-this-name/odd"):
+        assert not kept_code.is_kept(run_dir, nowhere)
+        with pytest.raises(ConfigError, match="cannot be read"):
+            kept_code.keep(run_dir, "odd", nowhere)
     with pytest.raises(ConfigError, match=r"pools\.odd\.source='\./gone' does not exist"):
         kept_code.keep(run_dir, "odd", "./gone")
 
