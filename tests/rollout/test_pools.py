@@ -218,6 +218,9 @@ async def test_the_same_code_changes_its_weight_and_nothing_else(tmp_path: Path)
         assert (second["version"], second["weight"]) == (first["version"], 2)
         words = await ask(client, "POST", "/pools", {**again, "trusted": False}, status=409)
         assert "only weight and train can change" in words
+        # It would be trained on and evaluated at once.
+        words = await ask(client, "POST", "/pools", {**again, "split": "eval"}, status=409)
+        assert "split='train' holds" in words and not bench.coordinator._evaluation_sets
         # It is served as before: nothing was taken from it.
         assert not bench.actors[0].retired
         assert set(await listed(client)) == {"basics live", "mine live"}
@@ -263,6 +266,19 @@ async def test_a_version_that_evaluation_needs_stays(tmp_path: Path) -> None:
         found = await listed(client)
         assert found["basics draining"].is_evaluated and not found["basics draining"].groups_live
         assert not bench.actors[0].retired
+
+
+async def test_a_version_that_evaluation_needs_no_more_goes(tmp_path: Path) -> None:
+    bench = await make_bench(tmp_path, *LONG)
+    (key,) = [version.key for version in bench.coordinator._pools.versions]
+    sets = {"basics": [make_task(pool_version=key.version, number=1)]}
+    bench = await make_bench(tmp_path / "run", *LONG, "eval.before=false", evaluation_sets=sets)
+    async with served(bench) as client:
+        await ask(client, "POST", "/pools", ONE)
+        body = {**TWO, "name": "basics", "replace": True, "split": "eval"}
+        info = msgspec.convert(await ask(client, "POST", "/pools", body), PoolInfo)
+        await when(lambda: bench.actors[0].retired == [key])
+        assert info.is_evaluated and (await listed(client))["basics live"].is_evaluated
 
 
 async def test_a_pool_may_come_back(tmp_path: Path) -> None:
