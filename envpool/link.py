@@ -193,7 +193,8 @@ class Link(asyncio.Protocol):
         try:
             for body in self._splitter.feed(data):
                 self._heard(self, self._decode(body))
-        except (FrameError, msgspec.MsgspecError):
+        # The last two: text that is none, and what is nested too deeply.
+        except (FrameError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             self.close()  # whoever is there speaks something else
 
     def connection_lost(self, exc: Exception | None) -> None:

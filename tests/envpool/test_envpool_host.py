@@ -244,7 +244,9 @@ async def test_a_repeated_action_is_carried_out_once(host: str, hosts: Hosts) ->
 
 async def test_who_does_not_say_hello_or_speaks_otherwise_is_shut_out(host: str) -> None:
     loop = asyncio.get_running_loop()
-    for frame in (b"\0\0\0\1\xc1", b"\xff\xff\xff\xff"):
+    nested = b"\x82\xa4type\xa5hello\xa1x" + b"\x91" * 100_000
+    frames = [len(body).to_bytes(4, "big") + body for body in (b"\xc1", b"\x81\xa1\xff", nested)]
+    for frame in (*frames, b"\xff\xff\xff\xff"):
         raw = Raw()
         transport, _ = await loop.create_unix_connection(lambda raw=raw: raw.link, host)
         transport.write(frame)
