@@ -86,6 +86,9 @@ class HostLink:
                 self.close()
                 self._again_s = loop.time() + RETRY_S
                 self._why_not = error
+            except BaseException:
+                self.close()  # half connected, it would be taken for one that serves what it shall
+                raise
             return self._why_not
 
     async def _connect(self) -> None:

@@ -26,6 +26,7 @@ from envpool.link import (
     Link,
     Open,
     Opened,
+    PlugIn,
     Refusal,
     decode_answer,
 )
@@ -148,6 +149,28 @@ async def test_an_open_that_is_cancelled_leaves_no_session(
     await asyncio.wait([late])
     assert early.cancelled() and late.cancelled()
     await all_left(pool)
+
+
+async def test_who_is_cancelled_while_it_connects_leaves_no_half_connected_host(
+    hosts: Hosts, pool: EnvPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host, here = hosts._hosts[0], task(hosts)
+    ask = host.ask
+
+    async def ask_and_be_cancelled(question: Any, *rest: Any) -> Any:
+        if isinstance(question, PlugIn):
+            late.cancel()
+        return await ask(question, *rest)
+
+    host.close()
+    await pool.retire(here.pool_key)  # as if it had been started again
+    monkeypatch.setattr(host, "ask", ask_and_be_cancelled)
+    late = asyncio.create_task(hosts.open(here))
+    await asyncio.wait([late])
+    assert late.cancelled()
+    monkeypatch.undo()
+    async with hosts.session(here) as session:
+        assert await call(session, "count") == "1"
 
 
 async def test_pools_come_and_go_through_a_host(
