@@ -54,24 +54,27 @@ def is_path(source: str) -> bool:
 
 def read(where: str, source: str) -> dict[str, bytes]:
     """The files of a pool by relative path. Raises ConfigError, which begins with `where`."""
-    path = Path(source).expanduser()
-    if path.is_file():
-        if path.suffix != ".py":
-            raise ConfigError(f"{where} is no Python file: name a .py file, or a directory of them")
-        return {path.name: path.read_bytes()}
-    if not path.is_dir():
+    try:
+        return _read(where, Path(source).expanduser())
+    except (OSError, RuntimeError) as error:  # RuntimeError: the home of nobody
+        raise ConfigError(f"{where} cannot be read: {error}") from error
+
+
+def _read(where: str, path: Path) -> dict[str, bytes]:
+    if path.is_file() and path.suffix != ".py":
+        raise ConfigError(f"{where} is no Python file: name a .py file, or a directory of them")
+    if not path.exists():
         raise ConfigError(f"{where} does not exist (looked for {path.absolute()})")
     files: dict[str, bytes] = {}
     num_bytes = 0
-    for file in _walk(path):
-        data = file.read_bytes()
-        num_bytes += len(data)
+    for file in [path] if path.is_file() else _walk(path):
+        num_bytes += file.stat().st_size  # before it is read: it may be larger than the memory
         if len(files) == MAX_FILES or num_bytes > MAX_BYTES:
             raise ConfigError(
                 f"{where} has over {MAX_FILES} files or {MAX_BYTES >> 20} MiB: name the directory that "
                 "holds the pool's sources and nothing else"
             )
-        files[file.relative_to(path).as_posix()] = data
+        files[file.relative_to(path).as_posix() if file != path else path.name] = file.read_bytes()
     if not any(name.endswith(".py") for name in files):
         raise ConfigError(f"{where} has no .py file")
     return files

@@ -180,6 +180,11 @@ class Link(asyncio.Protocol):
         if self._transport is not None:
             self._transport.close()
 
+    def abort(self) -> None:
+        """Close it at once: a `close` first waits until all that was sent is read."""
+        if self._transport is not None:
+            self._transport.abort()
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # A cast, as the transports of uvloop are no subclass.
         self._transport = cast(asyncio.Transport, transport)
@@ -188,7 +193,8 @@ class Link(asyncio.Protocol):
         try:
             for body in self._splitter.feed(data):
                 self._heard(self, self._decode(body))
-        except (FrameError, msgspec.MsgspecError):
+        # The last two: text that is none, and what is nested too deeply.
+        except (FrameError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             self.close()  # whoever is there speaks something else
 
     def connection_lost(self, exc: Exception | None) -> None:

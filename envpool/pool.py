@@ -121,12 +121,14 @@ class EnvPool:
                 raise
             if known is not None:
                 known.section, known.limits, known.is_retired = section, limits, False
+            self._newest[name] = key
+            plugged = self._plugged(key)
+            if known is not None:
                 await served.close()
             sockets.allow_descriptors(
                 self._limits.max_sessions + MAX_PARKED * len(self._served) + SPARE_FDS
             )
-            self._newest[name] = key
-            return self._plugged(key)
+            return plugged
 
     async def retire(self, key: PoolKey) -> None:
         """Open no more sessions of a version; it is gone with the last one. Safe to call again."""
@@ -136,8 +138,7 @@ class EnvPool:
         served.is_retired = True
         if self._newest.get(key.name) == key:
             del self._newest[key.name]
-        if not served.num_sessions:
-            await self._forget(key)
+        await self._forget(served)
 
     def served(self) -> list[Plugged]:
         """The versions that are served, those that are retired but in use among them."""
@@ -285,13 +286,13 @@ class EnvPool:
         """A session was closed: a retired version is gone with its last one."""
         served.num_sessions -= 1
         if served.is_retired and not served.num_sessions:
-            self._in_background(self._forget(served.key), name=f"forget {served.key.name}")
+            self._in_background(self._forget(served), name=f"forget {served.key.name}")
 
-    async def _forget(self, key: PoolKey) -> None:
-        served = self._served.get(key)
-        # It may have been plugged in again meanwhile.
-        if served is not None and served.is_retired and not served.num_sessions:
-            del self._served[key]
+    async def _forget(self, served: Served) -> None:
+        """Close a retired version that nobody uses; it may have been plugged in again meanwhile."""
+        is_unused = served.is_retired and not served.num_sessions
+        if is_unused and self._served.get(served.key) is served:
+            del self._served[served.key]
             await served.close()
 
     # -- processes ----------------------------------------------------------------------------

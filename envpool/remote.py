@@ -7,7 +7,6 @@ The record of a session is kept here, so that no host has anything that could be
 """
 
 import asyncio
-import itertools
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -18,27 +17,22 @@ from configs.load import ConfigError
 from configs.schema import EnvPoolSection, PoolSection
 from envpool import folder as folders
 from envpool.frames import Outcome
+from envpool.hostlink import GRACE_S, RETRY_S, HostGone, HostLink, RemoteFault
 from envpool.lasting import Session
 from envpool.link import (
     Act,
     Acted,
-    Answer,
     Done,
     DrawFrom,
     DrawnFrom,
-    Fault,
-    Hello,
     Leave,
-    Link,
     Open,
     Opened,
     PluggedIn,
     PlugIn,
     Question,
-    Refusal,
     Retire,
     TryOut,
-    decode_answer,
 )
 from envpool.nursery import Death
 from envpool.pool import Plugged
@@ -47,145 +41,7 @@ from envpool.task import Config, PoolKey, Task
 
 _log = logging.getLogger(__name__)
 
-# A host bounds every answer itself; one that does not come at all is given up after this on top.
-GRACE_S = 10.0
-# How long a host may take to be connected and to serve the pools that it had, and how soon one that is
-# gone is looked for again.
-CONNECT_S = 30.0
-RETRY_S = 0.05
-
 A = TypeVar("A")
-
-
-class HostGone(ConnectionError):
-    """The connection to a host ended: what was asked may or may not have happened."""
-
-
-class HostLink:
-    """A connection to one host, opened when it is needed and again when it ended."""
-
-    def __init__(self, address: str, token: str, pools: Mapping[PoolKey, PlugIn]) -> None:
-        """`pools`: what it shall serve, as long as it is there."""
-        self.address = address
-        self.lives: set[RemoteLife] = set()
-        self._token = token
-        self._pools = pools
-        self._link: Link | None = None
-        self._connecting = asyncio.Lock()
-        self._ids = itertools.count(1)
-        self._asked: dict[int, asyncio.Future[Answer]] = {}
-        # Why it is not there, and when to look again.
-        self._why_not: Exception | None = None
-        self._again_s = 0.0
-
-    async def connect_or_why_not(self) -> Exception | None:
-        """Be connected, to a host that serves what it shall; else say why that is not so."""
-        loop = asyncio.get_running_loop()
-        async with self._connecting:
-            if self.is_open or loop.time() < self._again_s:
-                return self._why_not
-            try:
-                async with asyncio.timeout(CONNECT_S):
-                    await self._connect()
-                self._why_not = None
-            except (OSError, ConfigError, EnvFault) as error:  # TimeoutError is an OSError
-                self.close()
-                self._again_s = loop.time() + RETRY_S
-                self._why_not = error
-            return self._why_not
-
-    async def _connect(self) -> None:
-        loop = asyncio.get_running_loop()
-        make = partial(Link, decode_answer, heard=self._heard, ended=self._ended)
-        if "/" in self.address:
-            _, self._link = await loop.create_unix_connection(make, self.address)
-        else:
-            host, _, port = self.address.rpartition(":")
-            _, self._link = await loop.create_connection(make, host, int(port))
-        hello = Hello(id=next(self._ids), token=self._token)
-        await self.ask(hello, Done, GRACE_S)
-        for plug_in in list(self._pools.values()):
-            again = PlugIn(
-                id=next(self._ids),
-                name=plug_in.name,
-                section=plug_in.section,
-                files=plug_in.files,
-            )
-            try:
-                await self.ask(again, PluggedIn, CONNECT_S)
-            except ConfigError as error:  # the other pools can be served
-                _log.warning("host %s is back without pool %s: %s", self.address, again.name, error)
-
-    def next_id(self) -> int:
-        return next(self._ids)
-
-    async def ask(self, question: Question, kind: type[A], timeout_s: float | None) -> A:
-        """The answer. Raises HostGone, ConfigError, EnvFault.
-
-        A host that does not answer within `timeout_s` is given up.
-        """
-        link = self._link
-        if link is None or not link.is_open:
-            raise HostGone(f"host {self.address} is gone")
-        loop = asyncio.get_running_loop()
-        future = self._asked[question.id] = loop.create_future()
-        timer = loop.call_later(timeout_s, self._give_up) if timeout_s is not None else None
-        try:
-            link.send(question)
-            answer = await future
-        finally:
-            if timer is not None:
-                timer.cancel()
-            self._asked.pop(question.id, None)
-        if isinstance(answer, Refusal):
-            raise ConfigError(answer.error)
-        if isinstance(answer, Fault):
-            raise RemoteFault(answer)
-        if not isinstance(answer, kind):
-            raise EnvFault(Outcome.ENV_ERROR, f"host {self.address} answered {answer}")
-        return answer
-
-    def tell(self, question: Question) -> None:
-        """Ask without waiting for the answer."""
-        if self._link is not None:
-            self._link.send(question)
-
-    @property
-    def is_open(self) -> bool:
-        return self._link is not None and self._link.is_open
-
-    def close(self) -> None:
-        if self._link is not None:
-            self._link.close()
-
-    def _give_up(self) -> None:
-        """A host that does not answer in time is as good as dead."""
-        _log.warning("host %s does not answer: its sessions go elsewhere", self.address)
-        self.close()
-
-    def _heard(self, _: Link, answer: Answer) -> None:
-        future = self._asked.get(answer.id)
-        if future is not None and not future.done():
-            future.set_result(answer)
-
-    def _ended(self, link: Link) -> None:
-        if link is not self._link:
-            return
-        self._link = None
-        for future in self._asked.values():
-            if not future.done():
-                future.set_exception(HostGone(f"host {self.address} is gone"))
-        for life in self.lives:
-            life.lose()
-        self.lives.clear()
-
-
-class RemoteFault(EnvFault):
-    """An EnvFault of a host, with what it knows of the process."""
-
-    def __init__(self, fault: Fault) -> None:
-        super().__init__(fault.outcome, fault.message)
-        self.death = fault.death
 
 
 class RemoteLife:

@@ -57,6 +57,7 @@ class Served:
         self._folder = folder
         self._nursery: Nursery | None = None
         self._restarting = asyncio.Lock()
+        self._is_closed = False
 
     @property
     def nursery(self) -> Nursery:
@@ -77,6 +78,8 @@ class Served:
     async def alive(self, root: Callable[[], Root]) -> Nursery:
         """A zygote that lives as far as one can know. Raises EnvFault when there is none."""
         async with self._restarting:
+            if self._is_closed:  # while this waited for room
+                raise EnvFault(Outcome.CANCELLED, f"pool {self._name} was removed or replaced")
             if not self.nursery.is_alive:
                 _log.warning("zygote of pool %s died: starting another", self._name)
                 await self.nursery.close()
@@ -107,6 +110,7 @@ class Served:
     async def close(self) -> None:
         """End all its sessions and its zygote, and forget its code."""
         async with self._restarting:
+            self._is_closed = True
             self.parked.clear()
             if self._nursery is not None:
                 await self._nursery.close()

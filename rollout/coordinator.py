@@ -18,7 +18,7 @@ from pathlib import Path
 
 from configs.schema import RunConfig
 from envpool.source import Source
-from envpool.task import Task
+from envpool.task import PoolKey, Task
 from rollout.books import Books
 from rollout.buffer import Group, ReplayQueue
 from rollout.curriculum import Curriculum
@@ -193,12 +193,13 @@ class Coordinator:
             for source in sources.values()
         ]
 
-    def _put_set(self, name: str, tasks: list[Task]) -> None:
-        """Evaluate on other tasks from now on."""
+    def _put_set(self, name: str, tasks: list[Task]) -> set[PoolKey]:
+        """Evaluate on other tasks from now on; returns the versions that all sets are about."""
         sets = {**self._evaluation_sets, name: tasks}
         self._evaluation_sets = {name: tasks for name, tasks in sets.items() if tasks}
         if self._evaluator is not None:
             self._evaluator.put_sets(self._evaluation_sets)
+        return {task.pool_key for tasks in self._evaluation_sets.values() for task in tasks}
 
     # -- the run ------------------------------------------------------------------------------
 

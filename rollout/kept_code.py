@@ -3,6 +3,7 @@
 What a run trained on can be read, and a run that goes on has it, whatever became of the source.
 """
 
+import os
 import re
 import shutil
 from pathlib import Path
@@ -20,18 +21,30 @@ def keep(run_dir: Path, name: str, source: str) -> str:
     if not folder.is_path(source):
         return ""
     kept = run_dir / FOLDER
-    path = Path(source).expanduser().absolute()
-    if kept.absolute() in path.parents:
-        return path.relative_to(run_dir.absolute()).as_posix()
+    if is_kept(run_dir, source):
+        # Without `..`, by which a path below the directory may lead out of it.
+        return _real(source).relative_to(_real(run_dir)).as_posix()
     files = folder.read(f"pools.{name}.source={source!r}", source)
     kept.mkdir(exist_ok=True)
-    number = 1 + max((int(one.name.rpartition("-")[2]) for one in kept.iterdir()), default=0)
+    numbers = [one.name.rpartition("-")[2] for one in kept.iterdir()]
+    # What somebody else put there has no number.
+    number = 1 + max((int(one) for one in numbers if one.isdecimal()), default=0)
     copy = kept / f"{re.sub(r'[^A-Za-z0-9_-]', '_', name)}-{number}"
     folder.write(files, copy)
     return copy.relative_to(run_dir).as_posix()
+
+
+def is_kept(run_dir: Path, source: str) -> bool:
+    """Whether a source lies among what is kept already, and so is not ours to remove."""
+    return folder.is_path(source) and _real(run_dir / FOLDER) in _real(source).parents
 
 
 def drop(run_dir: Path, code: str) -> None:
     """Remove a copy that came to nothing."""
     if code:
         shutil.rmtree(run_dir / code, ignore_errors=True)
+
+
+def _real(path: str | Path) -> Path:
+    # Unlike `Path.expanduser`, this leaves the home of nobody as it is: reading says what is wrong.
+    return Path(os.path.expanduser(path)).resolve()

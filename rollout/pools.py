@@ -35,7 +35,8 @@ logger = logging.getLogger(__name__)
 FILE = "pools.json"
 
 # What a version of a pool keeps for as long as it is served.
-_OF_PROCESSES = (
+_KEPT = (
+    "split",
     "trusted",
     "is_replayable",
     "sessions_per_process",
@@ -138,11 +139,14 @@ class Pools:
         curriculum: Curriculum,
         queue: ReplayQueue,
         note: Callable[[msgspec.Struct], None],
-        evaluate: Callable[[str, list[Task]], None],
+        evaluate: Callable[[str, list[Task]], set[PoolKey]],
         seed: int,
         clock: Callable[[], float],
     ) -> None:
-        """`evaluate` makes tasks the evaluation set of a name; none of them, and there is no set."""
+        """`evaluate` makes tasks the evaluation set of a name; none of them, and there is no set.
+
+        It returns the versions that evaluation sets are about now.
+        """
         self._versions = {version.key: version for version in versions}
         self._run_dir = run_dir
         self._actors = list(actors.values())
@@ -219,11 +223,13 @@ class Pools:
             if section.split == "eval" and before is not None:
                 self._check_not_last(before)
             # What is served is what is kept, whatever becomes of the source meanwhile.
+            was_kept = await asyncio.to_thread(kept_code.is_kept, self._run_dir, section.source)
             code = await asyncio.to_thread(kept_code.keep, self._run_dir, name, section.source)
             try:
                 version = await self._serve(name, section, code)
             except BaseException:
-                await asyncio.to_thread(kept_code.drop, self._run_dir, code)
+                if not was_kept:  # by another version, which still needs it
+                    await asyncio.to_thread(kept_code.drop, self._run_dir, code)
                 raise
             self._versions[version.key] = version
             self._mix(version)
@@ -328,7 +334,7 @@ class Pools:
         """A version with configurations to draw. Raises ConfigError, Refused."""
         known = self._versions.get(plugged.key)
         if known is not None and known.state is not PoolState.REMOVED:
-            for option in _OF_PROCESSES:
+            for option in _KEPT:
                 if getattr(known.section, option) != getattr(section, option):
                     raise Refused(
                         f"pool {name!r} is served with this very code, and {option}="
@@ -341,7 +347,7 @@ class Pools:
             source.check_trainable()
         else:
             tasks = default_sets({name: source}, {}, seed=self._seed)
-            self._evaluate(name, tasks[name])
+            self._put_set(name, tasks[name])
         return Version(
             source=source,
             section=section,
@@ -366,12 +372,19 @@ class Pools:
         if version.section.split == "eval":
             successors = [one for one in self._live() if one.key.name == version.key.name]
             if not any(one.section.split == "eval" for one in successors):
-                self._evaluate(version.key.name, [])
+                self._put_set(version.key.name, [])
             version.is_evaluated = False
         for draw in self._curriculum.drop(version.key) if self._curriculum.has(version.key) else ():
             # Somebody asked for this task again: what became of it is written down.
             self._queue.cancel(self._queue.create(draw.task, attempt=draw.attempt))
         self._tell(version)
+        self._news.set()
+
+    def _put_set(self, name: str, tasks: list[Task]) -> None:
+        """Evaluate on these; what the set was about before may be needed no more."""
+        evaluated = self._evaluate(name, tasks)
+        for version in self.versions:
+            version.is_evaluated = version.key in evaluated
         self._news.set()
 
     def _is_drained(self, version: Version) -> bool:

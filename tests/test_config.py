@@ -88,7 +88,7 @@ def test_table_whose_type_changes_is_replaced_whole() -> None:
             ["pools.a.source=b", "pools.a.train=sum"],
             ["pools.a.train='sum' must be a list of texts", '["sum"]'],
         ),
-        (["pools.a.trusted=true"], ["pools.a.source is missing (`module:attribute`"]),
+        (["pools.a.trusted=true"], ["pools.a.source is missing (A `.py` file"]),
         (
             ["pools.a.source=b", "pools.a.sessions_per_process=2"],
             ["pools.a: sessions_per_process=2 would let", "trusted=true"],

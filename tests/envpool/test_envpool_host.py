@@ -8,6 +8,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -16,7 +17,19 @@ from configs.load import ConfigError
 from configs.schema import EnvPoolSection, PoolSection
 from envpool.env import call_text
 from envpool.host import Host
-from envpool.link import Act, Acted, Done, Fault, Hello, Link, Open, Opened, Refusal, decode_answer
+from envpool.link import (
+    Act,
+    Acted,
+    Done,
+    Fault,
+    Hello,
+    Link,
+    Open,
+    Opened,
+    PlugIn,
+    Refusal,
+    decode_answer,
+)
 from envpool.pool import EnvFault, EnvPool, Outcome
 from envpool.remote import Hosts
 from envpool.task import Task
@@ -49,6 +62,13 @@ async def hosts(host: str) -> AsyncIterator[Hosts]:
 def task(hosts: Hosts, seed: int = 3, **config: object) -> Task:
     version = hosts.versions()["hostile"]
     return Task(pool="hostile", pool_version=version, env="hostile", config=config, seed=seed)
+
+
+async def all_left(pool: EnvPool) -> None:
+    """Wait until nothing of a session is left; nobody tells."""
+    async with asyncio.timeout(20):
+        while pool.session_pids() or any(served.num_sessions for served in pool._served.values()):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
 
 
 async def test_a_session_on_a_host_is_as_one_here(hosts: Hosts, pool: EnvPool) -> None:
@@ -91,11 +111,7 @@ async def test_closing_frees_the_room(host: str, pool: EnvPool) -> None:
         assert len(pool.session_pids()) == 3
         await sessions[0].close()
         assert len(pool.session_pids()) == 2
-    # Those of a client that left without a word are closed.
-    async with asyncio.timeout(20):
-        while pool.session_pids():  # noqa: ASYNC110 - nobody tells
-            await asyncio.sleep(0.01)
-    assert [served.num_sessions for served in pool._served.values()] == [0]
+    await all_left(pool)  # those of a client that left without a word are closed
 
 
 async def test_a_cancelled_step_ends_its_process(hosts: Hosts, pool: EnvPool) -> None:
@@ -107,6 +123,54 @@ async def test_a_cancelled_step_ends_its_process(hosts: Hosts, pool: EnvPool) ->
     async with asyncio.timeout(20):
         while pool.session_pids():  # noqa: ASYNC110 - nobody tells
             await asyncio.sleep(0.01)
+
+
+async def test_an_open_that_is_cancelled_leaves_no_session(
+    hosts: Hosts, pool: EnvPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connection = hosts._hosts[0]._link
+    assert connection is not None
+    heard = connection._heard
+
+    def heard_and_cancelled(link: Link, answer: Any) -> None:
+        heard(link, answer)
+        if isinstance(answer, Opened):
+            late.cancel()
+
+    early = asyncio.create_task(hosts.open(task(hosts)))
+    async with asyncio.timeout(20):
+        while not pool.session_pids():  # noqa: ASYNC110 - it is on its way
+            await asyncio.sleep(0)
+    early.cancel()
+    await asyncio.wait([early])
+    await all_left(pool)
+    monkeypatch.setattr(connection, "_heard", heard_and_cancelled)
+    late = asyncio.create_task(hosts.open(task(hosts)))
+    await asyncio.wait([late])
+    assert early.cancelled() and late.cancelled()
+    await all_left(pool)
+
+
+async def test_who_is_cancelled_while_it_connects_leaves_no_half_connected_host(
+    hosts: Hosts, pool: EnvPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host, here = hosts._hosts[0], task(hosts)
+    ask = host.ask
+
+    async def ask_and_be_cancelled(question: Any, *rest: Any) -> Any:
+        if isinstance(question, PlugIn):
+            late.cancel()
+        return await ask(question, *rest)
+
+    host.close()
+    await pool.retire(here.pool_key)  # as if it had been started again
+    monkeypatch.setattr(host, "ask", ask_and_be_cancelled)
+    late = asyncio.create_task(hosts.open(here))
+    await asyncio.wait([late])
+    assert late.cancelled()
+    monkeypatch.undo()
+    async with hosts.session(here) as session:
+        assert await call(session, "count") == "1"
 
 
 async def test_pools_come_and_go_through_a_host(
@@ -203,7 +267,9 @@ async def test_a_repeated_action_is_carried_out_once(host: str, hosts: Hosts) ->
 
 async def test_who_does_not_say_hello_or_speaks_otherwise_is_shut_out(host: str) -> None:
     loop = asyncio.get_running_loop()
-    for frame in (b"\0\0\0\1\xc1", b"\xff\xff\xff\xff"):
+    nested = b"\x82\xa4type\xa5hello\xa1x" + b"\x91" * 100_000
+    frames = [len(body).to_bytes(4, "big") + body for body in (b"\xc1", b"\x81\xa1\xff", nested)]
+    for frame in (*frames, b"\xff\xff\xff\xff"):
         raw = Raw()
         transport, _ = await loop.create_unix_connection(lambda raw=raw: raw.link, host)
         transport.write(frame)
@@ -275,6 +341,32 @@ async def test_nothing_of_a_host_outlives_it(tmp_path: Path) -> None:
         os.kill(host.pid, signal.SIGKILL)
         gone, alive = await asyncio.to_thread(psutil.wait_procs, before, 20)
         assert not alive and len(gone) >= 6  # root, two zygotes, sessions
+
+
+@pytest.mark.parametrize("is_open", [True, False])
+async def test_sessions_leave_a_host_that_stands_still(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, is_open: bool
+) -> None:
+    limits = EnvPoolSection(step_timeout_s=1.0)
+    both = [HostProcess(tmp_path / "a.sock"), HostProcess(tmp_path / "b.sock")]
+    async with AsyncExitStack() as stack:
+        for one in both:
+            await one.start()
+            stack.push_async_callback(one.stop)
+        addresses = [one.address for one in both]
+        hosts = await stack.enter_async_context(
+            await Hosts.start(addresses, {"hostile": HOSTILE}, limits=limits, num_near=1)
+        )
+        for module in ("hostlink", "remote"):
+            monkeypatch.setattr(f"envpool.{module}.GRACE_S", 1.0)
+        session = await hosts.open(task(hosts)) if is_open else None
+        os.kill(both[0].pid, signal.SIGSTOP)
+        stack.callback(os.kill, both[0].pid, signal.SIGCONT)
+        async with asyncio.timeout(40):
+            session = session or await hosts.open(task(hosts))
+            # More than the sockets hold of what nobody reads.
+            assert (await session.step("x" * 2**21)).is_bad_call
+            await session.close()
 
 
 NUM_SESSIONS, NUM_ROUNDS = 300, 5

@@ -3,7 +3,7 @@
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import psutil
@@ -14,6 +14,8 @@ from configs.schema import EnvPoolSection, PoolSection
 from envpool import folder, sandbox
 from envpool.env import call_text
 from envpool.pool import EnvFault, EnvPool, Outcome
+from envpool.served import Served
+from envpool.spawn import Root
 from envpool.task import Config, PoolKey, Task
 from tests.envpool.calls import call
 from tests.envpool.odd_pool import write_pool
@@ -175,6 +177,7 @@ async def test_what_is_wrong_is_said_with_its_place(
     [
         ("./nowhere", "does not exist"),
         ("nowhere.py", "does not exist"),
+        ("~nobody-of-this-name/pool", "cannot be read: Could not determine home"),
         ("nothing", r"not the path of .*\./nothing.*entry point"),
         ("{tmp}/notes.txt", "is no Python file"),
         ("{tmp}/empty", "has no .py file"),
@@ -187,6 +190,25 @@ async def test_a_source_that_is_nowhere(
     await asyncio.to_thread((tmp_path / "empty").mkdir)
     with pytest.raises(ConfigError, match=message):
         await pool.plug("odd", PoolSection(source=source.format(tmp=tmp_path)))
+
+
+@pytest.mark.parametrize("is_alone", [True, False])
+async def test_a_source_that_cannot_be_read_is_said(
+    pool: EnvPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, is_alone: bool
+) -> None:
+    path = (await written(tmp_path / "odd")) / "odd_number.py"
+    section = PoolSection(source=str(path if is_alone else path.parent))
+
+    def unreadable(self: Path) -> bytes:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "read_bytes", unreadable)
+    with pytest.raises(ConfigError, match=r"pools.odd.source.*cannot be read: .*Permission denied"):
+        await pool.plug("odd", section)
+    # One that is too large is not even tried.
+    await asyncio.to_thread(os.truncate, path, folder.MAX_BYTES + 1)
+    with pytest.raises(ConfigError, match="has over 2000 files or 8 MiB"):
+        await pool.plug("odd", section)
 
 
 async def test_a_mistake_in_an_env_is_said_with_the_authors_own_file(
@@ -307,18 +329,41 @@ async def test_pools_plugged_at_once(pool: EnvPool, tmp_path: Path) -> None:
             assert await call(session, "look") == f"1 word{n}"
 
 
-async def test_a_version_that_comes_back_as_it_goes_stays(pool: EnvPool, tmp_path: Path) -> None:
+async def test_a_version_plugged_in_again_as_its_last_session_ends_stays(
+    pool: EnvPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     section = PoolSection(source=str(await written(tmp_path / "odd")))
-    key = (await pool.plug("odd", section)).key
-    life = await pool.open_life(task(key))
-    await pool.retire(key)
-    served = pool._served[key]
-    assert life.when_closed is not None
-    life.when_closed()  # it would go now
-    life.when_closed = None
-    served.is_retired = False  # and is plugged in again before it does
-    await life.close()
-    await asyncio.sleep(0.05)
-    async with pool.session(task(key)) as session:
-        assert await call(session, "look") == "1 first"
-    assert pool._served[key] is served
+    plugged = await pool.plug("odd", section)
+    session = await pool.open(task(plugged.key))
+    await pool.retire(plugged.key)
+    start = Served.start
+    closing: list[asyncio.Task[None]] = []
+
+    async def start_as_it_ends(served: Served, root: Callable[[], Root]) -> None:
+        await start(served, root)
+        closing.append(asyncio.create_task(session.close(), name="close"))
+        await asyncio.sleep(0)
+
+    monkeypatch.setattr(Served, "start", start_as_it_ends)
+    assert await pool.plug("odd", section) == plugged
+    await asyncio.gather(*closing)
+    async with pool.session(task(plugged.key)) as again:
+        assert await call(again, "look") == "1 first"
+
+
+async def test_who_waits_for_room_revives_no_version_that_is_gone(tmp_path: Path) -> None:
+    odd = PoolSection(source=str(await written(tmp_path / "odd")))
+    modules = PoolSection(source="envpool.envs:basics", trusted=True)
+    limits = EnvPoolSection(spares=0, max_sessions=1)
+    async with await EnvPool.start({"odd": odd, "basics": modules}, limits=limits) as pool:
+        keys = {one.key.name: one.key for one in pool.served()}
+        async with pool.session(task(keys["odd"])):
+            work = pool.draw(keys["basics"], "sum_list", level=0, seed=0, count=1)
+            waiting = asyncio.create_task(work, name="draw")
+            await asyncio.sleep(0)
+            await pool.retire(keys["basics"])
+            root = await asyncio.to_thread(psutil.Process, pool.root_pid)
+            assert len(await asyncio.to_thread(root.children)) == 1
+        with pytest.raises(EnvFault, match="removed or replaced"):
+            await waiting
+        assert len(await asyncio.to_thread(root.children)) == 1

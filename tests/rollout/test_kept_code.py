@@ -34,5 +34,22 @@ def test_a_file_is_kept_and_a_module_is_not(tmp_path: Path) -> None:
     kept = kept_code.keep(run_dir, "an/odd name", str(tmp_path / "odd.py"))
     assert (run_dir / kept / "odd.py").read_text() == "one"
     assert kept_code.keep(run_dir, "basics", "envpool.envs:basics") == ""
+    (run_dir / "pools" / "notes.txt").touch()
+    assert kept_code.keep(run_dir, "odd", str(tmp_path / "odd.py")) == "pools/odd-2"
+    for nowhere in ("~nobody-of-this-name/odd.py", "~nobody-of-this-name/odd"):
+        assert not kept_code.is_kept(run_dir, nowhere)
+        with pytest.raises(ConfigError, match="cannot be read"):
+            kept_code.keep(run_dir, "odd", nowhere)
     with pytest.raises(ConfigError, match=r"pools\.odd\.source='\./gone' does not exist"):
         kept_code.keep(run_dir, "odd", "./gone")
+
+
+def test_a_way_out_of_the_kept_text_is_no_kept_text(tmp_path: Path) -> None:
+    run_dir, source = tmp_path / "run", tmp_path / "odd"
+    source.mkdir()
+    (source / "odd.py").write_text("one")
+    (run_dir / "pools").mkdir(parents=True)
+    around = str(run_dir / "pools" / ".." / ".." / "odd")
+    assert not kept_code.is_kept(run_dir, around)
+    assert kept_code.keep(run_dir, "odd", around) == "pools/odd-1"
+    assert kept_code.is_kept(run_dir, str(run_dir / "pools" / "odd-1"))

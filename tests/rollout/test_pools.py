@@ -218,6 +218,9 @@ async def test_the_same_code_changes_its_weight_and_nothing_else(tmp_path: Path)
         assert (second["version"], second["weight"]) == (first["version"], 2)
         words = await ask(client, "POST", "/pools", {**again, "trusted": False}, status=409)
         assert "only weight and train can change" in words
+        # It would be trained on and evaluated at once.
+        words = await ask(client, "POST", "/pools", {**again, "split": "eval"}, status=409)
+        assert "split='train' holds" in words and not bench.coordinator._evaluation_sets
         # It is served as before: nothing was taken from it.
         assert not bench.actors[0].retired
         assert set(await listed(client)) == {"basics live", "mine live"}
@@ -263,6 +266,19 @@ async def test_a_version_that_evaluation_needs_stays(tmp_path: Path) -> None:
         found = await listed(client)
         assert found["basics draining"].is_evaluated and not found["basics draining"].groups_live
         assert not bench.actors[0].retired
+
+
+async def test_a_version_that_evaluation_needs_no_more_goes(tmp_path: Path) -> None:
+    bench = await make_bench(tmp_path, *LONG)
+    (key,) = [version.key for version in bench.coordinator._pools.versions]
+    sets = {"basics": [make_task(pool_version=key.version, number=1)]}
+    bench = await make_bench(tmp_path / "run", *LONG, "eval.before=false", evaluation_sets=sets)
+    async with served(bench) as client:
+        await ask(client, "POST", "/pools", ONE)
+        body = {**TWO, "name": "basics", "replace": True, "split": "eval"}
+        info = msgspec.convert(await ask(client, "POST", "/pools", body), PoolInfo)
+        await when(lambda: bench.actors[0].retired == [key])
+        assert info.is_evaluated and (await listed(client))["basics live"].is_evaluated
 
 
 async def test_a_pool_may_come_back(tmp_path: Path) -> None:
@@ -313,3 +329,18 @@ async def test_the_only_pool_cannot_become_one_for_evaluation(tmp_path: Path) ->
         before = trained_pools(bench)
         await when(lambda: trained_pools(bench)["mine"] > before["mine"] + 3)
         assert trained_pools(bench)["basics"] == before["basics"]
+
+
+async def test_a_refused_pool_takes_no_kept_text_with_it(tmp_path: Path) -> None:
+    bench = await make_bench(tmp_path, *LONG)
+    kept, other = bench.run_dir / "pools" / "mine-1", tmp_path / "other"
+    for folder in (kept, other):
+        await asyncio.to_thread(folder.mkdir, parents=True)
+        await asyncio.to_thread((folder / "mine.py").write_text, "")
+    bench.actors[0].refusal = "no"
+    async with served(bench) as client:
+        for source in (str(kept), f"{bench.run_dir}/pools/../other", str(other)):
+            await ask(client, "POST", "/pools", {"name": "mine", "source": source}, status=400)
+    here = [kept / "mine.py", other / "mine.py"]
+    assert await asyncio.to_thread(lambda: all(path.exists() for path in here))
+    assert await asyncio.to_thread(lambda: len(list((bench.run_dir / "pools").iterdir()))) == 1
