@@ -262,7 +262,7 @@ class Client:
 
 def _unix_socket(path: Path) -> socket.socket:
     """A socket at `path`, for this user alone; one left behind by a host that died is replaced."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     if path.is_socket():
         with socket.socket(socket.AF_UNIX) as probe:
             try:

@@ -35,6 +35,7 @@ class Guard:
 
     def __init__(self, section: ControlSection) -> None:
         self._is_local = is_loopback(section.host)
+        self._names = {*LOCAL_NAMES, section.host}
         self.token = section.token
         """What a request must carry; empty where nothing is needed."""
         if not self._is_local and not self.token:
@@ -53,7 +54,7 @@ class Guard:
                     "control.json in its directory",
                     headers={"WWW-Authenticate": "Bearer"},
                 )
-        elif _hostname(request.host) not in LOCAL_NAMES:
+        elif _hostname(request.host) not in self._names:
             raise web.HTTPForbidden(
                 reason=f"Host {request.host!r} is not this machine's: use 127.0.0.1 or localhost"
             )

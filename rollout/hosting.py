@@ -7,6 +7,7 @@ node B: actor-2 --- unix socket ---> host B            (tcp to A's, when B's is 
 import asyncio
 import logging
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -64,6 +65,7 @@ class HostProcess:
         make_importable(config.run.imports)  # zygotes get the import path of this process
         self._gone = asyncio.Event()
         self._pool = await EnvPool.start(limits=config.envpool)
+        self._folder = Path(wanted.path).parent
         self._host = Host(self._pool, token=token)
         path = await self._host.listen(wanted.path)
         port = await self._host.listen(wanted.port) if wanted.port else ""
@@ -82,4 +84,6 @@ class HostProcess:
     async def close(self) -> None:
         await self._host.close()
         await self._pool.close()
+        with suppress(OSError):  # another host of this machine may be there still
+            await asyncio.to_thread(self._folder.rmdir)
         self._gone.set()

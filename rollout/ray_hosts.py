@@ -14,7 +14,6 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rollout.hosting import HostInfo, HostPlace, HostProcess, Whereabouts
 from rollout.processes import Process
-from rollout.weights import run_id
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +41,8 @@ class RayHosts:
         """Hosts on all nodes that are there now."""
         hosts = cls(config_json, run_dir)
         nodes = [node for node in ray.nodes() if node["Alive"]]
-        folder = Path(tempfile.gettempdir()) / f"millrace-{run_id(Path(run_dir))}"
+        # A name that nobody could have taken before.
+        folder = Path(tempfile.gettempdir()) / f"millrace-{secrets.token_hex(8)}"
         places = [
             HostPlace(
                 name=f"host-{number}",
