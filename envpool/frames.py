@@ -244,7 +244,7 @@ decode_order = msgspec.msgpack.Decoder(Order).decode
 decode_report = msgspec.msgpack.Decoder(Report).decode
 
 
-def pack(message: Request | Reply) -> bytes:
+def pack(message: msgspec.Struct) -> bytes:
     """One frame; raises FrameError when it is too long."""
     body = _encoder.encode(message)
     if len(body) > MAX_FRAME_BYTES:

@@ -17,11 +17,14 @@ import signal
 import socket
 import sys
 from collections.abc import Coroutine, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
+import msgspec
+
 from configs.load import ConfigError
-from configs.schema import EnvPoolSection, PoolSection
+from configs.schema import EnvPoolSection
 from envpool.frames import FrameError, Outcome
 from envpool.link import (
     FORMAT,
@@ -145,8 +148,17 @@ class Client:
         self._working: set[asyncio.Task[Any]] = set()
 
     def answer(self, question: Question) -> None:
-        """Answer when the answer is there."""
-        self._start(self._answer(question), name=f"{type(question).__name__} {question.id}")
+        """Answer when the answer is there; a repeated action is not carried out again."""
+        task = None
+        if isinstance(question, Act):
+            number, task = self._last.get(question.session, (0, None))
+            task = task if question.number == number else None
+        if task is None:
+            name = f"{type(question).__name__} {question.id}"
+            task = self._start(self._reply(question), name=name)
+            if isinstance(question, Act):
+                self._last[question.session] = question.number, task
+        task.add_done_callback(partial(self._send, question.id))
 
     def leave_all(self) -> None:
         """The client is gone: what it had open is closed."""
@@ -167,33 +179,14 @@ class Client:
         task.add_done_callback(self._working.discard)
         return task
 
-    async def _answer(self, question: Question) -> None:
-        if isinstance(question, Act):
-            answer = await self._act(question)
-        else:
-            answer = await self._reply(question)
+    def _send(self, number: int, task: asyncio.Task[Answer]) -> None:
+        """Send what came of a question, under the number that it was asked with."""
+        if task.cancelled():
+            return  # the client is gone
         try:
-            self.link.send(answer)
+            self.link.send(msgspec.structs.replace(task.result(), id=number))
         except FrameError as error:
-            fault = Fault(id=question.id, outcome=Outcome.ENV_ERROR, message=str(error))
-            self.link.send(fault)
-
-    async def _act(self, act: Act) -> Answer:
-        """The answer to an action, which is carried out once however often it is asked for."""
-        number, task = self._last.get(act.session, (0, None))
-        if task is None or act.number != number:
-            name = f"step {act.session}/{act.number}"
-            task = self._start(self._reply(act), name=name)
-            self._last[act.session] = act.number, task
-        answer = await task
-        if answer.id != act.id:
-            if isinstance(answer, Acted):
-                return Acted(id=act.id, result=answer.result)
-            if isinstance(answer, Fault):
-                return Fault(
-                    id=act.id, outcome=answer.outcome, message=answer.message, death=answer.death
-                )
-        return answer
+            self.link.send(Fault(id=number, outcome=Outcome.ENV_ERROR, message=str(error)))
 
     async def _reply(self, question: Question) -> Answer:
         try:
@@ -295,16 +288,13 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--allow-unsandboxed", action="store_true", help="serve untrusted pools without a sandbox"
     )
-    parser.add_argument(
-        "pools", nargs="*", help="NAME=SOURCE, served from the start; NAME=SOURCE! is trusted"
-    )
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     limits = EnvPoolSection(
         max_sessions=options.max_sessions, allow_unsandboxed=options.allow_unsandboxed
     )
     try:
-        asyncio.run(_serve(options.listen, options.pools, limits))
+        asyncio.run(_serve(options.listen, limits))
     except ConfigError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
@@ -313,19 +303,12 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-async def _serve(addresses: list[str], pools: list[str], limits: EnvPoolSection) -> None:
-    sections = {}
-    for word in pools:
-        name, equals, source = word.partition("=")
-        if not equals or not name or not source:
-            raise ConfigError(f"{word!r} is not NAME=SOURCE")
-        section = PoolSection(source=source.removesuffix("!"), trusted=source.endswith("!"))
-        sections[name] = section
+async def _serve(addresses: list[str], limits: EnvPoolSection) -> None:
     stopped = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
     token = os.environ.pop("MILLRACE_TOKEN", "")
     async with (
-        await EnvPool.start(sections, limits=limits) as pool,
+        await EnvPool.start(limits=limits) as pool,
         Host(pool, token=token) as host,
     ):
         bound = [await host.listen(address) for address in addresses]

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Protocol, TypeVar
 
+import msgspec
+
 from configs.load import ConfigError
 from envpool.frames import Outcome
 from envpool.link import (
@@ -24,6 +26,7 @@ from envpool.link import (
     PlugIn,
     Question,
     Refusal,
+    Retire,
     decode_answer,
 )
 from envpool.session import EnvFault
@@ -33,8 +36,8 @@ _log = logging.getLogger(__name__)
 
 # A host bounds every answer itself; one that does not come at all is given up after this on top.
 GRACE_S = 10.0
-# How long a host may take to be connected and to serve the pools that it had, and how soon one that is
-# gone is looked for again.
+# How long a host may take to be connected and to serve what it shall, and how soon one that is gone is
+# looked for again.
 CONNECT_S = 30.0
 RETRY_S = 0.05
 
@@ -61,35 +64,46 @@ class HostLink:
         self._token = token
         self._pools = pools
         self._link: Link | None = None
-        self._connecting = asyncio.Lock()
         self._ids = itertools.count(1)
         self._asked: dict[int, asyncio.Future[Answer]] = {}
         # Answers that may take any time; as long as there are such, signs of life are looked for.
         self._num_patient = 0
         self._looking: asyncio.TimerHandle | None = None
         self._heard_s = 0.0
-        # Why it is not there, and when to look again.
-        self._why_not: Exception | None = None
+        # Versions that it was told of, whatever came of it.
+        self._told: set[PoolKey] = set()
+        self._seeking: asyncio.Task[None] | None = None
+        self.why_not: Exception | None = None
+        """Why it is not ready, as far as that was tried."""
         self._again_s = 0.0
 
-    async def connect_or_why_not(self) -> Exception | None:
-        """Be connected, to a host that serves what it shall; else say why that is not so."""
-        loop = asyncio.get_running_loop()
-        async with self._connecting:
-            if self.is_open or loop.time() < self._again_s:
-                return self._why_not
-            try:
-                async with asyncio.timeout(CONNECT_S):
+    @property
+    def is_ready(self) -> bool:
+        """Whether it is there, and serves what it shall."""
+        return self.is_open and not self.is_seeking and self._told >= self._pools.keys()
+
+    @property
+    def is_seeking(self) -> bool:
+        """Whether it is being connected, or told what to serve."""
+        return self._seeking is not None and not self._seeking.done()
+
+    def seek(self) -> None:
+        """Begin to make it ready, unless that was begun, or failed a moment ago."""
+        if not self.is_seeking and asyncio.get_running_loop().time() >= self._again_s:
+            self._seeking = asyncio.create_task(self._seek(), name=f"seek {self.address}")
+
+    async def _seek(self) -> None:
+        try:
+            async with asyncio.timeout(CONNECT_S):
+                if not self.is_open:
+                    self._told.clear()
                     await self._connect()
-                self._why_not = None
-            except (OSError, ConfigError, EnvFault) as error:  # TimeoutError is an OSError
-                self.close()
-                self._again_s = loop.time() + RETRY_S
-                self._why_not = error
-            except BaseException:
-                self.close()  # half connected, it would be taken for one that serves what it shall
-                raise
-            return self._why_not
+                await self._tell_pools()
+            self.why_not = None
+        except (OSError, ConfigError, EnvFault) as error:  # TimeoutError is an OSError
+            self.close()
+            self._again_s = asyncio.get_running_loop().time() + RETRY_S
+            self.why_not = error
 
     async def _connect(self) -> None:
         loop = asyncio.get_running_loop()
@@ -101,17 +115,29 @@ class HostLink:
             _, self._link = await loop.create_connection(make, host, int(port))
         hello = Hello(id=next(self._ids), token=self._token)
         await self.ask(hello, Done, GRACE_S)
-        for plug_in in list(self._pools.values()):
-            again = PlugIn(
-                id=next(self._ids),
-                name=plug_in.name,
-                section=plug_in.section,
-                files=plug_in.files,
-            )
+
+    async def _tell_pools(self) -> None:
+        """Have it serve what it was not told of yet, and nothing that is retired."""
+        while missing := self._pools.keys() - self._told:
+            key = missing.pop()
+            question = msgspec.structs.replace(self._pools[key], id=next(self._ids))
             try:
-                await self.ask(again, PluggedIn, CONNECT_S)
+                await self.ask(question, PluggedIn, CONNECT_S)
             except ConfigError as error:  # the other pools can be served
-                _log.warning("host %s is back without pool %s: %s", self.address, again.name, error)
+                _log.warning("host %s does not serve pool %s: %s", self.address, key.name, error)
+            self._told.add(key)
+        for key in self._told - self._pools.keys():
+            self.retire(key)
+
+    def told(self, key: PoolKey) -> None:
+        """It was told of a version, and serves it."""
+        self._told.add(key)
+
+    def retire(self, key: PoolKey) -> None:
+        """Have it open no more sessions of a version, if it knows it."""
+        if self.is_open and key in self._told:
+            self._told.discard(key)
+            self.tell(Retire(id=next(self._ids), key=key))
 
     def next_id(self) -> int:
         return next(self._ids)
@@ -161,6 +187,13 @@ class HostLink:
     def close(self) -> None:
         if self._link is not None:
             self._link.abort()  # the host may not even read what is on its way
+
+    async def leave(self) -> None:
+        """Close it for good."""
+        if self._seeking is not None:
+            self._seeking.cancel()
+            await asyncio.gather(self._seeking, return_exceptions=True)
+        self.close()
 
     def _give_up(self) -> None:
         """A host that does not answer in time is as good as dead."""

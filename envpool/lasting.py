@@ -9,7 +9,9 @@ on in another one as if nothing had happened, and the episode's transcript is th
 
 import hashlib
 import logging
-from collections.abc import Awaitable, Callable
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any, Protocol, Self
 
 import msgspec
@@ -17,6 +19,7 @@ import msgspec
 from envpool.frames import Outcome
 from envpool.nursery import Death
 from envpool.session import EnvFault, StepResult
+from envpool.task import Task
 
 # How a step fails that takes its process with it.
 DEADLY = frozenset({Outcome.CRASHED, Outcome.TIMEOUT, Outcome.OOM})
@@ -44,6 +47,30 @@ class AnyLife(Protocol):
     def death(self) -> Death | None: ...
     async def step(self, action: str) -> StepResult: ...
     async def close(self) -> None: ...
+
+
+class Opens(ABC):
+    """Where sessions are opened: an env pool here, or hosts. Close it; `async with` does."""
+
+    @abstractmethod
+    async def open(self, task: Task) -> "Session":
+        """Start an episode of `task`, when there is room. Raises EnvFault."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """End all sessions. Safe to call again."""
+
+    @asynccontextmanager
+    async def session(self, task: Task) -> AsyncIterator["Session"]:
+        """An episode of `task` that is closed at the end of the block. Raises EnvFault."""
+        async with await self.open(task) as session:
+            yield session
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
 
 
 class Session:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar, cast
 import msgspec
 
 from configs.schema import PoolSection
-from envpool.frames import HEADER_BYTES, MAX_FRAME_BYTES, FrameError, Outcome, Splitter
+from envpool.frames import FrameError, Outcome, Splitter, pack
 from envpool.nursery import Death
 from envpool.session import StepResult
 from envpool.task import Config, PoolKey, Task
@@ -142,7 +142,6 @@ Answer = Done | PluggedIn | DrawnFrom | Opened | Acted | Refusal | Fault
 
 decode_question = msgspec.msgpack.Decoder(Question).decode
 decode_answer = msgspec.msgpack.Decoder(Answer).decode
-_encoder = msgspec.msgpack.Encoder()
 
 M = TypeVar("M")
 
@@ -170,11 +169,9 @@ class Link(asyncio.Protocol):
 
     def send(self, message: Question | Answer) -> None:
         """Send, if anybody is there. Raises FrameError for a message that is too long."""
-        body = _encoder.encode(message)
-        if len(body) > MAX_FRAME_BYTES:
-            raise FrameError(f"{type(message).__name__} of {len(body)} bytes: too long")
+        frame = pack(message)
         if self._transport is not None:
-            self._transport.write(len(body).to_bytes(HEADER_BYTES, "big") + body)
+            self._transport.write(frame)
 
     def close(self) -> None:
         if self._transport is not None:

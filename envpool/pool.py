@@ -10,10 +10,10 @@ and retired while sessions run.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
-from contextlib import ExitStack, asynccontextmanager
+from collections.abc import Callable, Coroutine, Mapping
+from contextlib import ExitStack
 from functools import partial
-from typing import Any, Self
+from typing import Any
 from weakref import WeakSet
 
 import msgspec
@@ -23,7 +23,7 @@ from configs.schema import EnvPoolSection, PoolSection
 from envpool import sockets
 from envpool.folder import Copies
 from envpool.frames import Draw, Drawn, Outcome, Ready, Reply, Start, Tried, Try
-from envpool.lasting import Session
+from envpool.lasting import Opens, Session
 from envpool.nursery import Child, Nursery
 from envpool.served import MAX_PARKED, Limits, Served
 from envpool.session import EnvFault, Life, StepResult, Worker
@@ -54,7 +54,7 @@ class Plugged(msgspec.Struct, frozen=True, kw_only=True):
     """What isolates its code; nothing for a pool that is trusted."""
 
 
-class EnvPool:
+class EnvPool(Opens):
     """Versions of pools and the sessions opened on them. Close it; `async with` does."""
 
     def __init__(self, limits: EnvPoolSection) -> None:
@@ -198,12 +198,6 @@ class EnvPool:
         life.when_closed = partial(self._leave, served)
         return life
 
-    @asynccontextmanager
-    async def session(self, task: Task) -> AsyncIterator[Session]:
-        """An episode of `task` that is closed at the end of the block. Raises EnvFault."""
-        async with await self.open(task) as session:
-            yield session
-
     async def draw(
         self, key: PoolKey, env: str, *, level: int, seed: int, count: int
     ) -> list[Config]:
@@ -243,12 +237,6 @@ class EnvPool:
         while self._background:
             await asyncio.gather(*self._background, return_exceptions=True)
         await self._copies.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.close()
 
     # -- versions -----------------------------------------------------------------------------
 
@@ -484,6 +472,6 @@ class EnvPool:
             for life in list(self._lives):
                 if life.is_closed or life.is_over:
                     self._lives.discard(life)
-                elif loop.time() - life.used_s > patience_s:
+                elif life.is_alone and loop.time() - life.used_s > patience_s:
                     _log.info("a session of pid %d was idle for %g s", life.pid, patience_s)
                     life.end()

@@ -8,17 +8,16 @@ The record of a session is kept here, so that no host has anything that could be
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 from configs.load import ConfigError
 from configs.schema import EnvPoolSection, PoolSection
 from envpool import folder as folders
 from envpool.frames import Outcome
-from envpool.hostlink import GRACE_S, RETRY_S, HostGone, HostLink, RemoteFault
-from envpool.lasting import Session
+from envpool.hostlink import GRACE_S, HostGone, HostLink, RemoteFault
+from envpool.lasting import Opens, Session
 from envpool.link import (
     Act,
     Acted,
@@ -31,7 +30,6 @@ from envpool.link import (
     PluggedIn,
     PlugIn,
     Question,
-    Retire,
     TryOut,
 )
 from envpool.nursery import Death
@@ -40,6 +38,9 @@ from envpool.session import EnvFault, StepResult
 from envpool.task import Config, PoolKey, Task
 
 _log = logging.getLogger(__name__)
+
+# How often hosts that are being looked for are looked at.
+SEEK_S = 0.01
 
 A = TypeVar("A")
 
@@ -101,7 +102,7 @@ class RemoteLife:
             self._host.tell(Leave(id=self._host.next_id(), session=self._session))
 
 
-class Hosts:
+class Hosts(Opens):
     """Some hosts as one env pool. Close it; `async with` does."""
 
     def __init__(
@@ -165,9 +166,10 @@ class Hosts:
                 for host in there
             ]
         for answered in asking:
-            if (error := answered.result()[1]) is not None:
-                raise error
-            plugged = answered.result()[0] or plugged
+            found, error = answered.result()
+            if error is not None:
+                raise ConfigError(str(error)) from error
+            plugged = found or plugged
         if plugged is None:
             raise ConfigError(f"pools.{name}: every host is gone")
         question = PlugIn(id=0, name=name, section=section, files=files)
@@ -185,8 +187,7 @@ class Hosts:
         if self._newest.get(key.name) == key:
             del self._newest[key.name]
         for host in self._hosts:
-            if host.is_open:
-                host.tell(Retire(id=host.next_id(), key=key))
+            host.retire(key)
 
     def versions(self) -> dict[str, str]:
         """Content hash of the code served, by pool: that of the version plugged in last."""
@@ -217,12 +218,6 @@ class Hosts:
         life = await open_life()
         return Session(task.id, life, open_life if is_replayable else None)
 
-    @asynccontextmanager
-    async def session(self, task: Task) -> AsyncIterator[Session]:
-        """An episode of `task` that is closed at the end of the block. Raises EnvFault."""
-        async with await self.open(task) as session:
-            yield session
-
     async def draw(
         self, key: PoolKey, env: str, *, level: int, seed: int, count: int
     ) -> list[Config]:
@@ -244,14 +239,8 @@ class Hosts:
         """Leave the hosts, which close what is open. Safe to call again."""
         self._is_closed = True
         for host in self._hosts:
-            host.close()
+            await host.leave()
         await asyncio.sleep(0)  # the sockets close in the next round of the loop
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.close()
 
     async def _plug_in(
         self, host: HostLink, name: str, section: PoolSection, files: Mapping[str, bytes] | None
@@ -262,6 +251,7 @@ class Hosts:
             answer = await host.ask(question, PluggedIn, self._patience_s)
         except HostGone:
             return None
+        host.told(answer.key)
         return Plugged(key=answer.key, envs=answer.envs, layers=answer.layers)
 
     async def _open_life(
@@ -290,26 +280,25 @@ class Hosts:
                 continue
 
     async def _reachable(self) -> list[HostLink]:
-        """The near hosts that are there; the far ones if there is none; waits a while for any.
+        """The near hosts that are ready; the far ones if there is none; waits a while for any.
 
-        Raises EnvFault when none comes.
+        Nobody waits for a host that does not answer while another one does. Raises EnvFault when none comes.
         """
-        errors: dict[str, Exception] = {}
-        try:
-            async with asyncio.timeout(self._limits.start_timeout_s):
-                while not self._is_closed:
-                    for tier in (self._hosts[: self._num_near], self._hosts[self._num_near :]):
-                        for host in tier:
-                            if (error := await host.connect_or_why_not()) is not None:
-                                errors[host.address] = error
-                        if there := [host for host in tier if host.is_open]:
-                            return there
-                    await asyncio.sleep(RETRY_S)
-        except TimeoutError:
-            pass
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._limits.start_timeout_s
+        near, far = self._hosts[: self._num_near], self._hosts[self._num_near :]
+        while not self._is_closed and loop.time() < deadline:
+            # The far ones once it was tried in vain to reach the near ones.
+            for tier in (near, far if all(host.why_not for host in near) else []):
+                for host in tier:
+                    if not host.is_ready:
+                        host.seek()
+                if ready := [host for host in tier if host.is_ready]:
+                    return ready
+            await asyncio.sleep(SEEK_S)
         if self._is_closed:
             raise EnvFault(Outcome.CANCELLED, "the env pool is closed")
-        why = "; ".join(f"{address}: {error}" for address, error in errors.items())
+        why = "; ".join(f"{host.address}: {host.why_not or 'no answer'}" for host in self._hosts)
         # Not as a crash, which would be tried again: this took its time already.
         raise EnvFault(Outcome.ENV_ERROR, f"no host of environments can be reached: {why}")
 

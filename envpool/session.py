@@ -348,6 +348,11 @@ class Life:
                 self.when_closed()
             await self._give_back()
 
+    @property
+    def is_alone(self) -> bool:
+        """Whether no other session has its process."""
+        return isinstance(self._place, Worker)
+
     def end(self) -> None:
         """Have its process killed, if it is alone in it: `is_over` from now on."""
         if isinstance(self._place, Worker):

@@ -33,15 +33,12 @@ from rollout.hosting import Whereabouts
 from rollout.laps import Laps
 from rollout.logs import log_to_file
 from rollout.processes import Process, describe
-from rollout.ray_hosts import RayHosts, close_actor
+from rollout.ray_hosts import Handle, RayHosts, close_actor
 from rollout.resume import Resumed
 from rollout.types import ActorEvent, Grant, StepReport, TrainBatch
 from rollout.weights import Manifest
 
 logger = logging.getLogger(__name__)
-
-# An actor's handle: ray's own types call what its methods return Never.
-Handle = Any
 
 # Besides the members it plays, an actor answers the coordinator's calls.
 CONTROL_CALLS = 16

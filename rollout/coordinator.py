@@ -122,6 +122,7 @@ class Coordinator:
             queue=self._queue,
             note=files.event,
             evaluate=self._put_set,
+            configured_sets=config.eval.sets,
             seed=config.run.seed,
             clock=clock,
         )

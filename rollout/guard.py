@@ -59,8 +59,16 @@ class Guard:
                 reason=f"Host {request.host!r} is not this machine's: use 127.0.0.1 or localhost"
             )
         origin = request.headers.get("Origin")
-        if origin is not None and urlsplit(origin).netloc != request.host:
+        if origin is not None and _place_of(origin) != request.host:
             raise web.HTTPForbidden(reason=f"requests of pages of {origin!r} are not answered")
+
+
+def _place_of(origin: str) -> str:
+    """Host and port of an Origin header; nothing of one that is none."""
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:
+        return ""
 
 
 def _hostname(host: str) -> str:

@@ -1,7 +1,9 @@
 """The env host of one node: what runs in its process, and which hosts an actor turns to.
 
-node A: actor-0, actor-1 --- unix socket ---> host A
-node B: actor-2 --- unix socket ---> host B            (tcp to A's, when B's is gone)
+    node A: actor-0, actor-1 --- unix socket ---> host A
+    node B: actor-2 --- unix socket ---> host B            (tcp to A's, when B's is gone)
+
+Nothing here knows of Ray, which starts these processes (`rollout/ray_hosts.py`).
 """
 
 import asyncio

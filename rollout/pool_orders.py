@@ -31,7 +31,8 @@ class PoolOrder:
         """Raises ConfigError with field, value and cure."""
         try:
             tree = msgspec.json.decode(body)
-        except msgspec.DecodeError as error:
+        # Neither text nor nesting may be anything.
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise ConfigError(f"the body is not JSON: {error}") from error
         if not isinstance(tree, dict):
             raise ConfigError("the body must be a JSON object with name and source")

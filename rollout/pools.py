@@ -9,7 +9,7 @@ The code of a pool that is added here is imported by the actors' processes only.
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -140,6 +140,7 @@ class Pools:
         queue: ReplayQueue,
         note: Callable[[msgspec.Struct], None],
         evaluate: Callable[[str, list[Task]], set[PoolKey]],
+        configured_sets: Collection[str] = (),
         seed: int,
         clock: Callable[[], float],
     ) -> None:
@@ -155,6 +156,7 @@ class Pools:
         self._queue = queue
         self._note = note
         self._evaluate = evaluate
+        self._configured_sets = configured_sets
         self._seed = seed
         self._clock = clock
         self._lock = asyncio.Lock()
@@ -341,6 +343,10 @@ class Pools:
                         f"{getattr(known.section, option)!r} holds as long as it is: only weight and "
                         "train can change"
                     )
+        if section.split == "eval" and name in self._configured_sets:
+            raise Refused(
+                f"the run has an evaluation set {name!r} of its own: choose another name for the pool"
+            )
         source = LibrarySource(name, section, plugged.key.version, plugged.envs)
         await source.fill_from(self._actors[0], {env: [0] for env in source.train})
         if section.split == "train":
@@ -373,7 +379,6 @@ class Pools:
             successors = [one for one in self._live() if one.key.name == version.key.name]
             if not any(one.section.split == "eval" for one in successors):
                 self._put_set(version.key.name, [])
-            version.is_evaluated = False
         for draw in self._curriculum.drop(version.key) if self._curriculum.has(version.key) else ():
             # Somebody asked for this task again: what became of it is written down.
             self._queue.cancel(self._queue.create(draw.task, attempt=draw.attempt))

@@ -443,3 +443,52 @@ async def test_three_hundred_sessions_on_two_hosts_survive_everything(tmp_path: 
     killed = killing.result()
     assert killed["worker"] >= 5 and killed["zygote"] >= 5 and killed["host"] >= 5
     assert [one.result() for one in others] == [one.result() for one in calm]
+
+
+async def test_a_host_that_says_nothing_hides_no_other(host: str, tmp_path: Path) -> None:
+    silent, held = str(tmp_path / "silent.sock"), []
+
+    def hold(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        held.append(writer)
+
+    async with await asyncio.start_unix_server(hold, silent):
+        limits = EnvPoolSection(step_timeout_s=5.0, start_timeout_s=5.0)  # less than its patience
+        both = [silent, host]
+        async with (
+            await Hosts.start(both, {"hostile": HOSTILE}, limits=limits) as hosts,
+            hosts.session(task(hosts)) as session,
+        ):
+            assert await call(session, "count") == "1"
+        for writer in held:
+            writer.close()
+    assert held
+
+
+async def test_a_host_that_comes_later_serves_what_it_missed(tmp_path: Path) -> None:
+    odd = PoolSection(source=str(await asyncio.to_thread(write_pool, tmp_path / "odd")))
+    first, second = str(tmp_path / "first.sock"), str(tmp_path / "second.sock")
+    async with AsyncExitStack() as stack:
+        pools = [
+            await stack.enter_async_context(await EnvPool.start(limits=LIMITS)) for _ in range(2)
+        ]
+        one = await stack.enter_async_context(Host(pools[0]))
+        await one.listen(first)
+        hosts = await stack.enter_async_context(
+            await Hosts.start([first, second], {"hostile": HOSTILE}, limits=LIMITS)
+        )
+        key = (await hosts.plug("odd", odd)).key
+        hostile = hosts.served()[0].key
+        other = await stack.enter_async_context(Host(pools[1]))
+        await other.listen(second)
+        odd_task = Task(
+            pool="odd", pool_version=key.version, env="odd_number", config={"number": 1}, seed=0
+        )
+        async with asyncio.timeout(20):
+            while {plugged.key for plugged in pools[1].served()} != {key, hostile}:
+                async with hosts.session(odd_task) as session:
+                    assert await call(session, "look") == "1 first"
+                await asyncio.sleep(0.01)
+        await hosts.retire(key)
+        async with asyncio.timeout(20):
+            while any(len(pool.served()) > 1 for pool in pools):  # noqa: ASYNC110 - nobody tells
+                await asyncio.sleep(0.01)

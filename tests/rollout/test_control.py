@@ -125,6 +125,7 @@ async def test_a_token_that_was_set_is_needed_on_loopback_too(tmp_path: Path) ->
         ({"Host": "[::1]:1234"}, 200),
         ({"Origin": "http://evil.example"}, 403),
         ({"Origin": "null"}, 403),
+        ({"Origin": "http://["}, 403),
         ({"Host": "localhost:7", "Origin": "http://localhost:8"}, 403),
         ({"Host": "localhost:7", "Origin": "http://localhost:7"}, 200),
     ],

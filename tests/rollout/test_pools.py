@@ -316,6 +316,23 @@ async def test_a_pool_may_be_for_evaluation_alone(tmp_path: Path) -> None:
         await when(lambda: bool(bench.actors[0].retired))
 
 
+async def test_a_set_of_the_run_is_not_taken_over(tmp_path: Path) -> None:
+    bench = await make_bench(tmp_path, *LONG)
+    name = next(iter(bench.config.eval.sets))
+    async with served(bench) as client:
+        body = {**ONE, "name": name, "split": "eval"}
+        assert "choose another name" in await ask(client, "POST", "/pools", body, status=409)
+        assert not bench.coordinator._evaluation_sets
+        assert set(await listed(client)) == {"basics live"}
+
+
+@pytest.mark.parametrize("body", [b'{"name": "\xff"}', b"[" * 100_000])
+async def test_a_body_that_is_no_text_or_too_deep_is_refused(tmp_path: Path, body: bytes) -> None:
+    bench = await make_bench(tmp_path, *LONG)
+    async with served(bench) as client, client.post("/pools", data=body) as got:
+        assert got.status == 400 and "not JSON" in (await got.json())["error"]
+
+
 async def test_the_only_pool_cannot_become_one_for_evaluation(tmp_path: Path) -> None:
     bench = await make_bench(tmp_path, *LONG)
     async with served(bench) as client:
