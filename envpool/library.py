@@ -5,7 +5,7 @@ configurations once, before the run; tasks are then drawn from these.
 """
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from random import Random
 from typing import Protocol
 
@@ -44,7 +44,6 @@ class LibrarySource:
         self.train = tuple(section.train or self.envs)
         """Ids to train on."""
         self.file = section.source
-        self._section = section
         self._shelves: dict[Shelf, list[Config]] = {}
         for env_id in self.train:
             self._check(env_id, f"pools.{name}.train")
@@ -52,25 +51,6 @@ class LibrarySource:
     @property
     def key(self) -> PoolKey:
         return PoolKey(self.name, self.version)
-
-    @classmethod
-    async def find(cls, name: str, section: PoolSection, limits: EnvPoolSection) -> "LibrarySource":
-        """Import pool `name` in a sandbox; raises ConfigError where that fails."""
-        async with await EnvPool.start({name: section}, limits=limits) as pool:
-            return cls(name, section, pool.versions()[name], pool.envs()[name])
-
-    async def fill(self, used: Mapping[str, Iterable[int]], limits: EnvPoolSection) -> None:
-        """Draw configurations of environments, by id, at the levels given, and try one of each.
-
-        Raises ConfigError for an environment that gives none or cannot start.
-        """
-        async with await EnvPool.start({self.name: self._section}, limits=limits) as pool:
-            if (version := pool.versions()[self.name]) != self.version:
-                raise ConfigError(
-                    f"pools.{self.name}: its code changed while it was looked at ({self.version}, "
-                    f"then {version}): start again"
-                )
-            await self.fill_from(pool, used)
 
     async def fill_from(self, draws: Draws, used: Mapping[str, Iterable[int]]) -> None:
         """Draw configurations of environments, by id, at the levels given, and try one of each.
@@ -126,14 +106,33 @@ class LibrarySource:
             raise ConfigError(f"{where}: no env {env_id!r}; {near(env_id, self.envs)}")
 
 
-def look_up(name: str, section: PoolSection, limits: EnvPoolSection) -> LibrarySource:
-    """`LibrarySource.find`, where no event loop runs."""
-    return asyncio.run(LibrarySource.find(name, section, limits))
+# Levels by environment by pool, of which configurations are drawn.
+Used = Callable[[Mapping[str, LibrarySource]], Mapping[str, Mapping[str, Iterable[int]]]]
 
 
-def fill(source: LibrarySource, used: Mapping[str, Iterable[int]], limits: EnvPoolSection) -> None:
-    """`LibrarySource.fill`, where no event loop runs."""
-    asyncio.run(source.fill(used, limits))
+def study(
+    sections: Mapping[str, PoolSection], limits: EnvPoolSection, used: Used
+) -> dict[str, LibrarySource]:
+    """Import pools in their sandboxes, and draw what a run will use; where no event loop runs.
+
+    `used` is told what they have, and says which levels of which environments, by pool. Raises
+    ConfigError for what cannot be imported, gives no configuration or has a mistake.
+    """
+    return asyncio.run(_study(sections, limits, used)) if sections else {}
+
+
+async def _study(
+    sections: Mapping[str, PoolSection], limits: EnvPoolSection, used: Used
+) -> dict[str, LibrarySource]:
+    async with await EnvPool.start(sections, limits=limits) as pool:
+        versions, envs = pool.versions(), pool.envs()
+        sources = {
+            name: LibrarySource(name, section, versions[name], envs[name])
+            for name, section in sections.items()
+        }
+        for name, levels in used(sources).items():
+            await sources[name].fill_from(pool, levels)
+        return sources
 
 
 def _last(fault: EnvFault) -> str:

@@ -105,13 +105,7 @@ def check(
         config,
         pools={name: _found(name, section, config) for name, section in config.pools.items()},
     )
-    sources = {name: _source(name, section, config) for name, section in config.pools.items()}
-    for name, used in _used(config, sources, evaluates_every_pool=evaluates_every_pool).items():
-        source = sources[name]
-        if isinstance(source, PoolSource):
-            check_envs(source, used, timeout_s=config.envpool.start_timeout_s)
-        else:
-            library.fill(source, used, config.envpool)
+    sources = _sources(config, evaluates_every_pool=evaluates_every_pool)
     sets = draw_sets(config.eval.sets, sources, seed=config.run.seed)
     wanting = {
         name: source
@@ -146,17 +140,31 @@ def _found(name: str, section: PoolSection, config: RunConfig) -> PoolSection:
     )
 
 
-def _source(
-    name: str, section: PoolSection, config: RunConfig
-) -> PoolSource | library.LibrarySource:
-    """A pool by its code, which is imported here only if it is trusted and has a name of its own.
+def _sources(config: RunConfig, *, evaluates_every_pool: bool) -> dict[str, Source]:
+    """The pools by their code, whose environments were tried. Raises ConfigError.
 
-    The modules of a path are named after their files alone: two pools may have the same.
+    Code is imported here only if it is trusted and has a name of its own: the modules of a path are
+    named after their files alone, and two pools may have the same.
     """
-    is_trusted = section.trusted or config.envpool.allow_unsandboxed
-    if is_trusted and not is_path(section.source):
-        return PoolSource.load(name, section)
-    return library.look_up(name, section, config.envpool)
+    imported = {
+        name: PoolSource.load(name, section)
+        for name, section in config.pools.items()
+        if (section.trusted or config.envpool.allow_unsandboxed) and not is_path(section.source)
+    }
+    others = {name: one for name, one in config.pools.items() if name not in imported}
+
+    def used(sources: Mapping[str, Source]) -> dict[str, dict[str, set[int]]]:
+        """The levels of the environments of these."""
+        every = {name: imported.get(name) or sources[name] for name in config.pools}
+        found = _used(config, every, evaluates_every_pool=evaluates_every_pool)
+        return {name: levels for name, levels in found.items() if name in sources}
+
+    studied = library.study(others, config.envpool, used)
+    sources: dict[str, Source] = {name: (imported | studied)[name] for name in config.pools}
+    for name, levels in _used(config, sources, evaluates_every_pool=evaluates_every_pool).items():
+        if name in imported:
+            check_envs(imported[name], levels, timeout_s=config.envpool.start_timeout_s)
+    return sources
 
 
 def _used(

@@ -60,11 +60,16 @@ def section(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **parts: str) -> Po
     return PoolSection(source="nobodys:envs")
 
 
+def studied(
+    name: str, section: PoolSection, used: dict[str, list[int]], limits: EnvPoolSection = LIMITS
+) -> LibrarySource:
+    """One pool, with configurations of what is used of it."""
+    return library.study({name: section}, limits, lambda _: {name: used})[name]
+
+
 @pytest.fixture(scope="module")
 def source() -> LibrarySource:
-    found = library.look_up("basics", BASICS, LIMITS)
-    library.fill(found, {"sum_list": [0, 1], "find_max": [0]}, LIMITS)
-    return found
+    return studied("basics", BASICS, {"sum_list": [0, 1], "find_max": [0]})
 
 
 def test_it_knows_what_the_code_serves(source: LibrarySource) -> None:
@@ -86,8 +91,7 @@ def test_draws_are_of_their_split_and_level(source: LibrarySource, split: Split)
 
 
 def test_draws_follow_the_generator(source: LibrarySource) -> None:
-    again = library.look_up("basics", BASICS, LIMITS)
-    library.fill(again, {"sum_list": [0]}, LIMITS)
+    again = studied("basics", BASICS, {"sum_list": [0]})
     one = [source.draw("sum_list", rng, Split.TRAIN) for rng in [Random(7)] for _ in range(20)]
     other = [again.draw("sum_list", rng, Split.TRAIN) for rng in [Random(7)] for _ in range(20)]
     assert one == other
@@ -97,12 +101,11 @@ def test_unknown_ids_are_named(source: LibrarySource) -> None:
     with pytest.raises(ConfigError, match="did you mean sum_list"):
         source.draw("sum_lists", Random(0), Split.TRAIN)
     with pytest.raises(ConfigError, match=r"pools\.basics\.train: no env 'x'"):
-        library.look_up("basics", PoolSection(source=BASICS.source, train=["x"]), LIMITS)
+        studied("basics", PoolSection(source=BASICS.source, train=["x"]), {})
 
 
 def test_its_code_does_not_run_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = library.look_up("mine", section(tmp_path, monkeypatch), LIMITS)
-    library.fill(found, {"odd": [0]}, LIMITS)
+    found = studied("mine", section(tmp_path, monkeypatch), {"odd": [0]})
     assert "nobodys" not in sys.modules
     assert found.draw("odd", Random(0), Split.TRAIN).keys() == {"number"}
 
@@ -131,8 +134,7 @@ def test_what_does_not_play_is_named(
 def use(pool: PoolSection) -> None:
     """What a run does before it starts."""
     limits = EnvPoolSection(step_timeout_s=3.0, start_timeout_s=3.0)
-    found = library.look_up("mine", pool, limits)
-    library.fill(found, {"odd": [0]}, limits)
+    found = studied("mine", pool, {"odd": [0]}, limits)
     for split in Split:
         found.draw("odd", Random(0), split)
 
