@@ -25,7 +25,7 @@ from envpool.folder import Copies
 from envpool.frames import Draw, Drawn, Outcome, Ready, Reply, Start, Tried, Try
 from envpool.lasting import Opens, Session
 from envpool.nursery import Child, Nursery
-from envpool.served import MAX_PARKED, Limits, Served
+from envpool.served import MAX_PARKED, PoolLimits, Served
 from envpool.session import EnvFault, Life, StepResult, Worker
 from envpool.sharing import Share, SharedProcesses
 from envpool.source import near
@@ -108,7 +108,7 @@ class EnvPool(Opens):
         async with self._plugging:
             if self._is_closed:
                 raise ConfigError(f"pools.{name}: the env pool is closed")
-            limits = Limits(section, self._limits)
+            limits = PoolLimits(section, self._limits)
             served = Served(name, section, await self._copies.add(name, section, files), limits)
             try:
                 await served.start(self._living_root)

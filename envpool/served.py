@@ -25,7 +25,7 @@ MAX_PARKED = 128
 _log = logging.getLogger(__name__)
 
 
-class Limits:
+class PoolLimits:
     """What holds for the sessions of one pool: its own limits, and those of all pools."""
 
     def __init__(self, section: PoolSection, common: EnvPoolSection) -> None:
@@ -42,7 +42,7 @@ class Served:
     """A pool's code, the zygote that has it imported, and who uses it."""
 
     def __init__(
-        self, name: str, section: PoolSection, folder: Path | None, limits: Limits
+        self, name: str, section: PoolSection, folder: Path | None, limits: PoolLimits
     ) -> None:
         """`folder`: the copy of a pool whose source is a path."""
         self.section = section

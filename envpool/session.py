@@ -68,8 +68,8 @@ class Wire(asyncio.Protocol):
         self._splitter = Splitter()
         self.transport: asyncio.Transport | None = None
         """None while there is no connection."""
-        # Replies awaited, and how long each may take once it is the first.
-        self._awaited: deque[tuple[asyncio.Future[Reply], float]] = deque()
+        # Replies awaited, to what, and how long each may take once it is the first.
+        self._awaited: deque[tuple[asyncio.Future[Reply], Request, float]] = deque()
         self._fault: FrameError | None = None
         self._deadline = 0.0
         # One timer for many requests: it is set anew when it rings too early, not at every step.
@@ -89,7 +89,7 @@ class Wire(asyncio.Protocol):
             raise self._fault
         frame = pack(request)
         reply = self._loop.create_future()
-        self._awaited.append((reply, timeout_s))
+        self._awaited.append((reply, request, timeout_s))
         if len(self._awaited) == 1:
             self._expect(timeout_s)
         self.transport.write(frame)
@@ -115,11 +115,14 @@ class Wire(asyncio.Protocol):
                     self._stray()
                     return
                 reply = decode_reply(body)
-                asked, _ = self._awaited.popleft()
+                asked, request, _ = self._awaited[0]
+                if reply.id != request.id:
+                    raise FrameError(f"{request.id} was answered by {reply.id}")
+                self._awaited.popleft()
                 if not asked.done():
                     asked.set_result(reply)
                 if self._awaited:
-                    self._expect(self._awaited[0][1])
+                    self._expect(self._awaited[0][2])
         except (FrameError, msgspec.MsgspecError) as error:
             self._fail(error)
         # Text that is none, and what is nested too deeply.
@@ -163,7 +166,7 @@ class Wire(asyncio.Protocol):
 
     def _fail(self, error: Exception) -> None:
         while self._awaited:
-            asked, _ = self._awaited.popleft()
+            asked, *_ = self._awaited.popleft()
             if not asked.done():
                 asked.set_exception(error)
 
@@ -246,11 +249,6 @@ class Worker:
         except asyncio.CancelledError:
             self.let_go()
             raise
-        if reply.id != request.id:
-            await self.kill()
-            raise EnvFault(
-                Outcome.ENV_ERROR, f"{name_of(request)} {request.id} was answered by {reply.id}"
-            )
         if isinstance(reply, Failed):
             outcome = reply.outcome if reply.outcome in FAULTS else Outcome.ENV_ERROR
             raise EnvFault(outcome, reply.error[-MAX_ERROR_CHARS:])

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import msgspec
@@ -13,6 +12,7 @@ import pytest
 from rollout import audit
 from rollout.processes import is_alive, read_pids
 from rollout.summary import Summary
+from tests.waiting import wait
 
 ROOT = Path(__file__).parent.parent
 
@@ -38,11 +38,7 @@ def test_a_run_goes_on_when_its_host_is_killed(tmp_path: Path) -> None:
         text=True,
     ) as process:
         metrics = run_dir / "metrics.jsonl"
-        deadline = time.monotonic() + 120
-        while not (metrics.exists() and metrics.stat().st_size):
-            assert process.poll() is None, process.communicate()
-            assert time.monotonic() < deadline, "no step was trained"
-            time.sleep(0.1)  # another process: nothing here to wait on
+        wait(process, lambda: metrics.exists() and metrics.stat().st_size > 0)
         (host,) = [one.pid for one in read_pids(run_dir) if one.name == "host-0"]
         os.kill(host, signal.SIGKILL)
         output, _ = process.communicate(timeout=200)

@@ -2,8 +2,6 @@
 
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -15,6 +13,7 @@ from rollout.ledger import GroupState
 from rollout.processes import is_alive, read_pids
 from rollout.status import PoolInfo
 from tests.test_readme import block
+from tests.waiting import wait
 
 ROOT = Path(__file__).parent.parent
 STEPS = 400
@@ -29,14 +28,6 @@ def command(*words: str) -> str:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
-
-
-def wait(process: subprocess.Popen[str], is_so: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 120
-    while not is_so():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline, "it did not come to that"
-        time.sleep(0.1)  # another process: nothing here to wait on
 
 
 def trained_on(run_dir: Path, version: str) -> bool:

@@ -322,6 +322,15 @@ class HostProcess:
             assert await self._process.wait() == 0
 
 
+async def start_two(stack: AsyncExitStack, folder: Path) -> list[HostProcess]:
+    """Two hosts, which end with `stack`."""
+    both = [HostProcess(folder / "a.sock"), HostProcess(folder / "b.sock")]
+    for one in both:
+        await one.start()
+        stack.push_async_callback(one.stop)
+    return both
+
+
 def processes(pid: int) -> list[psutil.Process]:
     """What descends from a host, zygotes first, then sessions."""
     return psutil.Process(pid).children(recursive=True)
@@ -348,11 +357,8 @@ async def test_sessions_leave_a_host_that_stands_still(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, is_open: bool
 ) -> None:
     limits = EnvPoolSection(step_timeout_s=1.0)
-    both = [HostProcess(tmp_path / "a.sock"), HostProcess(tmp_path / "b.sock")]
     async with AsyncExitStack() as stack:
-        for one in both:
-            await one.start()
-            stack.push_async_callback(one.stop)
+        both = await start_two(stack, tmp_path)
         addresses = [one.address for one in both]
         hosts = await stack.enter_async_context(
             await Hosts.start(addresses, {"hostile": HOSTILE}, limits=limits, num_near=1)
@@ -425,11 +431,8 @@ async def disturb(both: list[HostProcess], barrier: asyncio.Barrier) -> dict[str
 @pytest.mark.timeout(600)
 async def test_three_hundred_sessions_on_two_hosts_survive_everything(tmp_path: Path) -> None:
     limits = EnvPoolSection(step_timeout_s=60.0, start_timeout_s=120.0)
-    both = [HostProcess(tmp_path / "a.sock"), HostProcess(tmp_path / "b.sock")]
     async with AsyncExitStack() as stack:
-        for one in both:
-            await one.start()
-            stack.push_async_callback(one.stop)
+        both = await start_two(stack, tmp_path)
         addresses = [one.address for one in both]
         hosts = await stack.enter_async_context(
             await Hosts.start(addresses, {"hostile": HOSTILE}, limits=limits)
