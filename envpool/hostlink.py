@@ -87,10 +87,11 @@ class HostLink:
         """Whether it is being connected, or told what to serve."""
         return self._seeking is not None and not self._seeking.done()
 
-    def seek(self) -> None:
-        """Begin to make it ready, unless that was begun, or failed a moment ago."""
+    def seek(self) -> asyncio.Task[None] | None:
+        """Make it ready; the task that does, none if that failed a moment ago."""
         if not self.is_seeking and asyncio.get_running_loop().time() >= self._again_s:
             self._seeking = asyncio.create_task(self._seek(), name=f"seek {self.address}")
+        return self._seeking if self.is_seeking else None
 
     async def _seek(self) -> None:
         try:

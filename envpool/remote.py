@@ -16,7 +16,7 @@ from configs.load import ConfigError
 from configs.schema import EnvPoolSection, PoolSection
 from envpool import folder as folders
 from envpool.frames import Outcome
-from envpool.hostlink import GRACE_S, HostGone, HostLink, RemoteFault
+from envpool.hostlink import GRACE_S, RETRY_S, HostGone, HostLink, RemoteFault
 from envpool.lasting import Opens, Session
 from envpool.link import (
     Act,
@@ -38,9 +38,6 @@ from envpool.session import EnvFault, StepResult
 from envpool.task import Config, PoolKey, Task
 
 _log = logging.getLogger(__name__)
-
-# How often hosts that are being looked for are looked at.
-SEEK_S = 0.01
 
 A = TypeVar("A")
 
@@ -289,13 +286,16 @@ class Hosts(Opens):
         near, far = self._hosts[: self._num_near], self._hosts[self._num_near :]
         while not self._is_closed and loop.time() < deadline:
             # The far ones once it was tried in vain to reach the near ones.
+            seeking: list[asyncio.Task[None]] = []
             for tier in (near, far if all(host.why_not for host in near) else []):
-                for host in tier:
-                    if not host.is_ready:
-                        host.seek()
+                seeking += [task for host in tier if not host.is_ready and (task := host.seek())]
                 if ready := [host for host in tier if host.is_ready]:
                     return ready
-            await asyncio.sleep(SEEK_S)
+            if seeking:
+                left_s = deadline - loop.time()
+                await asyncio.wait(seeking, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
+            else:
+                await asyncio.sleep(RETRY_S)
         if self._is_closed:
             raise EnvFault(Outcome.CANCELLED, "the env pool is closed")
         why = "; ".join(f"{host.address}: {host.why_not or 'no answer'}" for host in self._hosts)
