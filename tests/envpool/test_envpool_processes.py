@@ -243,11 +243,13 @@ async def test_a_zygote_is_not_believed_that(pool: EnvPool, tmp_path: Path, what
         assert await looks(pool, honest) == "1 first"
 
 
-def children(pid: int) -> list[int]:
+def parent(pid: int) -> int | None:
+    """Of a process that lives."""
     try:
-        return [one.pid for one in psutil.Process(pid).children()]
+        one = psutil.Process(pid)
+        return None if one.status() == psutil.STATUS_ZOMBIE else one.ppid()
     except psutil.NoSuchProcess:
-        return []
+        return None
 
 
 async def test_a_number_is_that_of_a_process_of_the_pool(pool: EnvPool, tmp_path: Path) -> None:
@@ -256,11 +258,13 @@ async def test_a_number_is_that_of_a_process_of_the_pool(pool: EnvPool, tmp_path
     confused = await plug(pool, tmp_path, PATCH.format("session_id += session_id % 2"))
     async with await pool.open(task(honest)):
         for _ in range(4):
+            before = pool.pids()["odd"]
             try:
                 async with await pool.open(task(confused)) as session:
-                    mine = pool.pids()["odd"]
-                    pids = await asyncio.to_thread(children, mine)
-                    assert not pids or session.pid in (0, *pids)  # none: it was just killed
+                    zygotes = (before, pool.pids()["odd"])
+                    # None: what was confused with another was just killed for it.
+                    living = await asyncio.to_thread(parent, session.pid) if session.pid else None
+                    assert living in (None, *zygotes)
             except EnvFault:
                 continue
 
