@@ -91,7 +91,9 @@ class _Compiler:
         scope = self._open(self._functions[self._entry])
         body = scope.function.body
         start = 0
-        while start < len(body) and self._is_block(body[start], 0) and not self._inlined(body[start]):
+        while (
+            start < len(body) and self._is_block(body[start], 0) and not self._inlined(body[start])
+        ):
             start += 1
         setup = [to_state(node, self._names) for node in body[:start]]
         oracle: list[ast.stmt] = []
@@ -217,9 +219,9 @@ class _Compiler:
                 case ast.If():
                     program += self._if(scope, first, level)
                 case ast.While():
+                    test = self._condition(scope, first.test)
                     body = self._program(scope, first.body, level + 1)
                     orelse = self._program(scope, first.orelse, level)
-                    test = self._condition(scope, first.test)
                     program.append(ast.While(test=test, body=body or _nothing(), orelse=orelse))
                 case ast.For():
                     program += self._for(scope, first, level, begun=begun)
@@ -628,7 +630,9 @@ def _is_whole(node: ast.expr, known: set[str]) -> bool:
         case ast.Call(func=ast.Name(id=name), args=arguments, keywords=[]) if name in _COUNTING:
             return all(_is_whole(argument, known) for argument in arguments)
         case ast.BinOp(
-            left=left, op=ast.Add() | ast.Sub() | ast.Mult() | ast.FloorDiv() | ast.Mod(), right=right
+            left=left,
+            op=ast.Add() | ast.Sub() | ast.Mult() | ast.FloorDiv() | ast.Mod(),
+            right=right,
         ):
             return _is_whole(left, known) and _is_whole(right, known)
         case _:

@@ -101,7 +101,8 @@ def write(
     parts += [_operation(one) for one in compiled.operations]
     parts.append(_program("oracle", "self", compiled.oracle, indent=4))
     parts += [
-        "\n" + _program(f"_play_{one}", "", body, indent=0) for one, body in compiled.helpers.items()
+        "\n" + _program(f"_play_{one}", "", body, indent=0)
+        for one, body in compiled.helpers.items()
     ]
     return "\n".join(parts)
 
@@ -120,7 +121,11 @@ def _plain(source: str) -> str:
 def _text(statement: str) -> str:
     """A long text as string literals on lines of bounded length."""
     lines = textwrap.wrap(
-        statement, _WIDTH - 12, drop_whitespace=False, replace_whitespace=False, break_on_hyphens=False
+        statement,
+        _WIDTH - 12,
+        drop_whitespace=False,
+        replace_whitespace=False,
+        break_on_hyphens=False,
     )
     return "\n".join(f"    {line!r}" for line in lines) or "    ''"
 
@@ -156,9 +161,9 @@ def _counted(over: ast.Call) -> str:
 
 
 def _is_below_0(over: ast.Call) -> bool:
-    """Whether a range can begin, or end beyond, below 0."""
+    """Whether a range can begin below 0."""
     begin = over.args[0] if len(over.args) > 1 else ast.Constant(value=0)
-    return isinstance(begin, ast.UnaryOp) or not isinstance(begin, ast.Constant) and _subtracts(begin)
+    return isinstance(begin, ast.UnaryOp) or _subtracts(begin)
 
 
 def _subtracts(node: ast.expr) -> bool:

@@ -67,27 +67,19 @@ class Normaliser:
 
     def _statement(self, node: ast.stmt) -> Iterator[ast.stmt]:
         match node:
-            case ast.Pass() | ast.Assert():
-                return
-            case ast.Expr(value=ast.Constant()):
-                return
-            case ast.AnnAssign(value=None):
+            case (
+                ast.Pass()
+                | ast.Assert()
+                | ast.Expr(value=ast.Constant())
+                | ast.AnnAssign(value=None)
+            ):
                 return
             case ast.AnnAssign(target=target, value=ast.expr() as value):
                 yield from self._statement(ast.Assign(targets=[target], value=value))
             case ast.Import() | ast.ImportFrom():
                 raise NotExtractableError("import in a function", f"line {node.lineno}")
-            case ast.If() | ast.While():
-                node.body = self._body(node.body) or [ast.Pass()]
-                node.orelse = self._body(node.orelse)
-                before, node.test = self._reduced(node.test)
-                if before and isinstance(node, ast.While):
-                    yield from self._while(node, before)
-                else:
-                    yield from before
-                    yield node
-            case ast.For():
-                yield from self._for(node)
+            case ast.If() | ast.While() | ast.For():
+                yield from self._compound(node)
             case ast.Return(value=ast.expr() as value):
                 before, node.value = self._reduced(value)
                 yield from before
@@ -108,6 +100,19 @@ class Normaliser:
             case _:
                 yield node
 
+    def _compound(self, node: ast.If | ast.While | ast.For) -> Iterator[ast.stmt]:
+        if isinstance(node, ast.For):
+            yield from self._for(node)
+            return
+        node.body = self._body(node.body) or [ast.Pass()]
+        node.orelse = self._body(node.orelse)
+        before, node.test = self._reduced(node.test)
+        if before and isinstance(node, ast.While):
+            yield from self._while(node, before)
+        else:
+            yield from before
+            yield node
+
     def _while(self, node: ast.While, before: list[ast.stmt]) -> Iterator[ast.stmt]:
         """The condition takes statements, which run each time."""
         if node.orelse:
@@ -127,7 +132,9 @@ class Normaliser:
         match node:
             case ast.For(
                 target=ast.Tuple(elts=[ast.Name() as index, item]),
-                iter=ast.Call(func=ast.Name(id="enumerate"), args=[ast.Name() as items], keywords=[]),
+                iter=ast.Call(
+                    func=ast.Name(id="enumerate"), args=[ast.Name() as items], keywords=[]
+                ),
             ):
                 node.target = ast.Name(id=index.id, ctx=ast.Store())
                 node.iter = _expression(f"range(len({items.id}))")
@@ -257,7 +264,9 @@ def _is_of_data(made: ast.ListComp | ast.GeneratorExp) -> bool:
 
 
 def _is_range(node: ast.expr) -> bool:
-    return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "range"
+    return (
+        isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "range"
+    )
 
 
 def _are_apart(targets: ast.Tuple, values: ast.Tuple) -> bool:

@@ -10,8 +10,11 @@ from synth.extract.words import root_of
 STATE = "s"
 # Methods that change what they are called on.
 _CHANGING = frozenset(
-    "add append appendleft clear discard extend extendleft insert pop popitem popleft remove reverse "
-    "rotate setdefault sort update".split()
+    (
+        *("add", "append", "appendleft", "clear", "discard", "extend", "extendleft", "insert"),
+        *("pop", "popitem", "popleft", "remove", "reverse", "rotate", "setdefault", "sort"),
+        "update",
+    )
 )
 _HEAP = frozenset(("heapify", "heappop", "heappush", "heappushpop", "heapreplace"))
 

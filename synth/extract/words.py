@@ -120,8 +120,9 @@ def root_of(node: ast.expr) -> str:
 
 def _act(node: ast.stmt) -> str:
     match node:
-        case ast.Assign(value=ast.Call(func=ast.Attribute(attr=method, value=on))) if (
-            method in ("pop", "popleft")
+        case ast.Assign(value=ast.Call(func=ast.Attribute(attr=method, value=on))) if method in (
+            "pop",
+            "popleft",
         ):
             return f"{_METHODS[method]}_{phrase(on)}"
         case ast.Assign(value=ast.Call(func=ast.Name(id="heappop"), args=[on])):
