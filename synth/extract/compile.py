@@ -83,6 +83,7 @@ class _Compiler:
         self._is_text = is_text
         self._operations: dict[str, Operation] = {}
         self._names: set[str] = set()
+        self._taken: set[str] = set()
         self._helpers: dict[str, list[ast.stmt]] = {}
         self._scopes: dict[str, _Scope] = {}
         self._reads: list[ast.stmt] = []
@@ -128,10 +129,12 @@ class _Compiler:
             if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
         }
         bound |= stored - _bound_inside(function)
-        if taken := self._names & bound:
+        # One state for all functions: what another calls so, also for counting, is renamed here.
+        if taken := self._taken & bound:
             function = _Rename({name: f"{function.name}_{name}" for name in taken}).visit(function)
             bound = (bound - taken) | {f"{function.name}_{name}" for name in taken}
         counters = _counters(function)
+        self._taken |= bound
         self._names |= bound - set(counters)
         scope = _Scope(function=function, counters=counters, once=set(), result=result)
         whole = self._whole if not result else frozenset[str]()
@@ -144,6 +147,7 @@ class _Compiler:
             result = f"{name}_result"
             scope = self._open(self._functions[name], result)
             self._names.add(result)
+            self._taken.add(result)
             self._scopes[name] = scope
             self._helpers[name] = []  # so that one that calls itself is noticed
             program = self._top(scope, scope.function.body)
