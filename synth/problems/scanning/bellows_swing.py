@@ -10,6 +10,15 @@ from random import Random
 from typing import Any
 
 
+def direction_of(before: int, now: int) -> int:
+    """1 if the pressure rises, -1 if it falls, 0 if it stays."""
+    if now > before:
+        return 1
+    if now < before:
+        return -1
+    return 0
+
+
 def solve(pressures: list[int]) -> int:
     """Sum of the earliest longest swinging stretch."""
     length = 1
@@ -19,11 +28,10 @@ def solve(pressures: list[int]) -> int:
     best_total = pressures[0]
     for second in range(1, len(pressures)):
         before, now = pressures[second - 1], pressures[second]
-        if now == before:
-            length, total, direction = 1, now, 0
-            continue
-        turn = 1 if now > before else -1
-        if turn == direction:
+        turn = direction_of(before, now)
+        if turn == 0:
+            length, total = 1, now
+        elif turn == direction:
             length, total = 2, before + now
         else:
             length += 1

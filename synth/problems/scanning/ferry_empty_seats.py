@@ -42,12 +42,14 @@ def solve_by_totals(groups: list[int], seats: int) -> int:
 
 
 def generate(rng: Random, level: int) -> dict[str, Any]:
-    """Some groups in ten are too large for any ferry."""
+    """One group in eight fills a whole ferry or is too large for any."""
     seats = rng.randint(9, 20)
     groups = []
     for _ in range(rng.randint(6, 9) + 6 * level):
-        largest = seats + 6 if rng.random() < 0.15 else seats - 1
-        groups.append(rng.randint(1, largest))
+        if rng.random() < 0.125:
+            groups.append(seats + rng.choice([0, 0, 1, 5]))
+        else:
+            groups.append(rng.randint(1, seats - 1))
     return {"groups": groups, "seats": seats}
 
 
@@ -56,5 +58,6 @@ TESTS = [
     ({"groups": [9, 10], "seats": 8}, 0),
     ({"groups": [5, 12, 3], "seats": 8}, 0),
     ({"groups": [1], "seats": 6}, 5),
+    ({"groups": [3, 8, 3], "seats": 8}, 10),
     ({"groups": [7, 7, 7], "seats": 10}, 9),
 ]

@@ -8,29 +8,24 @@ from random import Random
 from typing import Any
 
 
+def pick(upper: list[int], lower: list[int], at_upper: int, at_lower: int, rank: int) -> int:
+    """The sum of this rank among those from the two places on."""
+    if at_upper == len(upper):
+        return lower[at_lower + rank - 1]
+    if at_lower == len(lower):
+        return upper[at_upper + rank - 1]
+    if rank == 1:
+        return min(upper[at_upper], lower[at_lower])
+    upper_skip = min(rank // 2, len(upper) - at_upper)
+    lower_skip = min(rank // 2, len(lower) - at_lower)
+    if upper[at_upper + upper_skip - 1] <= lower[at_lower + lower_skip - 1]:
+        return pick(upper, lower, at_upper + upper_skip, at_lower, rank - upper_skip)
+    return pick(upper, lower, at_upper, at_lower + lower_skip, rank - lower_skip)
+
+
 def solve(upper: list[int], lower: list[int], rank: int) -> int:
     """The sum of this rank in both ledgers together."""
-    first_upper = 0
-    first_lower = 0
-    while rank > 1:
-        if first_upper == len(upper):
-            return lower[first_lower + rank - 1]
-        if first_lower == len(lower):
-            return upper[first_upper + rank - 1]
-        half = rank // 2
-        in_upper = min(first_upper + half, len(upper)) - 1
-        in_lower = min(first_lower + half, len(lower)) - 1
-        if upper[in_upper] <= lower[in_lower]:
-            rank -= in_upper + 1 - first_upper
-            first_upper = in_upper + 1
-        else:
-            rank -= in_lower + 1 - first_lower
-            first_lower = in_lower + 1
-    if first_upper == len(upper):
-        return lower[first_lower]
-    if first_lower == len(lower):
-        return upper[first_upper]
-    return min(upper[first_upper], lower[first_lower])
+    return pick(upper, lower, 0, 0, rank)
 
 
 def solve_by_merging(upper: list[int], lower: list[int], rank: int) -> int:

@@ -10,23 +10,28 @@ from random import Random
 from typing import Any
 
 
+def top_urgency(queue: deque[int], urgencies: list[int]) -> int:
+    """The greatest urgency of the jobs in the queue."""
+    top = urgencies[queue[0]]
+    for job in queue:
+        if urgencies[job] > top:
+            top = urgencies[job]
+    return top
+
+
 def solve(urgencies: list[int], pages: list[int], wanted: int) -> int:
     """Pages printed before the wanted job."""
     queue = deque(range(len(urgencies)))
     printed = 0
     while queue:
+        top = top_urgency(queue, urgencies)
         job = queue.popleft()
-        must_wait = False
-        for other in queue:
-            if urgencies[other] > urgencies[job]:
-                must_wait = True
-                break
-        if must_wait:
+        if urgencies[job] < top:
             queue.append(job)
-            continue
-        if job == wanted:
+        elif job == wanted:
             break
-        printed += pages[job]
+        else:
+            printed += pages[job]
     return printed
 
 

@@ -1,7 +1,7 @@
 """Bell ringers write a melody as a text `melody` of small letters, one letter for each stroke of a
-bell, at least one. To save paper they shorten it: where the same letter follows itself three or more
-times, as often as it does without a break, it is written once and behind it the number of strokes in
-decimal digits. Letters that come once, or twice in a row, are written as they are. No number above 9
+bell, at least one. To save paper they shorten it: where the same letter stands three or more times
+in a row, this whole run is written as the letter, once, and behind it the number of its strokes as a
+digit. Letters that come once, or twice in a row, are written as they are. No number above 9
 is ever written: of more than nine equal strokes in a row, the first nine are written, with their
 number, and then the rest of them as if it were a run of its own, divided again if need be. What is
 the shortened text?"""

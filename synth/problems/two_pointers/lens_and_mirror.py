@@ -8,6 +8,13 @@ from random import Random
 from typing import Any
 
 
+def is_better(cost: int, best: int, budget: int) -> bool:
+    """Whether a sum is closer to the budget than the best one, or as close and lower."""
+    distance = abs(cost - budget)
+    best_distance = abs(best - budget)
+    return distance < best_distance or (distance == best_distance and cost < best)
+
+
 def solve(lenses: list[int], mirrors: list[int], budget: int) -> int:
     """The sum closest to the budget, the lower one of two."""
     lens = 0
@@ -15,9 +22,7 @@ def solve(lenses: list[int], mirrors: list[int], budget: int) -> int:
     best = lenses[lens] + mirrors[mirror]
     while lens < len(lenses) and mirror >= 0:
         cost = lenses[lens] + mirrors[mirror]
-        distance = abs(cost - budget)
-        best_distance = abs(best - budget)
-        if distance < best_distance or (distance == best_distance and cost < best):
+        if is_better(cost, best, budget):
             best = cost
         if cost > budget:
             mirror -= 1
