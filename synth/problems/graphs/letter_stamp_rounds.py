@@ -43,7 +43,7 @@ def generate(rng: Random, level: int) -> dict[str, Any]:
     rng.shuffle(way)
     passes_to = [rng.randrange(size) for _ in range(size)]
     # A long way through most clerks, which ends in a circle somewhere on it.
-    length = rng.randint(size - 3, size)
+    length = rng.randint(size - 1, size)
     for index in range(length - 1):
         passes_to[way[index]] = way[index + 1]
     passes_to[way[length - 1]] = way[rng.randrange(length)]
@@ -51,7 +51,9 @@ def generate(rng: Random, level: int) -> dict[str, Any]:
         "passes_to": passes_to,
         "stamps": [rng.randint(0, 9) for _ in range(size)],
         "start": way[rng.choice([0, 0, 0, 1])],
-        "moves": rng.choice([rng.randint(0, size), rng.randint(size, 12 * size), 100 * size]),
+        "moves": rng.choice(
+            [rng.randint(0, size), *[rng.randint(size, 12 * size)] * 2, 100 * size]
+        ),
     }
 
 

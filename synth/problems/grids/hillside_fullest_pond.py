@@ -54,7 +54,7 @@ def solve_from_the_top(heights: list[list[int]], rain: list[list[int]]) -> int:
 
 def generate(rng: Random, level: int) -> dict[str, Any]:
     """Heights at random: a few ponds per hillside, at times just one."""
-    rows, columns = rng.randint(2, 3) + level, rng.randint(3, 4) + level
+    rows, columns = 2 + level, rng.randint(3, 4) + level
     pool = rng.sample(range(1, 100 + 50 * level), rows * columns)
     heights = [pool[row * columns : (row + 1) * columns] for row in range(rows)]
     rain = [[rng.randint(0, 15) for _ in range(columns)] for _ in range(rows)]

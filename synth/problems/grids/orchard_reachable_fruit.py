@@ -43,10 +43,10 @@ def solve_by_sweeping(heights: list[list[int]], fruit: list[list[int]], ladder: 
 
 def generate(rng: Random, level: int) -> dict[str, Any]:
     """Slopes on which, mostly, some plots can be got to and some cannot."""
-    rows, columns = rng.randint(3, 4) + level, 3 + level
+    rows, columns = rng.randint(2, 3) + level, 3 + level
     ladder = rng.randint(1, 4)
-    # A step fails now and then: the highest plot is about three ladders above the lowest.
-    heights = [[rng.randint(1, 3 * ladder) for _ in range(columns)] for _ in range(rows)]
+    # A step fails now and then: the highest plot can be well over two ladders above the lowest.
+    heights = [[rng.randint(1, 1 + 5 * ladder // 2) for _ in range(columns)] for _ in range(rows)]
     fruit = [[rng.randint(0, 12) for _ in range(columns)] for _ in range(rows)]
     return {"heights": heights, "fruit": fruit, "ladder": ladder}
 

@@ -46,7 +46,7 @@ def solve_by_adding_up(quilt: list[list[int]], tall: int, wide: int) -> list[int
 
 def generate(rng: Random, level: int) -> dict[str, Any]:
     """Small worths, so that two patches are equal at times."""
-    rows, columns = rng.randint(3, 4) + level, rng.randint(3, 4) + level
+    rows, columns = rng.randint(2, 3) + level, rng.randint(3, 4) + level
     quilt = [[rng.randint(-4, 9) for _ in range(columns)] for _ in range(rows)]
     tall = rng.randint(1, 2) if rng.random() < 0.8 else rows
     return {"quilt": quilt, "tall": tall, "wide": rng.randint(2, 2 + level)}

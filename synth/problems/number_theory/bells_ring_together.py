@@ -39,11 +39,11 @@ def solve_by_pairs(first: list[int], every: list[int]) -> int:
 
 def generate(rng: Random, level: int) -> dict[str, Any]:
     """Mostly there is such a minute; in some draws the bells were set at random."""
-    size = rng.randint(2, 3) + level
-    every = [rng.randint(2, 10 + level) for _ in range(size)]
+    size = rng.choice([2, 3, 3, 3]) + level
+    every = [rng.randint(4, 11) for _ in range(size)]
     if rng.random() < 0.15:
         return {"first": [rng.randint(0, 12) for _ in range(size)], "every": every}
-    together = rng.randint(20, 90)
+    together = rng.randint(20, 150)
     first = [together % period + period * rng.choice([0, 0, 0, 1]) for period in every]
     return {"first": first, "every": every}
 

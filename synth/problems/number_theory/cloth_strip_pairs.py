@@ -37,7 +37,7 @@ def solve_by_divisors(lengths: list[int]) -> int:
 def generate(rng: Random, level: int) -> dict[str, Any]:
     """Lengths that have much in common and lengths that have nothing."""
     lengths = []
-    for _ in range(4 + rng.randint(0, 1) + 2 * level):
+    for _ in range(4 + 2 * level):
         if rng.random() < 0.6:
             lengths.append(rng.choice([2, 3, 4, 6]) * rng.randint(1, 12))
         else:
