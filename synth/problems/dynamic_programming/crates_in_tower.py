@@ -1,4 +1,9 @@
-"""Crates come off a ship one after another. `widths` and `heights` give, in this order, how wide and how high each is, all above 0; there is at least one. The mate builds a single tower: each crate is either put on top of what stands there so far or carried off for good, at once when it comes. A crate may be put on top of another only if it is narrower. No crate may be turned. How high can the tower become?"""
+"""Crates come off a ship one after another. `widths` and `heights` give, in this order, how wide
+and how high each is, all above 0; there is at least one. The mate builds a single tower: each crate
+is either put on top of what stands there so far or carried off for good, at once when it comes. A
+crate may be put on top of another only if it is narrower. No crate may be turned. How high can the
+tower become?
+"""
 
 from random import Random
 from typing import Any

@@ -1,4 +1,10 @@
-"""Two clerks kept the same ledger, and their lists of amounts, `mine` and `theirs`, are to be brought in line. Any amount of either list may be struck out, at a price of `strike` each; what is left of the two lists must then be equally long, and the first amount left in one is matched with the first left in the other, the second with the second, and so on. Each such pair costs the difference between its two amounts. What is the least total price? Either list may be empty, and all amounts may be struck out."""
+"""Two clerks kept the same ledger, and their lists of amounts, `mine` and `theirs`, are to be
+brought in line. Any amount of either list may be struck out, at a price of `strike` each; what is
+left of the two lists must then be equally long, and the first amount left in one is matched with
+the first left in the other, the second with the second, and so on. Each such pair costs the
+difference between its two amounts. What is the least total price? Either list may be empty, and all
+amounts may be struck out.
+"""
 
 from random import Random
 from typing import Any

@@ -1,4 +1,9 @@
-"""A potter fires pots in the order in which they were made: `heats` gives the heat that each needs, always above 0. Each firing takes the pots that come next, at least one and `shelf` at most. It costs `wood` for lighting the kiln, and for each pot in it as much as the greatest heat that a pot of this firing needs. What does it cost at least to fire all pots? There is at least one pot, and `shelf` is at least 1."""
+"""A potter fires pots in the order in which they were made: `heats` gives the heat that each needs,
+always above 0. Each firing takes the pots that come next, at least one and `shelf` at most. It
+costs `wood` for lighting the kiln, and for each pot in it as much as the greatest heat that a pot
+of this firing needs. What does it cost at least to fire all pots? There is at least one pot, and
+`shelf` is at least 1.
+"""
 
 from random import Random
 from typing import Any

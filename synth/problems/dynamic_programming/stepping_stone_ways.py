@@ -1,4 +1,12 @@
-"""Stones lie in a row across a river. `mossy` is a text with one letter per stone, from this bank to the other: `o` for a dry stone, `x` for a mossy one, which nobody may step on. Someone stands on the bank just before the first stone and wants to get to the far bank just behind the last stone, always ahead. `strides` lists the different distances, all at least 1, that a single hop may have: a hop of distance 1 leads from the near bank to the first stone, from a stone to the next one, or from the last stone to the far bank, a hop of distance 2 leads past one stone, and so on; no hop goes beyond the far bank's place. In how many different ways can the river be crossed? Two ways differ if they use different stones."""
+"""Stones lie in a row across a river. `mossy` is a text with one letter per stone, from this bank
+to the other: `o` for a dry stone, `x` for a mossy one, which nobody may step on. Someone stands on
+the bank just before the first stone and wants to get to the far bank just behind the last stone,
+always ahead. `strides` lists the different distances, all at least 1, that a single hop may have: a
+hop of distance 1 leads from the near bank to the first stone, from a stone to the next one, or from
+the last stone to the far bank, a hop of distance 2 leads past one stone, and so on; no hop goes
+beyond the far bank's place. In how many different ways can the river be crossed? Two ways differ if
+they use different stones.
+"""
 
 from random import Random
 from typing import Any

@@ -1,4 +1,10 @@
-"""A printer has two presses, an old one and a new one, and prints a series of sheets in the given order, one after another, each on one of the presses. `old_costs` and `new_costs` give for each sheet what it costs on the old and on the new press; there is at least one sheet. The first sheet may be printed on either. When a sheet is to be printed on another press than the sheet before it, carrying the forms over to the new press costs `to_new`, and carrying them over to the old press costs `to_old`. What does the whole series cost at least?"""
+"""A printer has two presses, an old one and a new one, and prints a series of sheets in the given
+order, one after another, each on one of the presses. `old_costs` and `new_costs` give for each
+sheet what it costs on the old and on the new press; there is at least one sheet. The first sheet
+may be printed on either. When a sheet is to be printed on another press than the sheet before it,
+carrying the forms over to the new press costs `to_new`, and carrying them over to the old press
+costs `to_old`. What does the whole series cost at least?
+"""
 
 from random import Random
 from typing import Any

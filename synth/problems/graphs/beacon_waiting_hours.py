@@ -1,4 +1,11 @@
-"""Beacon towers are numbered from 0. `seen_by` lists for each tower the towers whose guards can see its fire (a tower that sees another need not be seen by it), `guards` how many guards each tower has, and `lit` the different towers where a fire burns from the start; there may be none. One hour after a tower's fire began to burn, every tower that can see it lights its own, if it does not burn already. The night lasts `night` hours. Each guard waits from the start of the night until the own tower's fire burns, and where it does not burn by the end of the night, the guard has waited all night. How many hours have all guards waited, added up?"""
+"""Beacon towers are numbered from 0. `seen_by` lists for each tower the towers whose guards can see
+its fire (a tower that sees another need not be seen by it), `guards` how many guards each tower
+has, and `lit` the different towers where a fire burns from the start; there may be none. One hour
+after a tower's fire began to burn, every tower that can see it lights its own, if it does not burn
+already. The night lasts `night` hours. Each guard waits from the start of the night until the own
+tower's fire burns, and where it does not burn by the end of the night, the guard has waited all
+night. How many hours have all guards waited, added up?
+"""
 
 from collections import deque
 from random import Random

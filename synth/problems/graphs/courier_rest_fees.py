@@ -1,4 +1,11 @@
-"""A courier rides from town 0 to the last town. The list `fees` has one entry per town: what the inn of that town costs. The list `roads` has entries [one town, other town, toll]; a road can be ridden in both directions, its toll is paid at each ride, never joins a town with itself, and there may be several roads between the same two towns. In each town that the courier comes through on the way, the inn's fee has to be paid at each visit, but not in town 0 when setting out and not in the last town on arrival there. No fee and no toll is below 0. What is the least that the whole journey costs? If there is just one town, it costs 0; if the last town cannot be reached, answer -1."""
+"""A courier rides from town 0 to the last town. The list `fees` has one entry per town: what the
+inn of that town costs. The list `roads` has entries [one town, other town, toll]; a road can be
+ridden in both directions, its toll is paid at each ride, never joins a town with itself, and there
+may be several roads between the same two towns. In each town that the courier comes through on the
+way, the inn's fee has to be paid at each visit, but not in town 0 when setting out and not in the
+last town on arrival there. No fee and no toll is below 0. What is the least that the whole journey
+costs? If there is just one town, it costs 0; if the last town cannot be reached, answer -1.
+"""
 
 import heapq
 from random import Random

@@ -1,4 +1,9 @@
-"""In an office, each clerk passes every letter on to always the same clerk: `passes_to` gives for each clerk, numbered from 0, the number of the next one, which may be the clerk's own. `stamps` gives how many stamps each clerk puts on a letter each time that it comes, also when it came before. A letter first comes to the clerk `start` and is then passed on `moves` times; the clerk it comes to last stamps it as well. How many stamps are on it in the end?"""
+"""In an office, each clerk passes every letter on to always the same clerk: `passes_to` gives for
+each clerk, numbered from 0, the number of the next one, which may be the clerk's own. `stamps`
+gives how many stamps each clerk puts on a letter each time that it comes, also when it came before.
+A letter first comes to the clerk `start` and is then passed on `moves` times; the clerk it comes to
+last stamps it as well. How many stamps are on it in the end?
+"""
 
 from random import Random
 from typing import Any

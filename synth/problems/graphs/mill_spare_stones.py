@@ -1,4 +1,11 @@
-"""Mills lie along canals. `prices` gives for each mill what its kind of millstone costs, and `canals` lists pairs of different mills, by their numbers from 0, that a canal joins. Mills from which one can get to each other by boat, over one canal or several, form a group, and a mill without a canal is a group of its own; every mill belongs to exactly one group. Each group keeps spare stones: one for every two of its mills, and one more if a mill is left over. All the spares of a group are of the dearest kind that any of its mills uses. What do the spares of all groups cost together?"""
+"""Mills lie along canals. `prices` gives for each mill what its kind of millstone costs, and
+`canals` lists pairs of different mills, by their numbers from 0, that a canal joins. Mills from
+which one can get to each other by boat, over one canal or several, form a group, and a mill without
+a canal is a group of its own; every mill belongs to exactly one group. Each group keeps spare
+stones: one for every two of its mills, and one more if a mill is left over. All the spares of a
+group are of the dearest kind that any of its mills uses. What do the spares of all groups cost
+together?
+"""
 
 from random import Random
 from typing import Any

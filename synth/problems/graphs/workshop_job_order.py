@@ -1,4 +1,10 @@
-"""A workshop does one job after another. `needs` tells for each job, by its name, the names of the jobs that must be finished before it; each of them is a job of the workshop too, and none is named twice for one job. Whenever the workshop is free, it takes, of all the jobs that are not done yet and whose needs are all finished, the one whose name is alphabetically first (names are lower-case words). It closes when there is no such job left, even if some jobs were never done. Answer the names of the jobs in the order in which they are done."""
+"""A workshop does one job after another. `needs` tells for each job, by its name, the names of the
+jobs that must be finished before it; each of them is a job of the workshop too, and none is named
+twice for one job. Whenever the workshop is free, it takes, of all the jobs that are not done yet
+and whose needs are all finished, the one whose name is alphabetically first (names are lower-case
+words). It closes when there is no such job left, even if some jobs were never done. Answer the
+names of the jobs in the order in which they are done.
+"""
 
 import heapq
 from random import Random

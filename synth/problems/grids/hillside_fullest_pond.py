@@ -1,4 +1,10 @@
-"""A hillside is divided into square plots in rows and columns. `heights` gives row by row how high each plot lies, no two of them equally high, and `rain` in the same shape how many buckets of rain fall on it. All water of a plot, what fell there and what comes from elsewhere, runs to the lowest of the plots that share a side with it, provided that that one lies lower than the plot itself; otherwise it stays and forms a pond. None runs off the hillside or seeps away. How many buckets are in the pond that has most?"""
+"""A hillside is divided into square plots in rows and columns. `heights` gives row by row how high
+each plot lies, no two of them equally high, and `rain` in the same shape how many buckets of rain
+fall on it. All water of a plot, what fell there and what comes from elsewhere, runs to the lowest
+of the plots that share a side with it, provided that that one lies lower than the plot itself;
+otherwise it stays and forms a pond. None runs off the hillside or seeps away. How many buckets are
+in the pond that has most?
+"""
 
 from random import Random
 from typing import Any

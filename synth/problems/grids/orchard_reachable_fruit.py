@@ -1,4 +1,10 @@
-"""An orchard lies on a slope and is divided into square plots in rows and columns. `heights` gives row by row how high each plot lies, `fruit` in the same shape how many baskets of fruit it bears. A picker with a ladder starts on the first plot of the first row and may step from a plot to one that shares a side with it, any number of times, as long as their heights differ by no more than `ladder`. How many baskets can the picker bring in from all plots that can be got to, the first plot included?"""
+"""An orchard lies on a slope and is divided into square plots in rows and columns. `heights` gives
+row by row how high each plot lies, `fruit` in the same shape how many baskets of fruit it bears. A
+picker with a ladder starts on the first plot of the first row and may step from a plot to one that
+shares a side with it, any number of times, as long as their heights differ by no more than
+`ladder`. How many baskets can the picker bring in from all plots that can be got to, the first plot
+included?
+"""
 
 from random import Random
 from typing import Any

@@ -1,4 +1,11 @@
-"""A quilt is sewn from square pieces in rows and columns. `quilt` gives row by row what each piece is worth; a stained piece is worth less than nothing. A tailor cuts out one patch along the seams, `tall` rows high and `wide` columns wide, which fits into the quilt in one way at least and is not turned. The worth of a patch is that of its pieces together. Answer three numbers in this order: the row and the column of the upper left piece of the patch with the greatest worth, both counted from 0, and its worth. Of patches with equal worth, take the one that begins in the uppermost row, and of several in that row the leftmost."""
+"""A quilt is sewn from square pieces in rows and columns. `quilt` gives row by row what each piece
+is worth; a stained piece is worth less than nothing. A tailor cuts out one patch along the seams,
+`tall` rows high and `wide` columns wide, which fits into the quilt in one way at least and is not
+turned. The worth of a patch is that of its pieces together. Answer three numbers in this order: the
+row and the column of the upper left piece of the patch with the greatest worth, both counted from
+0, and its worth. Of patches with equal worth, take the one that begins in the uppermost row, and of
+several in that row the leftmost.
+"""
 
 from random import Random
 from typing import Any

@@ -1,4 +1,11 @@
-"""A snow plough clears a yard of square cells. `yard` has one text per row, all equally long: a digit is a cell's depth of snow, `#` a cell that is built over. The plough stands on the first cell of the first row, which is never built over, and faces towards the end of that row; the snow on this cell is cleared first of all. Then it follows `orders`, letter by letter: `L` and `R` turn it a quarter to its left or right on the spot, `F` drives it one cell ahead, unless that cell is built over or outside the yard, in which case it stays where it is. It clears all the snow of each cell it comes to. Answer the sum of the depths that it has cleared."""
+"""A snow plough clears a yard of square cells. `yard` has one text per row, all equally long: a
+digit is a cell's depth of snow, `#` a cell that is built over. The plough stands on the first cell
+of the first row, which is never built over, and faces towards the end of that row; the snow on this
+cell is cleared first of all. Then it follows `orders`, letter by letter: `L` and `R` turn it a
+quarter to its left or right on the spot, `F` drives it one cell ahead, unless that cell is built
+over or outside the yard, in which case it stays where it is. It clears all the snow of each cell it
+comes to. Answer the sum of the depths that it has cleared.
+"""
 
 from random import Random
 from typing import Any

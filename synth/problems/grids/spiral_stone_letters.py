@@ -1,4 +1,11 @@
-"""A stone bears letters in rows and columns; `stone` has one text per row, all equally long and not empty. The letters are to be read in a spiral: from the first letter of the first row along this row to its end, then down the last column, back along the last row, up the first column, and so on inwards, until each letter was read exactly once. A scribe copies the letters that are read as number `every`, as number two times `every`, three times `every` and so forth, where the letter read first is number 1. Answer the copied letters as one text, in the order of reading; it is empty if there are fewer than `every` letters."""
+"""A stone bears letters in rows and columns; `stone` has one text per row, all equally long and not
+empty. The letters are to be read in a spiral: from the first letter of the first row along this row
+to its end, then down the last column, back along the last row, up the first column, and so on
+inwards, until each letter was read exactly once. A scribe copies the letters that are read as
+number `every`, as number two times `every`, three times `every` and so forth, where the letter read
+first is number 1. Answer the copied letters as one text, in the order of reading; it is empty if
+there are fewer than `every` letters.
+"""
 
 from random import Random
 from typing import Any

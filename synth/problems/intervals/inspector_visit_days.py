@@ -1,4 +1,10 @@
-"""An inspector wants to see every building site of a town. `sites` has one entry per site, at least one: [first day, last day] on which there is work on it, both included, and the last not before the first. A visit to the town takes one day, and on that day the inspector sees all the sites where there is work. The inspector comes as few times as can be. Of all plans with that many visits, the inspector prefers the one whose first visit is latest; of those alike in this, the one whose second visit is latest, and so on. Answer the days of the visits in ascending order."""
+"""An inspector wants to see every building site of a town. `sites` has one entry per site, at least
+one: [first day, last day] on which there is work on it, both included, and the last not before the
+first. A visit to the town takes one day, and on that day the inspector sees all the sites where
+there is work. The inspector comes as few times as can be. Of all plans with that many visits, the
+inspector prefers the one whose first visit is latest; of those alike in this, the one whose second
+visit is latest, and so on. Answer the days of the visits in ascending order.
+"""
 
 from random import Random
 from typing import Any

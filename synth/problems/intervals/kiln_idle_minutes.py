@@ -1,4 +1,11 @@
-"""A pottery is open from minute `opens` to minute `closes`, which is later. `firings` lists when its kilns are lit as [begin, end] in minutes, with the end later than the begin; firings may overlap or touch each other, may reach beyond the opening times or lie outside of them altogether, are in no particular order, and there may be none. While the pottery is open and no firing goes on, the smith next door may use the yard, but setting up pays only if such a stretch of time lasts at least `shortest` minutes without a break, where `shortest` is at least 1. How many minutes are there in all the stretches that are long enough?"""
+"""A pottery is open from minute `opens` to minute `closes`, which is later. `firings` lists when
+its kilns are lit as [begin, end] in minutes, with the end later than the begin; firings may overlap
+or touch each other, may reach beyond the opening times or lie outside of them altogether, are in no
+particular order, and there may be none. While the pottery is open and no firing goes on, the smith
+next door may use the yard, but setting up pays only if such a stretch of time lasts at least
+`shortest` minutes without a break, where `shortest` is at least 1. How many minutes are there in
+all the stretches that are long enough?
+"""
 
 from random import Random
 from typing import Any

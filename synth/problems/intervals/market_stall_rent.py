@@ -1,4 +1,10 @@
-"""A single market stall can be let to one tenant at a time. `offers` has one entry per tenant: [first day, last day, rent], where the last day is not before the first and the rent, above 0, is for the whole time. A tenant gets all the days asked for, the first and the last included, or none. Between two tenants the stall has to stay empty for `cleaning` full days at least; 0 means that the next tenant may come on the day after the last day of the one before. Before the first tenant and after the last one nothing has to be kept free. What is the most rent that the stall can bring in?"""
+"""A single market stall can be let to one tenant at a time. `offers` has one entry per tenant:
+[first day, last day, rent], where the last day is not before the first and the rent, above 0, is
+for the whole time. A tenant gets all the days asked for, the first and the last included, or none.
+Between two tenants the stall has to stay empty for `cleaning` full days at least; 0 means that the
+next tenant may come on the day after the last day of the one before. Before the first tenant and
+after the last one nothing has to be kept free. What is the most rent that the stall can bring in?
+"""
 
 from bisect import bisect_left
 from random import Random

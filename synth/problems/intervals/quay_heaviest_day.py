@@ -1,4 +1,9 @@
-"""Ships lie at a quay. `stays` has one entry per ship, at least one: [first day, last day, tons]. The ship is at the quay on the first day, on the last day, which is not before the first, and on all days between. What all the ships at the quay weigh together is the quay's load on that day. Answer two numbers: the earliest day with the greatest load, and that load in tons. All weights are above 0."""
+"""Ships lie at a quay. `stays` has one entry per ship, at least one: [first day, last day, tons].
+The ship is at the quay on the first day, on the last day, which is not before the first, and on all
+days between. What all the ships at the quay weigh together is the quay's load on that day. Answer
+two numbers: the earliest day with the greatest load, and that load in tons. All weights are above
+0.
+"""
 
 from random import Random
 from typing import Any

@@ -1,4 +1,8 @@
-"""Watchmen guard an archive. `shifts` lists their shifts as [first hour, end]: the watchman is there from the beginning of the first hour up to the end, which is a later hour and does not itself belong to the shift, so that [3, 5] means two hours. Shifts are in no particular order, may overlap and may be alike; there may be none. During how many hours is exactly one watchman there?"""
+"""Watchmen guard an archive. `shifts` lists their shifts as [first hour, end]: the watchman is
+there from the beginning of the first hour up to the end, which is a later hour and does not itself
+belong to the shift, so that [3, 5] means two hours. Shifts are in no particular order, may overlap
+and may be alike; there may be none. During how many hours is exactly one watchman there?
+"""
 
 from random import Random
 from typing import Any

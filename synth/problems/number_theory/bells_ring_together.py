@@ -1,4 +1,8 @@
-"""Each bell of a town rings at regular times. `first` gives for each bell the minute, counted from midnight, of its first ring, 0 or later, and `every` how many minutes go by from each of its rings to the next, at least 1. The bells go on for ever. At which minute do all bells ring together for the first time? Answer -1 if they never do. There is at least one bell."""
+"""Each bell of a town rings at regular times. `first` gives for each bell the minute, counted from
+midnight, of its first ring, 0 or later, and `every` how many minutes go by from each of its rings
+to the next, at least 1. The bells go on for ever. At which minute do all bells ring together for
+the first time? Answer -1 if they never do. There is at least one bell.
+"""
 
 from math import gcd
 from random import Random

@@ -1,4 +1,10 @@
-"""A weaver has strips of cloth, whose lengths in inches, all above 0, are given by `lengths`; there are at least two. Any two of the strips could be cut, without waste, into pieces that are all equally long, a whole number of inches each; for a pair, take the greatest length of piece with which this can be done. A piece of this length is the pair's measure. What is the sum of the measures of all pairs that can be made of the strips? Each two strips are one pair, also when they are equally long."""
+"""A weaver has strips of cloth, whose lengths in inches, all above 0, are given by `lengths`; there
+are at least two. Any two of the strips could be cut, without waste, into pieces that are all
+equally long, a whole number of inches each; for a pair, take the greatest length of piece with
+which this can be done. A piece of this length is the pair's measure. What is the sum of the
+measures of all pairs that can be made of the strips? Each two strips are one pair, also when they
+are equally long.
+"""
 
 from random import Random
 from typing import Any

@@ -1,4 +1,10 @@
-"""A counter is made of cogs in a row. `teeth` gives for each cog, from the first to the last, how many teeth it has, at least 2; a cog shows a number from 0 to one less than its teeth, and `shown` gives what each shows now. A click turns the last cog by one tooth, so that it shows one more. When a cog would show as many as it has teeth, it shows 0 instead, and the cog just before it is turned by one tooth in the same way; when this happens to the first cog, nothing else is turned. The counter gets `clicks` clicks, 0 or more. Answer what the cogs show then, from the first to the last."""
+"""A counter is made of cogs in a row. `teeth` gives for each cog, from the first to the last, how
+many teeth it has, at least 2; a cog shows a number from 0 to one less than its teeth, and `shown`
+gives what each shows now. A click turns the last cog by one tooth, so that it shows one more. When
+a cog would show as many as it has teeth, it shows 0 instead, and the cog just before it is turned
+by one tooth in the same way; when this happens to the first cog, nothing else is turned. The
+counter gets `clicks` clicks, 0 or more. Answer what the cogs show then, from the first to the last.
+"""
 
 from random import Random
 from typing import Any

@@ -1,4 +1,10 @@
-"""A quarry delivers crates of paving stones. `crates` lists for each kind of crate how many stones are in one such crate, and `counts`, in the same order, how many crates a carter can stack of each kind, all numbers being at least 1. An alchemist multiplies the numbers of stones of all the crates with each other, where a kind of which there are several crates counts that many times, and wants the product to be a square number, that is, some whole number times itself. What is the smallest whole number, at least 1, by which the product must be multiplied further to become one?"""
+"""A quarry delivers crates of paving stones. `crates` lists for each kind of crate how many stones
+are in one such crate, and `counts`, in the same order, how many crates a carter can stack of each
+kind, all numbers being at least 1. An alchemist multiplies the numbers of stones of all the crates
+with each other, where a kind of which there are several crates counts that many times, and wants
+the product to be a square number, that is, some whole number times itself. What is the smallest
+whole number, at least 1, by which the product must be multiplied further to become one?
+"""
 
 from random import Random
 from typing import Any

@@ -1,4 +1,9 @@
-"""A workshop lays square tiles of one foot each. `orders` gives for each customer, by name, the number of tiles ordered, at least 1. Each order becomes one full rectangle in which all its tiles lie, without gaps, and its two sides differ in length by as little as is possible. A border is put around each rectangle, as long as the way around it. How many feet of border are needed for all orders together?"""
+"""A workshop lays square tiles of one foot each. `orders` gives for each customer, by name, the
+number of tiles ordered, at least 1. Each order becomes one full rectangle in which all its tiles
+lie, without gaps, and its two sides differ in length by as little as is possible. A border is put
+around each rectangle, as long as the way around it. How many feet of border are needed for all
+orders together?
+"""
 
 from random import Random
 from typing import Any
