@@ -36,6 +36,8 @@ class ExtractRecipe(_Section, frozen=True, kw_only=True):
     """Whether problems go through it."""
     solutions: Count = 1
     """How many solutions of a problem it tries, the original first, until one passes."""
+    hint: str = "The data is not shown: work on it with the tools, step by step, and give the answer with `done`."
+    """What a player is told after the problem's own words."""
 
 
 class LlmRecipe(_Section, frozen=True, kw_only=True):
