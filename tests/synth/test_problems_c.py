@@ -53,8 +53,11 @@ def answer(solution: Callable[..., Any], args: dict[str, Any]) -> Any:
     return solution(**copy.deepcopy(args))
 
 
-def test_there_are_five_problems_of_each_concept() -> None:
-    assert Counter(path.parent.name for path in PATHS) == dict.fromkeys(CONCEPTS, 5)
+def test_there_are_five_problems_of_each_concept_under_names_of_their_own() -> None:
+    counts = Counter(path.parent.name for path in PATHS)
+    assert all(counts[concept] >= 5 for concept in CONCEPTS)
+    stems = Counter(path.stem for path in ROOT.glob("*/*.py"))
+    assert all(stems[path.stem] == 1 for path in PATHS)
 
 
 @each_problem

@@ -70,4 +70,5 @@ TESTS = [
     ({"start": 2, "demands": [2, 1, 1, 1], "lead": 2, "point": 0, "target": 2}, 25),
     ({"start": 3, "demands": [0, 0, 0], "lead": 4, "point": 2, "target": 9}, 9),
     ({"start": 3, "demands": [1, 1], "lead": 1, "point": 5, "target": 6}, 27),
+    ({"start": 3, "demands": [1, 1, 1, 1], "lead": 2, "point": 5, "target": 6}, 51),
 ]

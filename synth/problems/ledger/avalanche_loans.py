@@ -12,6 +12,17 @@ from random import Random
 from typing import Any
 
 
+def next_loan(debt: list[int], rates: list[int]) -> int:
+    """The loan that is paid back first; -1 if all are paid off."""
+    best = -1
+    for k in range(len(debt)):
+        if debt[k] == 0:
+            continue
+        if best < 0 or (rates[k], debt[k]) > (rates[best], debt[best]):
+            best = k
+    return best
+
+
 def solve(debts: list[int], rates: list[int], payments: list[int]) -> int:
     """Interest charged."""
     debt = list(debts)
@@ -23,12 +34,7 @@ def solve(debts: list[int], rates: list[int], payments: list[int]) -> int:
             interest += charged
         left = payment
         while left > 0:
-            best = -1
-            for k in range(len(debt)):
-                if debt[k] == 0:
-                    continue
-                if best < 0 or (rates[k], debt[k]) > (rates[best], debt[best]):
-                    best = k
+            best = next_loan(debt, rates)
             if best < 0:
                 break
             paid = min(left, debt[best])

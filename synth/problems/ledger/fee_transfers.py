@@ -2,9 +2,9 @@
 order, each as [sender, receiver, amount], where sender and receiver are different accounts and the
 amount is at least 1. The sender pays the amount and on top of it a fee to the bank: 1 coin for every
 `per` coins of the amount, a last part of fewer than `per` coins also costing 1. A transfer is refused if
-amount and fee would leave the sender with less than minus `limit` coins (at least 0). For a refused
-transfer the sender pays a penalty of 1 coin to the bank, but only if the own balance is above 0. An
-account that was refused as the sender for the `strikes`-th time (at least 1) is closed right after
+paying amount and fee would leave the sender with less than minus `limit` coins (`limit` is at least 0).
+For a refused transfer the sender pays a penalty of 1 coin to the bank, but only if its balance is above
+0. An account that was refused as the sender for the `strikes`-th time (at least 1) is closed right after
 that, penalty included: later transfers from it or to it do not happen, and cost nothing.
 Return how many coins the bank takes in fees and penalties.
 """
@@ -93,7 +93,7 @@ TESTS = [
     (
         {
             "balances": [5, 50],
-            "transfers": [[0, 1, 9], [1, 0, 20]],
+            "transfers": [[0, 1, 9], [1, 0, 20], [0, 1, 3]],
             "per": 10,
             "limit": 0,
             "strikes": 1,
@@ -109,5 +109,15 @@ TESTS = [
             "strikes": 2,
         },
         12,
+    ),
+    (
+        {
+            "balances": [0, 9],
+            "transfers": [[0, 1, 5], [1, 0, 7], [1, 0, 5]],
+            "per": 2,
+            "limit": 0,
+            "strikes": 3,
+        },
+        4,
     ),
 ]

@@ -83,8 +83,16 @@ TESTS = [
     (
         {
             "start": 7,
-            "kinds": "begin post begin post commit rollback rollback commit begin post".split(),
-            "amounts": [0, 2, 0, 4, 0, 0, 0, 0, 0, 9],
+            "kinds": ["begin", "post", "begin", "post", "commit", "rollback", "rollback", "commit"],
+            "amounts": [0, 2, 0, 4, 0, 0, 0, 0],
+        },
+        7,
+    ),
+    (
+        {
+            "start": 7,
+            "kinds": ["commit", "begin", "post", "begin", "post"],
+            "amounts": [0, 0, 9, 0, -3],
         },
         7,
     ),

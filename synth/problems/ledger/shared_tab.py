@@ -85,7 +85,16 @@ def generate(rng: Random, level: int) -> dict[str, Any]:
 
 TESTS = [
     ({"people": 2, "payers": [0], "amounts": [10], "groups": [[0, 1]], "limit": 100}, 5),
-    ({"people": 3, "payers": [0], "amounts": [10], "groups": [[0, 1, 2]], "limit": 100}, 6),
+    (
+        {
+            "people": 3,
+            "payers": [2, 1],
+            "amounts": [11, 4],
+            "groups": [[0, 1, 2], [2]],
+            "limit": 100,
+        },
+        4,
+    ),
     ({"people": 2, "payers": [0, 1], "amounts": [4, 5], "groups": [[1], [0, 1]], "limit": 9}, 1),
     (
         {"people": 2, "payers": [0, 1], "amounts": [12, 6], "groups": [[0, 1], [0, 1]], "limit": 5},

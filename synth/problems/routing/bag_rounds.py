@@ -9,6 +9,7 @@ difference of their y.
 Return how far the courier walks in all.
 """
 
+from itertools import pairwise
 from random import Random
 from typing import Any
 
@@ -54,8 +55,7 @@ def solve_by_bags(xs: list[int], ys: list[int], weights: list[int], capacity: in
     for bag in bags:
         way.append((0, 0))
         way += [(xs[parcel], ys[parcel]) for parcel in bag]
-    legs = zip(way, way[1:], strict=False)
-    return sum(abs(a - c) + abs(b - d) for (a, b), (c, d) in legs)
+    return sum(abs(a - c) + abs(b - d) for (a, b), (c, d) in pairwise(way))
 
 
 def generate(rng: Random, level: int) -> dict[str, Any]:

@@ -37,6 +37,14 @@ def solve(
     return cost
 
 
+def move(places: list[int], origin: int, end: int) -> bool:
+    """Take one bike from a place to another, if there is one."""
+    if origin not in places:
+        return False
+    places[places.index(origin)] = end
+    return True
+
+
 def solve_by_bikes(
     bikes: list[int], low: int, high: int, room: int, visits: list[int], rides: list[list[int]]
 ) -> int:
@@ -44,20 +52,13 @@ def solve_by_bikes(
     truck = len(bikes)
     places = [station for station, count in enumerate(bikes) for _ in range(count)]
     cost = 0
-
-    def move(origin: int, end: int) -> bool:
-        if origin not in places:
-            return False
-        places[places.index(origin)] = end
-        return True
-
     for station, (origin, end, riders) in zip(visits, rides, strict=True):
         while places.count(station) > high and places.count(truck) < room:
-            cost += move(station, truck)
-        while places.count(station) < low and move(truck, station):
+            cost += move(places, station, truck)
+        while places.count(station) < low and move(places, truck, station):
             cost += 1
         for _ in range(riders):
-            if not move(origin, end):
+            if not move(places, origin, end):
                 cost += 3
     return cost
 
@@ -136,5 +137,16 @@ TESTS = [
             "rides": [[0, 1, 1], [1, 2, 4], [2, 0, 2]],
         },
         5,
+    ),
+    (
+        {
+            "bikes": [6, 1],
+            "low": 2,
+            "high": 3,
+            "room": 9,
+            "visits": [0, 1],
+            "rides": [[0, 1, 0], [0, 1, 0]],
+        },
+        4,
     ),
 ]

@@ -13,6 +13,14 @@ from random import Random
 from typing import Any
 
 
+def next_step(calls: list[int], floor: int, step: int) -> int:
+    """The direction, 1 or -1, in which the lift goes on."""
+    for call in calls:
+        if (call - floor) * step > 0:
+            return step
+    return -step
+
+
 def solve(starts: list[int], targets: list[int], capacity: int) -> int:
     """Times of getting out."""
     waiting = list(range(len(starts)))
@@ -31,12 +39,7 @@ def solve(starts: list[int], targets: list[int], capacity: int) -> int:
                 waiting.remove(person)
                 riding.append(person)
         calls = [starts[person] for person in waiting] + [targets[person] for person in riding]
-        is_ahead = False
-        for call in calls:
-            if (call - floor) * step > 0:
-                is_ahead = True
-        if not is_ahead:
-            step = -step
+        step = next_step(calls, floor, step)
         floor += step
         now += 1
     return total
@@ -70,7 +73,7 @@ def solve_by_stops(starts: list[int], targets: list[int], capacity: int) -> int:
 def generate(rng: Random, level: int) -> dict[str, Any]:
     """A low house, and a lift that is too small for all."""
     floors = rng.randint(3, 4) + level
-    count = rng.randint(3, 4) + level
+    count = 3 + level
     starts = [rng.choice([0, rng.randint(0, floors)]) for _ in range(count)]
     targets = [rng.choice([f for f in range(floors + 1) if f != start]) for start in starts]
     return {"starts": starts, "targets": targets, "capacity": rng.randint(1, 3)}

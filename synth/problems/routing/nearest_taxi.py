@@ -13,6 +13,17 @@ from random import Random
 from typing import Any
 
 
+def choose(ways: list[int], free_from: list[int], now: int, reach: int) -> int:
+    """The nearest free taxi; -1 if there is none."""
+    best = -1
+    for taxi in range(len(ways)):
+        if free_from[taxi] > now or ways[taxi] > reach:
+            continue
+        if best < 0 or ways[taxi] < ways[best]:
+            best = taxi
+    return best
+
+
 def solve(
     homes: list[int], times: list[int], origins: list[int], ends: list[int], reach: int
 ) -> int:
@@ -21,19 +32,14 @@ def solve(
     free_from = [0] * len(homes)
     earned = 0
     for i in range(len(times)):
-        best = -1
-        best_way = reach + 1
-        for taxi in range(len(homes)):
-            way = abs(places[taxi] - origins[i])
-            if free_from[taxi] <= times[i] and way < best_way:
-                best = taxi
-                best_way = way
+        ways = [abs(place - origins[i]) for place in places]
+        best = choose(ways, free_from, times[i], reach)
         if best < 0:
             continue
         ride = abs(ends[i] - origins[i])
         places[best] = ends[i]
-        free_from[best] = times[i] + best_way + ride
-        earned += 5 + 2 * ride - best_way
+        free_from[best] = times[i] + ways[best] + ride
+        earned += 5 + 2 * ride - ways[best]
     return earned
 
 
@@ -87,4 +93,5 @@ TESTS = [
         19,
     ),
     ({"homes": [0], "times": [0, 3], "origins": [1, 3], "ends": [3, 9], "reach": 1}, 25),
+    ({"homes": [0, 4, 12], "times": [0, 9], "origins": [2, 4], "ends": [3, 5], "reach": 12}, 12),
 ]

@@ -40,24 +40,25 @@ def solve(stops: list[int], length: int, tank: int) -> int:
     return driven + gap(place, 0, length)
 
 
+def measure(tour: list[int], length: int) -> int:
+    """Kilometres from the depot through some farms and back."""
+    kilometres = 0
+    for a, b in zip([0, *tour], [*tour, 0], strict=True):
+        kilometres += min((a - b) % length, (b - a) % length)
+    return kilometres
+
+
 def solve_by_tours(stops: list[int], length: int, tank: int) -> int:
     """Cut the farms into tours from depot to depot, each as long as one tank allows."""
-
-    def measure(tour: list[int]) -> int:
-        kilometres = 0
-        for a, b in zip([0, *tour], [*tour, 0], strict=True):
-            kilometres += min((a - b) % length, (b - a) % length)
-        return kilometres
-
     tours: list[list[int]] = [[]]
     for stop in stops:
-        if measure([stop]) > tank:
+        if measure([stop], length) > tank:
             continue
-        if measure([*tours[-1], stop]) <= tank:
+        if measure([*tours[-1], stop], length) <= tank:
             tours[-1].append(stop)
         else:
             tours.append([stop])
-    return sum(measure(tour) for tour in tours)
+    return sum(measure(tour, length) for tour in tours)
 
 
 def generate(rng: Random, level: int) -> dict[str, Any]:

@@ -17,10 +17,7 @@ def solve(needs: list[int], pays: list[int], away: list[list[int]], agency: int)
     streak = [0] * len(pays)
     cost = 0
     for day in range(len(needs)):
-        able: list[int] = []
-        for worker in range(len(pays)):
-            if worker not in away[day] and streak[worker] < 2:
-                able.append(worker)
+        able = [w for w in range(len(pays)) if w not in away[day] and streak[w] < 2]
         able.sort(key=lambda worker: (worked[worker], pays[worker], worker))
         called = able[: needs[day]]
         for worker in range(len(pays)):
@@ -75,4 +72,5 @@ TESTS = [
     ({"needs": [1, 1, 1], "pays": [4], "away": [[], [], []], "agency": 10}, 18),
     ({"needs": [2, 2], "pays": [4, 6, 5], "away": [[0], []], "agency": 20}, 20),
     ({"needs": [0, 3, 1], "pays": [2, 2], "away": [[], [1], [0]], "agency": 7}, 18),
+    ({"needs": [1, 0, 1, 1], "pays": [4], "away": [[], [], [], []], "agency": 10}, 12),
 ]

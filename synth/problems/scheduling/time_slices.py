@@ -90,7 +90,7 @@ def generate(rng: Random, level: int) -> dict[str, Any]:
 TESTS = [
     ({"arrivals": [0], "works": [5], "turn": 2, "setup": 1}, 5),
     ({"arrivals": [0, 0], "works": [3, 2], "turn": 2, "setup": 1}, 12),
-    ({"arrivals": [0, 2], "works": [3, 1], "turn": 2, "setup": 0}, 5),
+    ({"arrivals": [0, 2], "works": [5, 1], "turn": 2, "setup": 0}, 7),
     ({"arrivals": [0, 10], "works": [2, 3], "turn": 5, "setup": 2}, 7),
     ({"arrivals": [0, 1, 1], "works": [2, 4, 1], "turn": 3, "setup": 1}, 18),
 ]

@@ -70,7 +70,7 @@ def generate(rng: Random, level: int) -> dict[str, Any]:
 
 
 TESTS = [
-    ({"releases": [0], "durations": [3], "deadlines": [5]}, 2),
+    ({"releases": [0, 1], "durations": [4, 2], "deadlines": [4, 8]}, 2),
     ({"releases": [0], "durations": [6], "deadlines": [5]}, 0),
     ({"releases": [0, 0], "durations": [3, 2], "deadlines": [9, 4]}, 6),
     ({"releases": [0, 1], "durations": [4, 1], "deadlines": [10, 3]}, 6),

@@ -16,19 +16,24 @@ from typing import Any
 VALUES = [20, 10, 5, 2, 1]
 
 
+def make_change(held: list[int], due: int) -> list[int]:
+    """Pieces of each value that make up what is due; empty if that cannot be done."""
+    taken = [0] * len(VALUES)
+    for k in range(len(VALUES)):
+        taken[k] = min(held[k], due // VALUES[k])
+        due -= taken[k] * VALUES[k]
+    return taken if due == 0 else []
+
+
 def solve(drawer: list[int], prices: list[int], paid: list[int]) -> int:
     """Pieces handed out as change."""
     held = list(drawer)
     handed = 0
     for i in range(len(prices)):
-        due = paid[i] - prices[i]
-        if due < 0:
+        if paid[i] < prices[i]:
             continue
-        taken = [0] * len(VALUES)
-        for k in range(len(VALUES)):
-            taken[k] = min(held[k], due // VALUES[k])
-            due -= taken[k] * VALUES[k]
-        if due > 0:
+        taken = make_change(held, paid[i] - prices[i])
+        if not taken:
             continue
         for k in range(len(VALUES)):
             held[k] -= taken[k]

@@ -2,7 +2,7 @@
 least 1) from the front of the queue to its end. A queue may be empty from the start. While both queues
 have somebody, the two at the front wrestle. If they are equally strong, both go home. Otherwise the
 weaker goes home, and the stronger loses half of the weaker one's strength, rounded up, and goes to the
-end of the own queue.
+end of its own queue.
 Return the strengths that are left in the left queue, added up, minus those left in the right queue.
 """
 
@@ -51,7 +51,7 @@ def generate(rng: Random, level: int) -> dict[str, Any]:
 
 TESTS = [
     ({"left": [5], "right": [5]}, 0),
-    ({"left": [5], "right": [3]}, 3),
+    ({"left": [7], "right": [6]}, 4),
     ({"left": [4], "right": [3, 3]}, -2),
     ({"left": [2, 7], "right": [6, 6]}, -3),
     ({"left": [], "right": [4, 1]}, -5),
