@@ -13,10 +13,11 @@ from typing import Any
 
 import msgspec
 
-from configs.load import ConfigError
+from configs.load import ConfigError, find
 from configs.schema import PoolSection
 from configs.sft import Message, MessagesRow, TraceRecipe
 from envpool.env import ToolEnv
+from envpool.folder import is_path
 from envpool.source import PoolSource
 from envpool.task import Config, Split
 from rollout import toolcall
@@ -42,7 +43,9 @@ def generate(recipe: TraceRecipe) -> list[MessagesRow]:
     """Play `recipe.count` episodes, the environments in turn; raises ConfigError for unknown ones."""
     if not recipe.wrong_number + recipe.early_done + recipe.broken_json:
         raise ConfigError("traces: no mistake has a weight: raise one, or set spoiled=0")
-    source = PoolSource.load("traces", PoolSection(source=recipe.source, trusted=True))
+    section = PoolSection(source=recipe.source, trusted=True)
+    folder = str(find(recipe.source)) if is_path(recipe.source) else ""
+    source = PoolSource.load("traces", section, folder=folder)
     env_ids = recipe.envs or list(source.envs)
     envs = {env_id: source.env(env_id)() for env_id in env_ids}
     careful = msgspec.structs.replace(recipe, spoiled=0.0)
