@@ -12,6 +12,7 @@ square. Two environments of one problem always agree: these are one only if they
 import asyncio
 import itertools
 import json
+import re
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from enum import StrEnum
@@ -118,12 +119,7 @@ def _worth(one: Made) -> tuple[int, float, int, str]:
 
 def text_pairs(made: Sequence[Made]) -> list[Pair]:
     """Pairs whose statements and sources are alike."""
-    texts = [
-        "\n".join(
-            (one.tasks[0].prompt if one.tasks else "", one.draft.solutions[0], one.draft.source)
-        )
-        for one in made
-    ]
+    texts = [_text(one) for one in made]
     return [
         Pair(
             first=made[first].draft.env,
@@ -134,6 +130,14 @@ def text_pairs(made: Sequence[Made]) -> list[Pair]:
         )
         for first, second, alike in similarities(texts, at_least=NEAR_TEXT)
     ]
+
+
+def _text(one: Made) -> str:
+    """All that an environment says; its name is its own also where all else is copied."""
+    prompt = one.tasks[0].prompt if one.tasks else ""
+    name = re.search(r"^class (\w+)\(ToolEnv\)", one.draft.source, re.MULTILINE)
+    source = one.draft.source.replace(name[1], "ToolEnv") if name else one.draft.source
+    return "\n".join((prompt, one.draft.solutions[0], source))
 
 
 async def behaviour_pairs(
