@@ -114,12 +114,17 @@ class Court:
 
     @asynccontextmanager
     async def room(
-        self, files: Mapping[str, str | bytes], *, timeout_s: float = 0.0
+        self,
+        files: Mapping[str, str | bytes],
+        *,
+        timeout_s: float = 0.0,
+        longest_s: float = 0.0,
     ) -> AsyncIterator["Room"]:
         """Have `files` lie in a pool of their own. Raises JobFault if they cannot be imported.
 
         A file `x.py` at the top is imported as it is plugged in, and its environments can be played;
-        `_x.py` is not looked at. No call may take over `timeout_s`; 0: the recipe's step_timeout_s.
+        `_x.py` is not looked at. No call may take over `timeout_s` (0: the recipe's step_timeout_s) but
+        jobs that are given longer: `longest_s` at most.
         """
         pool = self._pool
         assert pool is not None, "the court is open"
@@ -127,7 +132,7 @@ class Court:
         timeout_s = timeout_s or self._recipe.step_timeout_s
         section = PoolSection(
             source="./draft",
-            step_timeout_s=timeout_s,
+            step_timeout_s=max(timeout_s, longest_s),
             cpu_s=max(1, round(timeout_s * CALLS_PER_PROCESS)),
         )
         laid = {name: _bytes(text) for name, text in files.items()} | self._inside
@@ -136,7 +141,7 @@ class Court:
         except ConfigError as error:
             raise JobFault("load", _without_path(str(error))) from error
         try:
-            yield Room(pool, plugged.key, plugged.envs)
+            yield Room(pool, plugged.key, plugged.envs, timeout_s)
         finally:
             await pool.retire(plugged.key)
 
@@ -186,9 +191,11 @@ class Court:
 class Room:
     """Files of one draft, served as a pool."""
 
-    def __init__(self, pool: EnvPool, key: PoolKey, envs: Sequence[str]) -> None:
+    def __init__(self, pool: EnvPool, key: PoolKey, envs: Sequence[str], timeout_s: float) -> None:
         self._pool = pool
         self._key = key
+        self.timeout_s = timeout_s
+        """What a call may take that is given no other time."""
         self.envs = [env for env in envs if env != "judge"]
         """Ids of the environments that lie in it, ours not."""
 
@@ -255,13 +262,13 @@ class Desk:
         self._room = room
         self._life: Life | None = None
 
-    async def run(self, job: str, arguments: Mapping[str, Any]) -> Any:
+    async def run(self, job: str, arguments: Mapping[str, Any], *, timeout_s: float = 0.0) -> Any:
         """What `module:function` returns. Raises JobFault."""
         if self._life is None:
             self._life = await self._room.open("judge", {})
         action = call_text("run", {"job": job, "arguments": dict(arguments)})
         try:
-            result = await step(self._life, action)
+            result = await step(self._life, action, timeout_s or self._room.timeout_s)
         except JobFault as fault:
             if fault.reason != "raised":
                 await self.close()
@@ -278,12 +285,15 @@ class Desk:
             await life.close()
 
 
-async def step(life: Life, action: str) -> StepResult:
+async def step(life: Life, action: str, timeout_s: float) -> StepResult:
     """Carry out an action. Raises JobFault, after which a life that was killed is of no more use."""
     try:
-        return await life.step(action)
+        async with asyncio.timeout(timeout_s):  # which kills it, when it is cancelled
+            return await life.step(action)
     except EnvFault as fault:
         raise _as_job(fault) from fault
+    except TimeoutError as error:
+        raise JobFault("timeout", f"a call took over {timeout_s:g} s: killed") from error
 
 
 def solution_name(number: int) -> str:
