@@ -18,7 +18,7 @@ from envpool.task import Config, config_digest
 from envpool.tools import Schema
 from synth import oracle, shown
 from synth.certificate import GRACE_S, certify
-from synth.court import INSIDE, Answer, Court, Desk, Failure, JobFault, Room, solution_name
+from synth.court import INSIDE, Answer, Court, Failure, JobFault, Room, solution_name
 from synth.oracle import OracleError
 from synth.problem import Problem
 from synth.records import Draft, Made, MadeTask, Move, Refusal
@@ -357,9 +357,9 @@ class _Trial:
         is_judged_by_author = bool(self._draft.checker)
         asked = right if is_judged_by_author else [*right, *wrong]
         rewards = await self._ask("candidate:judged", config=one.config, answers=asked)
-        for answer, reward in zip(asked, rewards, strict=True):
-            is_right = any(answer is form for form in right)
-            if (reward == 1.0) != is_right or reward not in (0.0, 1.0):
+        due = [1.0] * len(right) + [0.0] * len(wrong)
+        for answer, reward, wanted in zip(asked, rewards, due, strict=False):
+            if reward != wanted:
                 words = f"{answer!r} got {reward}, where {in_brief(one.answer)} is right"
                 raise _Refused("grading", words, one.config)
         pair = {"wrong": wrong[0], "right": one.answer}

@@ -2,8 +2,8 @@
 
 import itertools
 import json
+import math
 from collections.abc import Iterable, Iterator, Sequence
-from random import Random
 from typing import Any
 
 from envpool.env import ToolEnv
@@ -22,64 +22,57 @@ Move = Sequence[Any]
 """Name, arguments and observation of a call of the oracle."""
 
 
-def calls_of(env: ToolEnv, config: Config, trace: Sequence[Move]) -> tuple[list[list[Call]], bool]:
-    """Calls by tool, tools with few calls first, and whether some had to be left out."""
+def calls_of(env: ToolEnv, config: Config, trace: Sequence[Move]) -> list[list[Call]]:
+    """Calls by tool, tools with few calls first."""
     domain = _Domain(config, trace)
     found: list[list[Call]] = []
     for name, tool in env._tools.items():
         if name == "done":
             continue
-        made = domain.arguments(tool.schema["function"]["parameters"])
+        made = domain.arguments(name, tool.schema["function"]["parameters"])
         seen = [dict(arguments) for other, arguments, _ in trace if other == name]
         keyed = {json.dumps(one, sort_keys=True): one for one in (*seen, *made)}
         calls = (Call.of(tool, arguments) for arguments in keyed.values())
         found.append([call for call in calls if call is not None])
-    return sorted(found, key=len), domain.is_cut
+    return sorted(found, key=len)
 
 
 class _Domain:
+    """Values by type, those that the oracle's calls had first, then small ones, then others seen."""
+
     def __init__(self, config: Config, trace: Sequence[Move]) -> None:
-        parts = list(_parts([config, *(arguments for _, arguments, _ in trace)]))
-        observed = [one for _, _, text in trace for one in _parts(_decoded(text))]
-        sizes = [len(part) for part in parts if isinstance(part, list | str)]
-        top = min(MAX_TOP, max([MIN_TOP, *sizes]))
         asked = list(_parts([arguments for _, arguments, _ in trace]))
+        observed = [one for _, _, text in trace for one in _parts(_decoded(text))]
+        hidden = list(_parts(config))
+        sizes = [len(part) for part in (*hidden, *asked) if isinstance(part, list | str)]
+        whole = range(min(MAX_TOP, max([MIN_TOP, *sizes])) + 1)
         self._values: dict[str, list[Any]] = {
-            "integer": [
-                *range(top + 1),
-                *(one for one in (*asked, *observed) if type(one) is int),
-            ],
-            "number": [
-                *range(MIN_TOP),
-                *(x for x in (*asked, *observed) if type(x) in (int, float)),
-            ],
-            "string": [x for x in (*asked, *observed, *parts) if isinstance(x, str)],
+            "integer": [x for x in (*whole, *asked, *observed) if type(x) is int],
+            "number": [x for x in (*whole, *asked, *observed) if type(x) in (int, float)],
+            "string": [x for x in (*asked, *observed, *hidden) if isinstance(x, str)],
             "boolean": [False, True],
-            "array": [[], *(x for x in (*asked, *observed) if isinstance(x, list))],
+            "array": [x for x in (*asked, [], *observed) if isinstance(x, list)],
             "object": [x for x in asked if isinstance(x, dict)],
         }
-        self._values = {kind: _distinct(values) for kind, values in self._values.items()}
-        self.is_cut = False
+        self._asked: dict[tuple[str, str], list[Any]] = {}
+        for tool, arguments, _ in trace:
+            for name, value in arguments.items():
+                self._asked.setdefault((tool, name), []).append(value)
 
-    def arguments(self, schema: Schema) -> Iterable[dict[str, Any]]:
-        """Sets of arguments for a tool's parameters."""
+    def arguments(self, tool: str, schema: Schema) -> Iterator[dict[str, Any]]:
+        """Sets of arguments for a tool's parameters, `MAX_CALLS` at most."""
         definitions = schema.get("$defs", {})
         options: list[list[tuple[str, Any]]] = []
         for name, part in schema["properties"].items():
             kind, described = kind_of(part, definitions)
             values = described.get("enum") or self._values.get(kind, [None])
-            pairs: list[tuple[str, Any]] = [(name, value) for value in values]
+            found = _distinct([*self._asked.get((tool, name), ()), *values])
+            pairs: list[tuple[str, Any]] = [(name, value) for value in found]
             options.append(pairs if name in schema["required"] else [("", None), *pairs])
-        size = 1
-        for pairs in options:
-            size *= len(pairs)
-        if size > MAX_CALLS:
-            self.is_cut = True
-            rng = Random(0)
-            chosen = ([rng.choice(pairs) for pairs in options] for _ in range(MAX_CALLS))
-        else:
-            chosen = itertools.product(*options)
-        return [{name: value for name, value in pairs if name} for pairs in chosen]
+        while math.prod(map(len, options)) > MAX_CALLS:
+            max(options, key=len).pop()
+        for pairs in itertools.product(*options):
+            yield {name: value for name, value in pairs if name}
 
 
 def _parts(value: Any) -> Iterator[Any]:

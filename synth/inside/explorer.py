@@ -55,7 +55,7 @@ def certify(
     high = explorer.upper()
     return {
         "calls": min(low, high),
-        "is_exact": low >= high,
+        "is_exact": low >= high and not explorer.is_sampled,
         "is_sampled": explorer.is_sampled,
         "alternatives": len(found),
     }
@@ -99,7 +99,7 @@ class _Explorer:
         self._changing: set[str] = set()
         self._lockstep = Lockstep([config, *found])
         env = self._lockstep.envs[0]
-        self._calls, self.is_sampled = calls_of(env, config, trace)
+        self._calls = calls_of(env, config, trace)
         calls = [Call.of(env._tools[name], arguments) for name, arguments, _ in trace]
         self._trace = [call for call in calls if call is not None]
         self._start()
