@@ -48,8 +48,7 @@ class Rewording:
     def __init__(self, names: Mapping[str, str]) -> None:
         self._names = {old: new for old, new in names.items() if old != new}
         words = "|".join(map(re.escape, sorted(self._names, key=len, reverse=True)))
-        # In backticks, before a bracket, or with an underscore: other words are plain English.
-        self._pattern = re.compile(rf"(?<=`)(?:{words})(?=`)|\b(?:{words})(?=\()|\b(?:{words})\b")
+        self._pattern = re.compile(rf"\b(?:{words})\b")
 
     def __call__(self, text: str) -> str:
         return self._pattern.sub(self._new, text) if self._names else text
@@ -57,6 +56,7 @@ class Rewording:
     def _new(self, match: re.Match[str]) -> str:
         text, old = match.string, match[0]
         before, after = text[match.start() - 1 : match.start()], text[match.end() : match.end() + 1]
+        # Other words are plain English.
         is_name = (before == "`" and after == "`") or after == "(" or "_" in old
         return self._names[old] if is_name else old
 

@@ -13,7 +13,7 @@ import pytest
 from configs.load import ConfigError
 from configs.schema import EnvPoolSection, PoolSection
 from envpool.conformance import check_envs
-from envpool.env import ToolEnv, call_text, tool
+from envpool.env import ToolEnv, ToolInputError, call_text, tool
 from envpool.envs import basics
 from envpool.envs.numbers import Numbers
 from envpool.envs.sum_list import SumList
@@ -109,19 +109,21 @@ class Pairs(ToolEnv):
 
     def setup(self, config: Numbers) -> None:
         self._numbers = config.numbers
+        self._num_said = 0
 
     def statement(self) -> str:
-        return "Call add_up(first, second), or `say`, and say what you see."
+        return "Call add_up twice, say(), or `say`, and say what you see."
 
     def reference(self) -> int:
         return sum(self._numbers)
 
     @tool
-    def add_up(self, first: int, second: int = 0) -> int:
+    def add_up(self, first: int, third: int, second: int = 0) -> int:
         """The first number and the second, as `first` says; see `say`.
 
         Args:
             first: Position of one, below `second`.
+            third: Nothing.
             second: Position of the other.
         """
         return self._numbers[first] - self._numbers[second]
@@ -129,6 +131,9 @@ class Pairs(ToolEnv):
     @tool
     def say(self) -> str:
         """Say something."""
+        self._num_said += 1
+        if self._num_said > 1:
+            raise ToolInputError("call add_up")
         return "call add_up"
 
 
@@ -137,29 +142,34 @@ def test_parameters_get_other_names_and_another_order_and_texts_follow() -> None
         "numbers": [5, 9],
         VARIATION: {
             "rename": {"add_up": {"name": "join"}, "say": {"name": "talk"}},
-            "permute": {"add_up": {"names": {"first": "one"}, "order": ["second", "first"]}},
+            "permute": {
+                "add_up": {"names": {"first": "one"}, "order": ["second", "third", "first"]}
+            },
         },
     }
     env = playable(Pairs(), config)
     assert (
-        env.reset(options=config)[0] == "Call join(first, second), or `talk`, and say what you see."
+        env.reset(options=config)[0] == "Call join twice, talk(), or `talk`, and say what you see."
     )
     function = env.tools()[0]["function"]
     parameters = function["parameters"]
     assert function["description"] == "The first number and the second, as `one` says; see `talk`."
-    assert list(parameters["properties"]) == ["second", "one"]
+    assert list(parameters["properties"]) == ["second", "third", "one"]
     assert parameters["properties"]["one"] == {
         "type": "integer",
         "description": "Position of one, below `second`.",
     }
-    assert parameters["required"] == ["one"]
-    assert ask(env, "join", one=0, second=1) == "-4"
-    assert ask(env, "join", one=1) == "4"
-    assert ask(env, "join", first=1) == "Error: join takes (second: int, one: int)"
-    # An observation is the environment's, word for word.
+    assert parameters["required"] == ["third", "one"]
+    takes = "Error: join takes (second: int, third: int, one: int)"
+    assert ask(env, "join", one=0, second=1, third=0) == "-4"
+    assert ask(env, "join", one=1, third=0) == "4"
+    assert ask(env, "join", first=1, third=0) == takes
+    # An observation that an oracle reads is the environment's, word for word.
     assert ask(env, "talk") == "call add_up"
+    # A message for whoever called wrongly is not.
+    assert ask(env, "talk") == "Error: call join"
     # The environment's own schema is as it was.
-    assert list(Pairs.tools()[0]["function"]["parameters"]["properties"]) == ["first", "second"]
+    assert next(iter(Pairs.tools()[0]["function"]["parameters"]["properties"])) == "first"
 
 
 def test_a_distractor_is_a_tool_like_others_and_touches_nothing() -> None:

@@ -1,5 +1,6 @@
 """Variations drawn for the shipped environments: won by the oracle, lost by a wrong answer."""
 
+from pathlib import Path
 from random import Random
 
 import msgspec
@@ -12,6 +13,7 @@ from configs.sft import TraceRecipe
 from envpool.envs import basics
 from envpool.task import VARIATION
 from envpool.variation import Variation, read_variation
+from synth.traces import generate
 from synth.traces import play as demonstrate
 from synth.vary import KINDS, MAX_KINDS, draw_kinds, vary
 from tests.envpool.varying import drawn, plain_trace, play, started
@@ -127,6 +129,25 @@ def test_a_demonstration_of_a_variant_is_played_with_its_tools() -> None:
     names = [rename.name for rename in read_variation(config[VARIATION], "").rename.values()]
     assert reward == 1.0
     assert any(f'"name": "{names[0]}"' in message.content for message in messages)
+
+
+def test_configurations_that_are_varied_are_demonstrated_as_such(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "varied_source.py").write_text(
+        "from envpool.envs.sum_list import SumList\n"
+        "class Own(SumList):\n"
+        "    @classmethod\n"
+        "    def sample(cls, rng, level):\n"
+        "        variation = {'rename': {'get': {'name': 'read_item'}}}\n"
+        "        return {**super().sample(rng, level), 'variation': variation}\n"
+        "envs = {'own': Own}\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    recipe = TraceRecipe(source="varied_source:envs", count=3, spoiled=0.0, max_turns=100)
+    for row in generate(recipe):
+        assert row.reward == 1.0
+        assert [tool["function"]["name"] for tool in row.tools] == ["length", "read_item", "done"]
 
 
 def test_no_variation_is_the_plain_task() -> None:
