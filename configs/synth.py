@@ -19,8 +19,8 @@ class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 class ProblemsRecipe(_Section, frozen=True, kw_only=True):
     """Which coding problems."""
 
-    paths: list[str] = ["shipped"]
-    """JSONL or parquet files, `.py` files or directories of them; `shipped`: those that come along."""
+    paths: list[str] = []
+    """JSONL or parquet files, `.py` files or directories of them; empty: the problems that come along."""
     format: Literal["native", "kodcode", "apps", "taco"] = "native"
     """Shape of the rows of JSONL and parquet files."""
     fields: dict[str, str] = {}
