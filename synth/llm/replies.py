@@ -75,6 +75,9 @@ class RefusedReply(Exception):
         self.reason = reason
         self.text = text
 
+    def __str__(self) -> str:
+        return self.text
+
     @property
     def is_repairable(self) -> bool:
         """Whether asking again with the text can help: not where the model declines."""
@@ -188,7 +191,8 @@ def _parse(source: str, what: str) -> ast.Module:
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         line = getattr(error, "lineno", None)
         at = f" in its line {line}" if line else ""
-        raise RefusedReply("syntax", f"{what} cannot be parsed{at}: {error}") from None
+        said = getattr(error, "msg", None) or str(error) or type(error).__name__
+        raise RefusedReply("syntax", f"{what} cannot be parsed{at}: {said}") from None
 
 
 def _environment_class(tree: ast.Module, fields: list[str]) -> str:

@@ -73,7 +73,7 @@ class Synthesizer:
         self._endpoint: Endpoint | None = None
         self._usage = Usage()
         self.refusals: list[Refusal] = []
-        """Replies that could not be used, as they came."""
+        """All replies that could not be used, as they came, also those that were repaired later."""
 
     @property
     def usage(self) -> Usage:
@@ -105,59 +105,67 @@ class Synthesizer:
         key = find_key(self._recipe, url, self._environ)
         return Endpoint(self._recipe, url=url, key=key, sleep=self._sleep)
 
-    async def drafts(self, problem: Problem) -> list[Draft]:
-        """First drafts of a problem, all different; fewer than `samples` where replies were refused."""
-        if not self._is_askable(problem):
-            return []
+    async def drafts(self, problem: Problem) -> list[Draft | Refusal]:
+        """First drafts of a problem, all different, and after them what was refused for good."""
+        unfit = self._unfit(problem)
+        if unfit is not None:
+            return [unfit]
         samples, solvers = self._first(problem)
         async with asyncio.TaskGroup() as group:
             written = [group.create_task(self._talk(one, read_environment)) for one in samples]
             solved = [group.create_task(self._talk(one, read_solver)) for one in solvers]
         # Only now, so that what was under way was answered and kept.
+        refused: list[Refusal] = []
         for task in (*written, *solved):
-            if isinstance(result := task.result(), EndpointError):
-                raise result
+            match task.result():
+                case EndpointError() as error:
+                    raise error
+                case Refusal() as refusal:
+                    refused.append(refusal)
         solutions = [found[0] for task in solved if isinstance(found := task.result(), tuple)]
-        drafts: dict[tuple[str, bytes], Draft] = {}
+        drafts: list[Draft] = []
         for task in written:
             if isinstance(found := task.result(), tuple):
                 draft = self._draft(*found, solutions)
-                drafts.setdefault((draft.source, repr(draft.configs).encode()), draft)
-        return list(drafts.values())
+                if not any(_is_same(draft, other) for other in drafts):
+                    drafts.append(draft)
+        return [*drafts, *refused]
 
-    async def repair(self, draft: Draft, message: str) -> Draft | None:
-        """A further draft, after the verifier's message.
+    async def repair(self, draft: Draft, message: str) -> Draft | Refusal | None:
+        """A further draft, after the verifier's message; a refusal where the model gave none.
 
-        None where repairs are used up, the budget is spent, the model declines, or `draft` is none that
-        this object gave: a resumed run asks for the drafts of a problem first, which the cache answers.
+        None where repairs are used up, or `draft` is none that this object gave: a resumed run asks for
+        the drafts of a problem first, which the cache answers.
         """
         conversation = self._conversations.get(draft.digest)
-        if conversation is None:
+        if conversation is None or not conversation.repairs_left:
             return None
-        solutions = draft.solutions[len(conversation.problem.solutions) :]
-        while conversation.repairs_left:
+        solvers = draft.solutions[len(conversation.problem.solutions) :]
+        while True:
             asked = conversation.asked_again(self._prompts, message)
             found = await self._talk(asked, read_environment)
             if isinstance(found, EndpointError):
                 raise found
-            if found is None:
-                return None
-            repaired = self._draft(*found, solutions)
-            if (repaired.source, repaired.configs) != (draft.source, draft.configs):
+            if isinstance(found, Refusal):
+                return found
+            repaired = self._draft(*found, solvers)
+            if not _is_same(repaired, draft):
                 return repaired
             conversation = found[1]
-            self._refuse(conversation.problem, "unchanged", "the model sent the same again")
-        return None
+            refusal = self._refuse(conversation.problem, "unchanged", "the model sent it again")
+            if not conversation.repairs_left:
+                return refusal
 
     def requests(self, problems: Iterable[Problem]) -> dict[str, Request]:
         """The first requests of problems, by the id that they have in a batch."""
         found = {}
         for problem in problems:
-            if self._is_askable(problem):
-                samples, solvers = self._first(problem)
-                for one in (*samples, *solvers):
-                    request = self._request(one)
-                    found[batch.custom_id(one.name, request)] = request
+            if self._unfit(problem) is not None:
+                continue
+            samples, solvers = self._first(problem)
+            for one in (*samples, *solvers):
+                request = self._request(one)
+                found[batch.custom_id(one.name, request)] = request
         return found
 
     async def write_batch(self, problems: Iterable[Problem], path: Path) -> int:
@@ -188,8 +196,8 @@ class Synthesizer:
 
     async def _talk(
         self, conversation: Conversation, read: Callable[[Reply, Problem], T]
-    ) -> tuple[T, Conversation] | EndpointError | None:
-        """Ask until a reply can be read; None where none could, which is in the refusals.
+    ) -> tuple[T, Conversation] | Refusal | EndpointError:
+        """Ask until a reply can be read; the last refusal where none could.
 
         An EndpointError is a result, so that it takes nothing away from those beside it.
         """
@@ -206,9 +214,11 @@ class Synthesizer:
             try:
                 return read(reply, problem), conversation.answered(reply)
             except RefusedReply as refused:
-                self._refuse(problem, refused.reason, f"{conversation.name}: {refused.text}")
+                refusal = self._refuse(
+                    problem, refused.reason, f"{conversation.name}: {refused.text}"
+                )
                 if not refused.is_repairable or not conversation.repairs_left:
-                    return None
+                    return refusal
                 conversation = conversation.after_refusal(self._prompts, reply, refused)
 
     async def _reply(self, request: Request) -> Reply:
@@ -252,14 +262,21 @@ class Synthesizer:
         self._conversations[draft.digest] = conversation
         return draft
 
-    def _is_askable(self, problem: Problem) -> bool:
+    def _unfit(self, problem: Problem) -> Refusal | None:
+        """Why nothing can be asked about a problem."""
         try:
             fields_of(problem)
         except ProblemError as error:
-            self._refuse(problem, "solution", str(error))
-            return False
-        return True
+            return self._refuse(problem, "solution", str(error))
+        return None
 
-    def _refuse(self, problem: Problem, reason: str, detail: str) -> None:
+    def _refuse(self, problem: Problem, reason: str, detail: str) -> Refusal:
         self._usage.fail(reason)
-        self.refusals.append(Refusal(problem=problem.id, stage=STAGE, reason=reason, detail=detail))
+        refusal = Refusal(problem=problem.id, stage=STAGE, reason=reason, detail=detail)
+        self.refusals.append(refusal)
+        return refusal
+
+
+def _is_same(one: Draft, other: Draft) -> bool:
+    """Whether two drafts are one environment with the same configurations."""
+    return (one.source, one.configs) == (other.source, other.configs)

@@ -1,5 +1,6 @@
 """`synth.llm.endpoint`: what is tried again, what ends everything, and that the key stays unseen."""
 
+import asyncio
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -30,7 +31,10 @@ async def asking(
     url: str, pauses: Pauses | None = None, **settings: object
 ) -> AsyncIterator[Endpoint]:
     recipe: LlmRecipe = make_recipe(url, **settings)
-    endpoint = Endpoint(recipe, url=url, key=KEY, sleep=pauses or Pauses())
+    # The client reads certificates as it is made.
+    endpoint = await asyncio.to_thread(
+        Endpoint, recipe, url=url, key=KEY, sleep=pauses or Pauses()
+    )
     try:
         yield endpoint
     finally:
@@ -170,9 +174,9 @@ async def test_a_question_that_is_too_long_fails_alone(status: int, said: str) -
 
 
 async def test_a_key_that_the_server_echoes_is_left_out() -> None:
-    async with serve([Answer(text=f"your key is {KEY}")]) as served:
-        async with asking(served.url) as endpoint:
-            assert (await endpoint.ask(REQUEST)).text == "your key is ***"
+    script = [Answer(text=f"your key is {KEY}")]
+    async with serve(script) as served, asking(served.url) as endpoint:
+        assert (await endpoint.ask(REQUEST)).text == "your key is ***"
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ def test_thoughts_and_line_ends_are_no_matter() -> None:
     [
         ("```python environment", "```python", "format", "python environment"),
         ("```json configurations", "```json", "format", "json configurations"),
-        ("class LiftWear(ToolEnv):", "class LiftWear(ToolEnv:", "syntax", "line 28"),
+        ("class LiftWear(ToolEnv):", "class LiftWear(ToolEnv:", "syntax", "in its line"),
         ("class LiftWear(ToolEnv):", "class LiftWear(Env):", "class", "0 subclasses"),
         (
             "class Building",
