@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Literal
 
 from envpool import env as envs
+from envpool import stepwise
 from envpool.env import ToolEnv
 
 __all__ = ["MODULES", "Role", "screen"]
@@ -142,6 +143,8 @@ class _Screen:
             for name in names:
                 if name not in envs.__all__:
                     yield f"imports {name} of envpool.env: there are {', '.join(envs.__all__)}"
+        elif module == "envpool" and names == ["stepwise"]:
+            return
         elif module == "sys" and self._role != "env":
             for name in names:
                 if name not in SYS:
@@ -169,6 +172,9 @@ class _Screen:
                     yield f"reaches for .{name}, private to another object: name it without _"
             elif self._role == "env" and name in _PRIVATE:
                 yield f"uses self.{name}, which is ToolEnv's own: choose another name"
+        elif root == "stepwise" and isinstance(node.value, ast.Name):
+            if name not in stepwise.__all__:
+                yield f"uses stepwise.{name}: there are {', '.join(stepwise.__all__)}"
         elif name in _ATTRIBUTES:
             yield f"reaches for .{name}, which leads out of a pure computation"
         elif root == "sys" and isinstance(node.value, ast.Name) and name not in SYS:
