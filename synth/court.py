@@ -112,6 +112,12 @@ class Court:
             await self._pool.close()
             self._pool = None
 
+    @property
+    def sessions(self) -> EnvPool:
+        """Where tasks of its rooms are played."""
+        assert self._pool is not None, "the court is open"
+        return self._pool
+
     @asynccontextmanager
     async def room(
         self,
@@ -199,17 +205,20 @@ class Room:
         self.envs = [env for env in envs if env != "judge"]
         """Ids of the environments that lie in it, ours not."""
 
-    async def open(self, env: str, config: Config, seed: int = 0) -> Life:
-        """Play an environment in a process of its own; close it. Raises JobFault."""
-        task = Task(
+    def task(self, env: str, config: Config, seed: int = 0) -> Task:
+        """A task of it, for whoever plays in the court's sessions."""
+        return Task(
             pool=self._key.name,
             pool_version=self._key.version,
             env=env,
             config=config,
             seed=seed,
         )
+
+    async def open(self, env: str, config: Config, seed: int = 0) -> Life:
+        """Play an environment in a process of its own; close it. Raises JobFault."""
         try:
-            return await self._pool.open_life(task)
+            return await self._pool.open_life(self.task(env, config, seed))
         except EnvFault as fault:
             raise _as_job(fault) from fault
 

@@ -104,8 +104,13 @@ async def _draw(court: Court, problem: Problem, recipe: VerifyRecipe) -> list[tu
     encode = msgspec.json.Encoder(order="sorted").encode
     found: dict[bytes, tuple[Config, int]] = {}
     per_level = -(-recipe.drawn // recipe.levels)
-    for level in range(recipe.level, recipe.level + recipe.levels):
-        for config in await court.generate(problem.generator, per_level, level, recipe.seed):
+    levels = range(recipe.level, recipe.level + recipe.levels)
+    drawn = [
+        await court.generate(problem.generator, per_level, level, recipe.seed) for level in levels
+    ]
+    # In turn: the first of them that pass become tasks, as many of each level.
+    for configs in zip(*drawn, strict=True):
+        for level, config in zip(levels, configs, strict=True):
             found.setdefault(encode(config), (config, level))
     return list(found.values())
 

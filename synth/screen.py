@@ -161,20 +161,22 @@ class _Screen:
         elif name in _STREAMS and self._role != "program":
             yield f"uses {name}: nobody reads or sees it here; return what is to be known"
 
+    def _stepwise(self, name: str) -> Iterator[str]:
+        if name not in stepwise.__all__:
+            yield f"uses stepwise.{name}: there are {', '.join(stepwise.__all__)}"
+
     def _attribute(self, node: ast.Attribute) -> Iterator[str]:
         name, root = node.attr, _root(node)
-        if _is_dunder(name):
-            if name not in _DUNDERS:
-                yield f"reaches for .{name}, an inside of Python"
-        elif name.startswith("_"):
+        if _is_dunder(name) and name not in _DUNDERS:
+            yield f"reaches for .{name}, an inside of Python"
+        elif name.startswith("_") and not _is_dunder(name):
             if root not in ("self", "cls") or not isinstance(node.value, ast.Name):
                 if name not in _OF_NAMEDTUPLE:
                     yield f"reaches for .{name}, private to another object: name it without _"
             elif self._role == "env" and name in _PRIVATE:
                 yield f"uses self.{name}, which is ToolEnv's own: choose another name"
         elif root == "stepwise" and isinstance(node.value, ast.Name):
-            if name not in stepwise.__all__:
-                yield f"uses stepwise.{name}: there are {', '.join(stepwise.__all__)}"
+            yield from self._stepwise(name)
         elif name in _ATTRIBUTES:
             yield f"reaches for .{name}, which leads out of a pure computation"
         elif root == "sys" and isinstance(node.value, ast.Name) and name not in SYS:

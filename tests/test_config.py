@@ -202,6 +202,7 @@ def test_help_needs_no_command(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        (["synth", "--help"], ["launch.py synth audit", "verify.configs=8", "llm.model="]),
         (["sft", "--help"], ["launch.py sft", "traces.spoiled=0.2", "policy.hidden=96"]),
         (["report", "--help"], ["launch.py report DIR"]),
         (["bench", "--help"], ["--json", "--steps", "--keep", "settings", *launch.BENCHES]),

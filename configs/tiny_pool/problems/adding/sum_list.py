@@ -19,7 +19,7 @@ def solve_at_once(numbers: list[int]) -> int:
 
 def generate(rng: Random, level: int) -> dict[str, Any]:
     """Numbers below 100."""
-    return {"numbers": [rng.randint(1, 33) for _ in range(rng.randint(2, 5) + 3 * level)]}
+    return {"numbers": [rng.randint(1, 33) for _ in range(rng.randint(3, 6) + 3 * level)]}
 
 
 TESTS = [({"numbers": [3, 1, 4]}, 8), ({"numbers": [7]}, 7), ({"numbers": []}, 0)]

@@ -20,7 +20,7 @@ def solve_by_absence(start: int, after: dict[str, int]) -> int:
 
 def generate(rng: Random, level: int) -> dict[str, Any]:
     """A chain of different nodes."""
-    nodes = rng.sample(range(1, 100), rng.randint(2, 4) + 2 * level)
+    nodes = rng.sample(range(1, 100), rng.randint(3, 5) + 2 * level)
     return {"start": nodes[0], "after": {str(a): b for a, b in pairwise(nodes)}}
 
 

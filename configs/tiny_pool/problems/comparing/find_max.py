@@ -20,7 +20,7 @@ def solve_sorted(numbers: list[int]) -> int:
 
 def generate(rng: Random, level: int) -> dict[str, Any]:
     """Numbers from 1 to 99."""
-    return {"numbers": [rng.randint(1, 99) for _ in range(rng.randint(2, 4) + 2 * level)]}
+    return {"numbers": [rng.randint(1, 99) for _ in range(rng.randint(3, 5) + 2 * level)]}
 
 
 TESTS = [({"numbers": [3, 1, 4]}, 4), ({"numbers": [7]}, 7), ({"numbers": [9, 9, 2]}, 9)]

@@ -20,7 +20,7 @@ def solve_by_text(numbers: list[int]) -> int:
 
 def generate(rng: Random, level: int) -> dict[str, Any]:
     """Numbers below 100."""
-    return {"numbers": [rng.randint(0, 99) for _ in range(rng.randint(2, 5) + 3 * level)]}
+    return {"numbers": [rng.randint(0, 99) for _ in range(rng.randint(3, 6) + 3 * level)]}
 
 
 TESTS = [({"numbers": [3, 1, 4]}, 1), ({"numbers": [7]}, 0), ({"numbers": [8, 0, 2]}, 3)]

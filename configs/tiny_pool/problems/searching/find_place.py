@@ -19,7 +19,7 @@ def solve_by_looking(numbers: list[int], target: int) -> int:
 
 def generate(rng: Random, level: int) -> dict[str, Any]:
     """Different numbers in order, and one of them."""
-    numbers = sorted(rng.sample(range(100), rng.randint(3, 6) + 4 * level))
+    numbers = sorted(rng.sample(range(100), rng.randint(4, 7) + 2 * level))
     return {"numbers": numbers, "target": rng.choice(numbers)}
 
 

@@ -23,7 +23,7 @@ def solve_by_pairs(numbers: list[int]) -> int:
 
 def generate(rng: Random, level: int) -> dict[str, Any]:
     """Different numbers."""
-    return {"numbers": rng.sample(range(100), rng.randint(2, 4) + level)}
+    return {"numbers": rng.sample(range(100), rng.randint(3, 4) + level)}
 
 
 TESTS = [({"numbers": [3, 1, 2]}, 2), ({"numbers": [7]}, 0), ({"numbers": [1, 2]}, 0)]
