@@ -8,14 +8,25 @@ import msgspec
 import pytest
 
 import launch
+from configs import synth
 from configs.describe import describe_settings, settings
 from configs.load import RECIPES, ConfigError, convert, load, make_importable, merge, read
 from configs.schema import RunConfig
 
 
-@pytest.mark.parametrize("recipe", sorted(RECIPES.glob("*.toml")), ids=lambda path: path.name)
+# Of the factory, not of runs.
+SYNTH_RECIPES = [RECIPES / synth.DEFAULT_RECIPE, RECIPES / "tiny_pool" / "recipe.toml"]
+RUN_RECIPES = sorted(set(RECIPES.glob("*.toml")) - set(SYNTH_RECIPES))
+
+
+@pytest.mark.parametrize("recipe", RUN_RECIPES, ids=lambda path: path.name)
 def test_recipe_loads(recipe: Path) -> None:
     assert isinstance(load([str(recipe)]), RunConfig)
+
+
+@pytest.mark.parametrize("recipe", SYNTH_RECIPES, ids=str)
+def test_factory_recipe_loads(recipe: Path) -> None:
+    assert convert(read([str(recipe)]), synth.SynthRecipe).out.startswith("runs/")
 
 
 def test_recipe_is_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
