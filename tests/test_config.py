@@ -13,7 +13,6 @@ from configs.describe import describe_settings, settings
 from configs.load import RECIPES, ConfigError, convert, load, make_importable, merge, read
 from configs.schema import RunConfig
 
-
 # Of the factory, not of runs.
 SYNTH_RECIPES = [RECIPES / synth.DEFAULT_RECIPE, RECIPES / "tiny_pool" / "recipe.toml"]
 RUN_RECIPES = sorted(set(RECIPES.glob("*.toml")) - set(SYNTH_RECIPES))
