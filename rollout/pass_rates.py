@@ -16,7 +16,7 @@ from envpool.task import PoolKey, Task
 ENV_VISITS = 10.0
 TASK_VISITS = 3.0
 # An estimate of less weight is as good as none.
-FORGOTTEN = 0.05
+FORGOTTEN = 0.5
 # Weight of the newest group in an environment's share of groups with signal.
 NEWEST = 0.05
 

@@ -18,7 +18,7 @@ from rollout.pass_rates import Estimate, PassRates
 MOST_VARIANCE = 0.25
 # Groups for which that counts beside those seen: an environment without signal is soon left, and comes
 # back as what was seen of it fades.
-ENV_PRIOR = 0.25
+ENV_PRIOR = 0.1
 # Groups for which its environment's mean counts beside those seen of a task.
 TASK_PRIOR = 0.5
 # No environment is drawn less often than this share of signal would have it: policies change.

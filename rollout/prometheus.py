@@ -17,6 +17,10 @@ PREFIX = "millrace_"
 # Keys with a name in them: the name becomes a label. The rest follows `_name`.
 _LABELLED = (
     (re.compile(r"(?P<family>env|pool)/(?P<pool>[^/]+)/(?P<rest>.+)"), "{family}_{rest}"),
+    (
+        re.compile(r"curriculum/(?P<pool>[^/]+)/(?P<env>.+)/(?P<rest>[^/]+)"),
+        "curriculum_{rest}",
+    ),
     (re.compile(r"stop/(?P<reason>.+)"), "stop_frac"),
     (re.compile(r"eval/(?P<set>[^/]+)/(?P<mode>.+)"), "eval_success"),
     (re.compile(r"lag/count_(?P<lag>\d+)"), "lag_rollouts"),

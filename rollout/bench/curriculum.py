@@ -32,7 +32,6 @@ EASIEST, HARDEST, SPREAD = -2.0, 8.0, 1.0
 # Log odds gained by a group of which half the members pass, and what of it all others gain.
 GAIN, TRANSFER = 0.15, 0.01
 GOAL = 0.8
-MAX_GROUPS = 20_000
 
 
 class Levels:
@@ -115,7 +114,7 @@ class Course:
     """The mean pass rate then."""
 
 
-def play(rollout: RolloutSection, *, seed: int, max_groups: int = MAX_GROUPS) -> Course:
+def play(rollout: RolloutSection, *, seed: int, max_groups: int) -> Course:
     """Train until the goal, one step's groups drawn before the outcome of any of them is known."""
     levels = Levels(seed)
     learner = Learner(levels)
@@ -148,17 +147,20 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="launch.py bench curriculum", description=__doc__)
     parser.add_argument("--json", action="store_true", help="print a JSON object on the last line")
     parser.add_argument("--seeds", default=SEEDS, help=f"of tasks and policies ({SEEDS})")
+    parser.add_argument("--groups", type=int, default=20_000, help="most that are played (20000)")
     parser.add_argument("settings", nargs="*", help="recipes and overrides: rollout.explore=.2")
     options = parser.parse_args(arguments)
     words = options.seeds.split(",")
     if not all(word.isdecimal() for word in words):
         raise ConfigError(f"--seeds {options.seeds}: name numbers, such as {SEEDS}")
+    if options.groups < 1:
+        raise ConfigError(f"--groups {options.groups}: play 1 at least")
     rollout = load(options.settings or ["local.toml"]).rollout
     courses = {}
     for draw in DRAWS:
         sys.stderr.write(f"{draw}\n")
         drawn = msgspec.structs.replace(rollout, draw=draw)
-        courses[draw] = [play(drawn, seed=int(word)) for word in words]
+        courses[draw] = [play(drawn, seed=int(word), max_groups=options.groups) for word in words]
     _print(courses)
     if options.json:
         result = {draw: [asdict(course) for course in each] for draw, each in courses.items()}
