@@ -4,6 +4,7 @@ time/step_s            millrace_time_step_seconds
 perf/tokens_per_s      millrace_perf_tokens_per_second
 env/basics/step_s_p50  millrace_env_step_seconds_p50{pool="basics"}
 stop/answered          millrace_stop_frac{reason="answered"}
+curriculum/basics/sum_list/share  millrace_curriculum_share{pool="basics",env="sum_list"}
 """
 
 import math

@@ -99,7 +99,7 @@ def test_table_whose_type_changes_is_replaced_whole() -> None:
         (["weights.every=5"], ["weights.every", "rollout.max_lag", "lower"]),
         (["rollout.min_members=9"], ["min_members", "group_size"]),
         (
-            ["rollout.band_low=.6", "rollout.band_high=.6"],
+            ["rollout.band_low=0.6", "rollout.band_high=0.6"],
             ["rollout.band_low=0.6 is not below rollout.band_high=0.6", "lower", "raise"],
         ),
         (["rollout.band_high=1.5"], ["rollout.band_high=1.5 must be a number from 0 to 1"]),

@@ -25,7 +25,9 @@ PASSED, FAILED, MIXED = [1.0] * 4, [0.0] * 4, [0.0, 1.0] * 20
 SELDOM = [1.0] + [0.0] * 9
 
 
-def make(draw: str = "uniform", seed: int = 0, *, source: PoolSource = SOURCE, **rollout: float):
+def make(
+    draw: str = "uniform", seed: int = 0, *, source: PoolSource = SOURCE, **rollout: float
+) -> Curriculum:
     share = Share(source=source, weight=1.0, envs=ENVS)
     section = msgspec.convert({"draw": draw, **rollout}, RolloutSection)
     return Curriculum({source.key: share}, section, seed=seed)
