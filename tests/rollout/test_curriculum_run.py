@@ -76,6 +76,28 @@ async def test_a_pool_that_becomes_one_for_evaluation_is_trained_on_no_more(
     assert {task.pool for task in later} == {"basics"} and len(later) > 40
 
 
+async def test_tasks_that_come_again_are_told_apart(tmp_path: Path) -> None:
+    """Of a pool whose configurations were drawn when it was added, and of no other."""
+
+    def verdict(grant: Grant, member: int) -> float:
+        if grant.task.pool == "basics":
+            return alternating(grant, member)
+        return alternating(grant, member) if len(grant.task.config["numbers"]) > 4 else 1.0
+
+    settings = [*LONG, "rollout.draw=adaptive"]
+    bench = await make_bench(tmp_path, *settings, actors=[FakeActor(verdict=verdict)])
+    section = PoolSection(source="tests.other_pools:one", trusted=True, weight=9)
+    async with playing(bench):
+        await until(bench, step=1)
+        await bench.coordinator.desk.add_pool("mine", section, replace=False)
+        await until(bench, step=bench.coordinator.steps_done + 60)
+    seen = {one.key.name: one.tasks for one in bench.coordinator._curriculum.rates.pools}
+    assert not seen["basics"] and len(seen["mine"]) > 50
+    assert {one.variance > 0 for one in seen["mine"].values()} == {True, False}
+    drawn = {task.id for task in trained(bench) if task.split is Split.TRAIN}
+    assert set(seen["mine"]) <= drawn
+
+
 async def test_an_environment_that_is_mastered_is_drawn_less_and_metrics_show_it(
     tmp_path: Path,
 ) -> None:
