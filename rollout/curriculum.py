@@ -96,26 +96,29 @@ class Curriculum:
             weights = self._preference.envs(share.source.key, share.envs)
             (env,) = rng.choices(share.envs, weights=weights)
             for _ in range(MAX_REDRAWS):
-                task = self._task(share.source, env, rng)
-                if self._bars is None or not self._bars.bars(task):
+                tasks = self._candidates(share.source, env, rng)
+                if tasks:
+                    weights = self._preference.tasks(tasks) if len(tasks) > 1 else None
+                    (task,) = rng.choices(tasks, weights=weights)
+                    assert task.split is Split.TRAIN, f"{task.id} is for evaluation"
                     return Draw(task=task)
             assert self._bars is not None
             # It ends: there is one environment less to draw from each time.
             self._bars.bar_env(share.source.key, env, "every task drawn of it is quarantined")
 
-    def _task(self, source: Source, env: str, rng: random.Random) -> Task:
-        """A task of an environment: where the same ones come again, by preference."""
+    def _candidates(self, source: Source, env: str, rng: random.Random) -> list[Task]:
+        """Tasks of an environment to choose from, without those in quarantine.
+
+        It is one where tasks never come again, or are not told apart.
+        """
         is_choosing = self._preference.tells_tasks_apart and source.count(env, Split.TRAIN)
         number = CANDIDATES if is_choosing else 1
         tasks = [
             source.task(env, source.draw(env, rng, Split.TRAIN), seed=rng.getrandbits(31))
             for _ in range(number)
         ]
-        task = tasks[0]
-        if number > 1:
-            (task,) = rng.choices(tasks, weights=self._preference.tasks(tasks))
-        assert task.split is Split.TRAIN, f"{task.id} is for evaluation"
-        return task
+        bars = self._bars
+        return [task for task in tasks if bars is None or not bars.bars(task)]
 
     def _mixture(self) -> list[Share]:
         """The pools with what of them may be drawn. Raises NothingToDrawError."""

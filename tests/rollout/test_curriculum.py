@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from configs.schema import PoolSection, RolloutSection
 from envpool.source import PoolSource
-from envpool.task import Config, Split, Task
-from rollout.curriculum import CANDIDATES, MAX_NAMED_ENVS, Curriculum, Share
+from envpool.task import Config, PoolKey, Split, Task
+from rollout.curriculum import CANDIDATES, MAX_NAMED_ENVS, Curriculum, NothingToDrawError, Share
 from rollout.metrics import Values
 from rollout.pass_rates import ENV_VISITS, Rates
 
@@ -246,11 +246,13 @@ def drawn_tasks(curriculum: Curriculum, number: int = 2000) -> Counter[str]:
     return Counter(str(curriculum.next().task.config) for _ in range(number))
 
 
-def make_listed(draw: str, configs: list[Config], **rollout: float) -> Curriculum:
+def make_listed(
+    draw: str, configs: list[Config], *, bars: "Bars | None" = None, **rollout: float
+) -> Curriculum:
     source = replace(SOURCE, tasks={("sum_list", 0): configs}, train=("sum_list",))
     section = msgspec.convert({"draw": draw, **rollout}, RolloutSection)
     share = Share(source=source, weight=1.0, envs=source.train)
-    return Curriculum({source.key: share}, section, seed=0)
+    return Curriculum({source.key: share}, section, seed=0, bars=bars)
 
 
 @pytest.mark.parametrize("draw", ["band", "adaptive"])
@@ -283,6 +285,42 @@ def test_a_task_is_preferred_to_no_more_than_those_it_is_chosen_from() -> None:
         curriculum.note(SOURCE.task("sum_list", config, seed=0), rewards)
     found = drawn_tasks(curriculum)
     assert 5 * 2000 / 64 < found[str(configs[0])] < CANDIDATES * 2000 / 64
+
+
+class Bars:
+    """Some tasks in quarantine."""
+
+    def __init__(self, *configs: Config) -> None:
+        self.configs = configs
+        self.envs: list[str] = []
+
+    def bars(self, task: Task) -> bool:
+        return task.config in self.configs
+
+    def bars_env(self, key: PoolKey, env: str) -> bool:
+        return env in self.envs
+
+    def bar_env(self, key: PoolKey, env: str, reason: str) -> None:
+        self.envs.append(env)
+
+
+def test_what_is_in_quarantine_is_not_preferred_to_what_can_be_drawn() -> None:
+    """The only task of the band is in quarantine: the environment is not."""
+    configs = of_training("sum_list", 3)
+    bars = Bars(configs[0])
+    curriculum = make_listed("band", configs, explore=0.0, bars=bars)
+    for config in configs[1:]:
+        curriculum.note(SOURCE.task("sum_list", config, seed=0), PASSED)
+    assert set(drawn_tasks(curriculum, 200)) == {str(config) for config in configs[1:]}
+    assert not bars.envs
+
+
+def test_an_environment_all_of_whose_tasks_are_in_quarantine_is_too() -> None:
+    configs = of_training("sum_list", 3)
+    bars = Bars(*configs)
+    with pytest.raises(NothingToDrawError, match="basics"):
+        make_listed("adaptive", configs, bars=bars).next()
+    assert bars.envs == ["sum_list"]
 
 
 def test_tasks_of_a_generator_are_not_kept() -> None:
