@@ -5,6 +5,7 @@ connection; what it hears it hands to its owner.
 """
 
 import asyncio
+import socket
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar, cast
 
@@ -145,6 +146,22 @@ decode_answer = msgspec.msgpack.Decoder(Answer).decode
 
 M = TypeVar("M")
 
+# A peer whose machine is gone is noticed after this many seconds of silence, and as many unread.
+SILENCE_S = 30
+_PROBES = 3
+
+
+def keep_alive(connection: socket.socket) -> None:
+    """Have the kernel notice that the other machine is gone: a connection of its own never ends."""
+    if connection.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    pause_s = SILENCE_S // (_PROBES + 1)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, pause_s)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, pause_s)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _PROBES)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * SILENCE_S)
+
 
 class Link(asyncio.Protocol):
     """One end of a connection: frames in, frames out."""
@@ -185,6 +202,7 @@ class Link(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # A cast, as the transports of uvloop are no subclass.
         self._transport = cast(asyncio.Transport, transport)
+        keep_alive(transport.get_extra_info("socket"))
 
     def data_received(self, data: bytes) -> None:
         try:

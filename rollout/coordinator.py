@@ -24,7 +24,7 @@ from rollout.buffer import Group, ReplayQueue
 from rollout.curriculum import Curriculum
 from rollout.desk import Desk
 from rollout.endings import Endings
-from rollout.evaluate import Evaluation, doing
+from rollout.evaluate import Evaluation, doing, versions_of
 from rollout.evaluator import Evaluator
 from rollout.feed import Feed
 from rollout.files import RunFiles
@@ -124,6 +124,8 @@ class Coordinator:
             seed=config.run.seed,
             clock=clock,
         )
+        if evaluator is not None:
+            evaluator.when_ended = lambda: self._pools.put_evaluated(self._evaluated())
         self._watchdog = Watchdog(config, clock=clock)
         self._gate = Gate(self._on_gate)
         self._feed = Feed(
@@ -181,7 +183,7 @@ class Coordinator:
     def _versions(self, sources: Mapping[str, Source], resumed: Resumed | None) -> list[Version]:
         """The pools that the run begins with."""
         records = {record.key: record for record in resumed.pools} if resumed else {}
-        evaluated = {task.pool_key for tasks in self._evaluation_sets.values() for task in tasks}
+        evaluated = versions_of(self._evaluation_sets)
         return [
             Version(
                 source=source,
@@ -198,7 +200,13 @@ class Coordinator:
         self._evaluation_sets = {name: tasks for name, tasks in sets.items() if tasks}
         if self._evaluator is not None:
             self._evaluator.put_sets(self._evaluation_sets)
-        return {task.pool_key for tasks in self._evaluation_sets.values() for task in tasks}
+        return self._evaluated()
+
+    def _evaluated(self) -> set[PoolKey]:
+        """The versions that sets are about, or an evaluation that is under way."""
+        own = self._evaluator.evaluation if self._evaluator is not None else None
+        running = [one.versions for one in (self._feed.evaluation, own) if one is not None]
+        return versions_of(self._evaluation_sets).union(*running)
 
     # -- the run ------------------------------------------------------------------------------
 
@@ -372,6 +380,7 @@ class Coordinator:
             await self._train_wake.wait()
             self._train_wake.clear()
         self._feed.evaluation = None
+        self._pools.put_evaluated(self._evaluated())
         return evaluation.scores()
 
     # -- events -------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import msgspec
 from configs.load import ConfigError
 from configs.schema import EvalSet
 from envpool.source import Source
-from envpool.task import Split, Task
+from envpool.task import PoolKey, Split, Task
 from rollout.files import RolloutRow
 from rollout.scores import Score, score
 from rollout.types import Grant, Rollout
@@ -127,6 +127,11 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     total: int
 
 
+def versions_of(sets: Mapping[str, list[Task]]) -> set[PoolKey]:
+    """The versions of pools that evaluation sets are about."""
+    return {task.pool_key for tasks in sets.values() for task in tasks}
+
+
 @dataclass(slots=True)
 class Evaluation:
     """The grants of some sets under one set of weights, and what came back.
@@ -160,6 +165,11 @@ class Evaluation:
                             is_eval=True,
                         )
         self._waiting = list(reversed(self._grants.values()))
+
+    @property
+    def versions(self) -> set[PoolKey]:
+        """The versions of pools that it plays."""
+        return versions_of(self.sets)
 
     def samples_of(self, mode: str) -> int:
         """Episodes of each task in a mode."""

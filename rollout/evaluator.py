@@ -66,7 +66,10 @@ class Evaluator:
         self._stall_s = config.control.stall_s
         self._due = self._next_due(step)
         self._offered: Manifest | None = None
-        self._evaluation: Evaluation | None = None
+        self.evaluation: Evaluation | None = None
+        """What is being played, if anything is."""
+        self.when_ended: Callable[[], None] = lambda: None
+        """Called when it was played, or given up."""
         self._version = 0
         self._in_flight: set[tuple[str, int]] = set()
         self._retries: list[Grant] = []
@@ -137,8 +140,9 @@ class Evaluator:
                 if await self._load(manifest) and await self._play(manifest):
                     wall_s = self._clock() - begun_s
                     self._report(manifest, wall_s=wall_s, cpu_s=self._cpu_s - cpu_before_s)
-                self._evaluation = self._offered = None
+                self.evaluation = self._offered = None
                 self.is_idle.set()
+                self.when_ended()
 
     async def _load(self, manifest: Manifest) -> bool:
         """Load a version; a version that does not load is skipped."""
@@ -163,7 +167,7 @@ class Evaluator:
     async def _play(self, manifest: Manifest) -> bool:
         """Play every configuration; False when training ended first."""
         self._version = manifest.version
-        self._evaluation = evaluation = Evaluation(self._sets, f"step_{manifest.step}")
+        self.evaluation = evaluation = Evaluation(self._sets, f"step_{manifest.step}")
         while not self._is_over:
             if evaluation.is_done:
                 return True
@@ -196,7 +200,7 @@ class Evaluator:
 
     def _on_rollout(self, rollout: Rollout) -> None:
         self._in_flight.discard((rollout.group_id, rollout.member))
-        evaluation = self._evaluation
+        evaluation = self.evaluation
         if evaluation is None or self._is_over:
             return
         if rollout.stop.is_fault and rollout.attempt < MEMBER_RETRIES:
@@ -210,13 +214,13 @@ class Evaluator:
 
     def _report(self, manifest: Manifest, *, wall_s: float, cpu_s: float) -> None:
         """Write the rows, all at once: a checkpoint sees all of an evaluation or none of it."""
-        assert self._evaluation is not None
-        for done in self._evaluation.results.values():
+        assert self.evaluation is not None
+        for done in self.evaluation.results.values():
             for rollout in done.values():
-                self._files.evaluation(self._evaluation.label, self._evaluation.row(rollout))
+                self._files.evaluation(self.evaluation.label, self.evaluation.row(rollout))
         words = []
         faults = 0
-        for name, modes in self._evaluation.scores().items():
+        for name, modes in self.evaluation.scores().items():
             for mode, found in modes.items():
                 faults += found.faults
                 if found.mean is not None:

@@ -387,7 +387,10 @@ class Pools:
 
     def _put_set(self, name: str, tasks: list[Task]) -> None:
         """Evaluate on these; what the set was about before may be needed no more."""
-        evaluated = self._evaluate(name, tasks)
+        self.put_evaluated(self._evaluate(name, tasks))
+
+    def put_evaluated(self, evaluated: set[PoolKey]) -> None:
+        """These versions evaluation needs, now that one ended or its sets changed."""
         for version in self.versions:
             version.is_evaluated = version.key in evaluated
         self._news.set()

@@ -8,7 +8,7 @@ never run in the process that reads it.
 
 import ast
 import hashlib
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import msgspec
 
@@ -21,6 +21,9 @@ CHECK = "check"
 
 class Test(msgspec.Struct, frozen=True, kw_only=True):
     """One example with its right answer."""
+
+    # Not one of pytest's, which go by the name.
+    __test__: ClassVar[bool] = False
 
     args: dict[str, Any]
     """Arguments of the entry function by name; of a problem on standard input `{"stdin": text}`."""

@@ -16,6 +16,7 @@ from envpool.task import PoolKey, Split
 from rollout import audit, pools
 from rollout.control import serve
 from rollout.curriculum import Draw
+from rollout.evaluate import Evaluation
 from rollout.ledger import GroupState
 from rollout.pools import PoolState
 from rollout.status import PoolInfo
@@ -279,6 +280,24 @@ async def test_a_version_that_evaluation_needs_no_more_goes(tmp_path: Path) -> N
         info = msgspec.convert(await ask(client, "POST", "/pools", body), PoolInfo)
         await when(lambda: bench.actors[0].retired == [key])
         assert info.is_evaluated and (await listed(client))["basics live"].is_evaluated
+
+
+async def test_a_version_that_is_being_evaluated_stays_until_that_is_over(tmp_path: Path) -> None:
+    bench = await make_bench(tmp_path, *LONG)
+    async with served(bench) as client:
+        await ask(client, "POST", "/pools", {**ONE, "split": "eval"})
+        coordinator = bench.coordinator
+        # As an evaluation that is under way; it shares nothing with the sets of the next one.
+        coordinator._feed.evaluation = Evaluation(dict(coordinator._evaluation_sets), "before")
+        await ask(client, "DELETE", "/pools/mine")
+        for _ in range(100):  # what drains is looked at on each news
+            coordinator._pools._news.set()
+            await asyncio.sleep(0)
+        assert (await listed(client))["mine draining"].is_evaluated
+        assert not bench.actors[0].retired
+        coordinator._feed.evaluation = None
+        coordinator._pools.put_evaluated(coordinator._evaluated())
+        await when(lambda: bool(bench.actors[0].retired))
 
 
 async def test_a_pool_may_come_back(tmp_path: Path) -> None:

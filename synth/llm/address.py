@@ -1,0 +1,62 @@
+"""Where the endpoint is and with which key: what a user has to give, looked at before the first question."""
+
+import ipaddress
+from collections.abc import Mapping
+from urllib.parse import urlsplit, urlunsplit
+
+from configs.load import ConfigError
+from configs.synth import LlmRecipe
+
+# Sent where no key is needed.
+NO_KEY = "none"
+
+_URL_ENV = "OPENAI_BASE_URL"
+
+
+def find_url(recipe: LlmRecipe, environ: Mapping[str, str]) -> str:
+    """The endpoint's address. Raises ConfigError."""
+    name, url = "llm.base_url", recipe.base_url
+    if not url:
+        name, url = _URL_ENV, environ.get(_URL_ENV, "")
+    try:
+        parts = urlsplit(url)
+        is_good = parts.scheme in ("http", "https") and bool(parts.hostname)
+    except ValueError:
+        is_good = False
+    if not is_good:
+        raise ConfigError(
+            f"{name}={shown(url)!r} is no address of an endpoint: set llm.base_url or {_URL_ENV} to that "
+            "of an OpenAI-compatible one, e.g. http://localhost:8000/v1"
+        )
+    return url
+
+
+def find_key(recipe: LlmRecipe, url: str, environ: Mapping[str, str]) -> str:
+    """The key, or `NO_KEY` for a server on this machine or its network. Raises ConfigError."""
+    key = environ.get(recipe.key_env, "").strip()
+    if key:
+        return key
+    if _is_local(urlsplit(url).hostname or ""):
+        return NO_KEY
+    raise ConfigError(
+        f"llm.key_env={recipe.key_env!r}: this environment variable is not set, and {shown(url)} is no "
+        "local server: export it with the key, or name another"
+    )
+
+
+def shown(url: str) -> str:
+    """An address without user, password and query, which may be secrets."""
+    try:
+        parts = urlsplit(url)
+        return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query=""))
+    except ValueError:
+        return "(unreadable)"
+
+
+def _is_local(host: str) -> bool:
+    """Whether a host is this machine or on a private network, judged by its name."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return "." not in host or host.endswith((".local", ".internal", ".localhost"))
+    return address.is_loopback or address.is_private
