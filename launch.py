@@ -32,6 +32,7 @@ BENCHES = {
     "overlap": "rollout.bench.overlap",
     "learning": "rollout.bench.learning",
     "cost": "rollout.bench.cost",
+    "curriculum": "rollout.bench.curriculum",
 }
 
 COMMANDS = ("train", "eval", "synth", "sft", "bench", "show", "report", "pool", "control")

@@ -8,7 +8,7 @@ commands
   eval    play evaluation sets with fixed weights: model.path=DIR   (eval --help)
   synth   make a pool of environments from coding problems: out=DIR   (synth --help)
   sft     warm-start a policy from oracle traces: out=DIR    (sft --help)
-  bench   measure: bench engine | envpool | overlap | learning | cost   (bench --help)
+  bench   measure: bench engine | envpool | overlap | learning | cost | curriculum   (bench --help)
   show    read the rollouts of a run, or list runs: show [DIR] [filter ...]   (show --help)
   report  make DIR/report.html of a run: report DIR          (report --help)
   pool    list, add, replace, remove pools of a run that goes on: --run DIR   (pool --help)
@@ -164,6 +164,9 @@ usage: python launch.py bench NAME [option ...] [recipe.toml ...] [section.field
             --json  --seeds 0,1,2  --keep DIR  settings
   cost      CPU time a rollout costs beside the policy, by part of the system, and what starting costs
             --json  --steps N  --keep DIR  settings
+  curriculum  what each rollout.draw spends on a simulated policy: groups with signal, groups and steps
+            until it passes most tasks; half a minute, on one core
+            --json  --seeds 0,1,2  --groups N  settings
 
   --json       also print one JSON object, on the last line
   --steps N    optimizer steps of each run
@@ -175,4 +178,5 @@ Examples:
   python launch.py bench engine --json
   python launch.py bench overlap --steps 40 --keep runs/overlap
   python launch.py bench learning --seeds 0,1 learner.steps=80
+  python launch.py bench learning rollout.draw=adaptive    beside the same with rollout.draw=uniform
 """

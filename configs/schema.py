@@ -83,8 +83,14 @@ class RolloutSection(_Section, frozen=True, kw_only=True):
     """Hard bound on token lag, in versions. 0 is synchronous; more overlaps more."""
     max_attempts: Count = 3
     """Times a stale task is requeued before it fails by name."""
-    draw: Literal["even", "signal"] = "even"
-    """Environments of a pool evenly, or more often those whose groups have unequal rewards."""
+    draw: Literal["uniform", "band", "adaptive", "signal"] = "uniform"
+    """Environments of a pool: all alike, by pass rate, by variance, by how often rewards differ."""
+    band_low: Fraction = 0.1
+    """With draw=band: pass rates above this are drawn, and unknown ones; higher skips what is too hard."""
+    band_high: Fraction = 0.9
+    """And up to this; lower skips what is too easy."""
+    explore: Fraction = 0.1
+    """With band and adaptive: share of draws that is uniform; more sees sooner what a policy has learned."""
     max_turns: Count = 12
     """Model replies per rollout."""
     max_reply_tokens: Count = 14
@@ -277,6 +283,12 @@ class RunConfig(_Section, frozen=True, kw_only=True):
             raise ValueError(
                 f"rollout.min_members={rollout.min_members} is more than "
                 f"rollout.group_size={rollout.group_size}: lower it"
+            )
+        if rollout.band_low >= rollout.band_high:
+            raise ValueError(
+                f"rollout.band_low={rollout.band_low:g} is not below "
+                f"rollout.band_high={rollout.band_high:g}, so that no pass rate is in the band: lower "
+                "rollout.band_low, or raise rollout.band_high"
             )
         if rollout.max_reply_tokens >= rollout.max_context_tokens:
             raise ValueError(

@@ -74,6 +74,10 @@ class LibrarySource:
             raise ConfigError(NO_CONFIGURATION.format(env_id, self.name, split, level, DRAWS))
         return rng.choice(shelf)
 
+    def count(self, env_id: str, split: Split, level: int = 0) -> int:
+        """How many configurations of `split` there are to draw from."""
+        return len(self._shelves.get((env_id, level, split), ()))
+
     def task(self, env_id: str, config: Config, seed: int) -> Task:
         self._check(env_id, f"pool {self.name}")
         return Task(pool=self.name, pool_version=self.version, env=env_id, config=config, seed=seed)

@@ -23,7 +23,15 @@ from envpool import folder as folders
 from envpool.blame import defined_at, in_words, raised_at
 from envpool.env import ToolEnv
 from envpool.importing import import_module
-from envpool.task import VARIATION, Config, PoolKey, Split, Task, config_split
+from envpool.task import (
+    VARIATION,
+    Config,
+    PoolKey,
+    Split,
+    Task,
+    config_digest,
+    config_split,
+)
 
 # Group of entry points under which packages offer pools.
 ENTRY_POINTS = "millrace.pools"
@@ -67,6 +75,7 @@ class Source(Protocol):
     @property
     def file(self) -> str: ...
     def draw(self, env_id: str, rng: Random, split: Split, level: int = 0) -> Config: ...
+    def count(self, env_id: str, split: Split, level: int = 0) -> int | None: ...
     def task(self, env_id: str, config: Config, seed: int) -> Task: ...
 
 
@@ -143,6 +152,19 @@ class PoolSource:
                 f"{in_words(error)} at {raised_at(error)}: it must give a configuration every time"
             ) from error
         raise ConfigError(NO_CONFIGURATION.format(env_id, self.name, split, level, MAX_DRAWS))
+
+    def count(self, env_id: str, split: Split, level: int = 0) -> int | None:
+        """How many configurations of `split` are listed; None where `sample` makes ever new ones."""
+        if not any(env == env_id for env, _ in self.tasks):
+            return None
+        listed = self.tasks.get((env_id, level), [])
+        return len(
+            {
+                config_digest(env_id, config)
+                for config in listed
+                if config_split(env_id, config) is split
+            }
+        )
 
     def task(self, env_id: str, config: Config, seed: int) -> Task:
         self.env(env_id)

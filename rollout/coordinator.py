@@ -110,9 +110,7 @@ class Coordinator:
             lineage=resumed.lineage if resumed else None,
         )
         self._quarantine = Quarantine(note=files.event, clock=clock)
-        self._curriculum = Curriculum(
-            {}, seed=config.run.seed, draw=rollout.draw, bars=self._quarantine
-        )
+        self._curriculum = Curriculum({}, rollout, seed=config.run.seed, bars=self._quarantine)
         self._pools = Pools(
             self._versions(sources, resumed),
             run_dir=run_dir,
@@ -437,7 +435,7 @@ class Coordinator:
         if report.manifest is not None:
             self._newest = report.manifest
             self._sync_wake.set()
-        values = self._books.take_values()
+        values = self._books.take_values() | self._curriculum.values()
         if self._evaluator is not None:
             values |= self._evaluator.stepped(report.manifest)
         states = self.ledger.states()

@@ -68,7 +68,8 @@ class Endings:
         self._books.scored(group)
         self._quarantine.note_group(group)
         if has_signal is not None:
-            self._curriculum.note(group.task, has_signal=has_signal)
+            rewards = [r.reward for r in group.trainable if r.reward is not None]
+            self._curriculum.note(group.task, rewards)
         if has_signal:
             self._watchdog.signal_seen()
 

@@ -4,6 +4,7 @@ time/step_s            millrace_time_step_seconds
 perf/tokens_per_s      millrace_perf_tokens_per_second
 env/basics/step_s_p50  millrace_env_step_seconds_p50{pool="basics"}
 stop/answered          millrace_stop_frac{reason="answered"}
+curriculum/basics/sum_list/share  millrace_curriculum_share{pool="basics",env="sum_list"}
 """
 
 import math
@@ -17,6 +18,10 @@ PREFIX = "millrace_"
 # Keys with a name in them: the name becomes a label. The rest follows `_name`.
 _LABELLED = (
     (re.compile(r"(?P<family>env|pool)/(?P<pool>[^/]+)/(?P<rest>.+)"), "{family}_{rest}"),
+    (
+        re.compile(r"curriculum/(?P<pool>[^/]+)/(?P<env>.+)/(?P<rest>[^/]+)"),
+        "curriculum_{rest}",
+    ),
     (re.compile(r"stop/(?P<reason>.+)"), "stop_frac"),
     (re.compile(r"eval/(?P<set>[^/]+)/(?P<mode>.+)"), "eval_success"),
     (re.compile(r"lag/count_(?P<lag>\d+)"), "lag_rollouts"),

@@ -136,7 +136,7 @@ class Saver:
             lineage=self._queue.lineage,
             weights_every=self._config.weights.every,
             cursor=self._curriculum.cursor,
-            signal=dict(self._curriculum.signal),
+            rates=self._curriculum.rates,
             requeued=self._curriculum.requeued,
             pools=[v.key for v in versions if v.state is PoolState.LIVE],
             versions=versions,

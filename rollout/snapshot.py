@@ -11,6 +11,7 @@ from rollout.buffer import GroupRecord, ReplayQueue
 from rollout.curriculum import Curriculum, Draw
 from rollout.ledger import GroupState, Ledger, LedgerCounts
 from rollout.lineage import Lineage
+from rollout.pass_rates import Rates
 from rollout.pools import PoolRecord
 from rollout.quarantine import Barred, Quarantine
 from rollout.scores import Score
@@ -30,8 +31,8 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     weights_every: int
     cursor: int
     """Tasks drawn so far."""
-    signal: dict[str, float]
-    """As `Curriculum.signal`."""
+    rates: Rates
+    """As `Curriculum.rates`."""
     requeued: list[Draw]
     """Tasks to draw before new ones."""
     pools: list[PoolKey]
@@ -93,7 +94,7 @@ def restore(
     queue.resume(next_id=snapshot.next_id, steps_done=snapshot.step)
     queue.restore(snapshot.queued, GroupState.QUEUED)
     quarantine.restore(snapshot.quarantine)
-    curriculum.restore(snapshot.cursor, snapshot.signal)
+    curriculum.restore(snapshot.cursor, snapshot.rates)
     books.lag_max = snapshot.lag_max
     for group in queue.restore(snapshot.running, GroupState.RUNNING):
         queue.cancel(group)

@@ -76,7 +76,10 @@ def test_table_whose_type_changes_is_replaced_whole() -> None:
         (["learner.lrr=1"], ["learner.lrr", "[learner] has", "did you mean lr", "grad_clip"]),
         (["lerner.lr=1"], ["lerner", "did you mean learner"]),
         (["pools.basics.trusty=1"], ["pools.basics.trusty", "did you mean trusted"]),
-        (["rollout.draw=evn"], ["rollout.draw='evn'", "even | signal", "did you mean even"]),
+        (
+            ["rollout.draw=uniforn"],
+            ["rollout.draw='uniforn'", "uniform | band | adaptive", "did you mean uniform"],
+        ),
         (
             ["learner.steps=x"],
             [
@@ -105,6 +108,12 @@ def test_table_whose_type_changes_is_replaced_whole() -> None:
         ),
         (["weights.every=5"], ["weights.every", "rollout.max_lag", "lower"]),
         (["rollout.min_members=9"], ["min_members", "group_size"]),
+        (
+            ["rollout.band_low=0.6", "rollout.band_high=0.6"],
+            ["rollout.band_low=0.6 is not below rollout.band_high=0.6", "lower", "raise"],
+        ),
+        (["rollout.band_high=1.5"], ["rollout.band_high=1.5 must be a number from 0 to 1"]),
+        (["rollout.explore=-1"], ["rollout.explore=-1 must be a number from 0 to 1"]),
         (["rollout.max_reply_tokens=999"], ["max_reply_tokens", "max_context_tokens"]),
         (["nowhere.toml"], ["nowhere.toml"]),
         (["learner..lr=1"], ["learner..lr"]),

@@ -21,7 +21,7 @@ QUICK_EVAL = [
     *(f"eval.sets.{name}.count=8" for name in ("fresh", "harder", "held_out", "unseen")),
     "logging.wandb=off",
     # Rewards of different steps are compared: the mixture of tasks must stay.
-    "rollout.draw=even",
+    "rollout.draw=uniform",
 ]
 
 

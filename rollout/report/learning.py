@@ -155,10 +155,10 @@ def reward_section(digest: Digest) -> Section:
         )
     else:
         section.missing = "No optimizer step was recorded in metrics.jsonl."
-    if lines and digest.settings.rollout.draw == "signal":
+    if lines and digest.settings.rollout.draw != "uniform":
         section.notes.append(
-            "Tasks whose groups have unequal rewards are drawn more often (rollout.draw), so this "
-            "curve rises less than success does."
+            "Tasks that are neither mastered nor out of reach are drawn more often (rollout.draw), so "
+            "that this curve rises less than success does."
         )
     curves = digest.journal.curves
     if curves and digest.steps:

@@ -36,7 +36,7 @@ class _Pacing(msgspec.Struct, frozen=True):
     group_size: int
     groups_per_step: int
     max_lag: int
-    draw: str = "even"
+    draw: str = "uniform"
 
 
 class _Learner(msgspec.Struct, frozen=True):

@@ -90,6 +90,14 @@ def test_draws_are_of_their_split_and_level(source: LibrarySource, split: Split)
     assert len({str(config) for config in short}) > 20
 
 
+def test_it_counts_what_there_is_to_draw_from(source: LibrarySource) -> None:
+    for split in Split:
+        rng = Random(0)
+        drawn = {str(source.draw("find_max", rng, split)) for _ in range(20_000)}
+        assert source.count("find_max", split) == len(drawn)
+    assert source.count("find_max", Split.TRAIN, level=1) == 0
+
+
 def test_draws_follow_the_generator(source: LibrarySource) -> None:
     again = studied("basics", BASICS, {"sum_list": [0]})
     one = [source.draw("sum_list", rng, Split.TRAIN) for rng in [Random(7)] for _ in range(20)]

@@ -11,7 +11,7 @@ import pytest
 import launch
 from configs.load import ConfigError, load
 from rollout import audit
-from rollout.bench import cost, engine, learning, overlap, runs
+from rollout.bench import cost, curriculum, engine, learning, overlap, runs
 from rollout.files import RolloutRow
 from rollout.ledger import ENDS, LedgerCounts
 from rollout.processes import describe, write_pids
@@ -142,6 +142,37 @@ def test_interval_over_seeds_is_students() -> None:
 def test_odd_seeds_are_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="--seeds"):
         learning.main(["--seeds", text])
+
+
+def test_a_simulated_policy_is_the_same_for_a_seed_and_learns_of_signal_alone() -> None:
+    rollout = load(["local.toml", "rollout.draw=adaptive"]).rollout
+    one = curriculum.play(rollout, seed=3, max_groups=200)
+    assert one == curriculum.play(rollout, seed=3, max_groups=200)
+    assert one.groups == 200 and one.steps == pytest.approx(one.signal_frac * 200 / 4, abs=1)
+    levels = curriculum.Levels(0)
+    learner = curriculum.Learner(levels)
+    before = learner.mean_rate()
+    learner.train("env_0", [1.0, 1.0])
+    assert learner.mean_rate() == before
+    hard = learner.rate("env_39", next(iter(levels.offsets["env_39"])))
+    learner.train("env_0", [1.0, 0.0])
+    assert learner.mean_rate() > before
+    assert learner.rate("env_39", next(iter(levels.offsets["env_39"]))) > hard
+
+
+def test_adaptive_plays_fewer_groups_without_signal(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["bench", "curriculum", "--seeds", "0,1", "--groups", "1200", "--json"]
+    assert launch.main(arguments) == 0
+    draws = json.loads(capsys.readouterr().out.splitlines()[-1])["draws"]
+    assert set(draws) == {"uniform", "band", "adaptive", "signal"}
+    for one, other in zip(draws["adaptive"], draws["uniform"], strict=True):
+        assert one["signal_frac"] > other["signal_frac"] + 0.1
+        assert one["rate"] > other["rate"]
+
+
+@pytest.mark.parametrize("words", [["--seeds", "x"], ["--groups", "0"], ["rollout.explore=2"]])
+def test_odd_arguments_of_the_simulation_are_refused(words: list[str]) -> None:
+    assert launch.main(["bench", "curriculum", *words]) == 2
 
 
 def test_cost_counts_the_cpu_of_a_process_where_it_belongs(tmp_path: Path) -> None:

@@ -208,6 +208,7 @@ async def test_metrics_are_what_prometheus_reads(tmp_path: Path) -> None:
     for name in ("time_step_seconds", "time_wait_rollout_seconds", "reward_mean"):
         assert typed[f"millrace_{name}"] == "gauge"
     assert 'millrace_stop_frac{reason="answered"} 1.0\n' in text
+    assert 'millrace_curriculum_pass_rate{pool="basics",env="sum_list"} 0.5\n' in text
 
 
 async def test_rollouts_are_readable_newest_first(tmp_path: Path) -> None:

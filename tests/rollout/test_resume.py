@@ -100,7 +100,7 @@ def undisturbed_tasks(config: RunConfig, number: int) -> list[object]:
         for source in sources(config).values()
     }
     # Every group here has signal, so that the shares by signal never change.
-    curriculum = Curriculum(shares, seed=config.run.seed, draw=config.rollout.draw)
+    curriculum = Curriculum(shares, config.rollout, seed=config.run.seed)
     return [curriculum.next().task for _ in range(number)]
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from configs.load import load
-from configs.schema import PoolSection, RunConfig
+from configs.schema import PoolSection, RolloutSection, RunConfig
 from envpool.source import PoolSource
 from envpool.task import Task
 from rollout import checkpoints, snapshot
@@ -16,6 +16,7 @@ from rollout.curriculum import Curriculum, Draw
 from rollout.files import RunFiles
 from rollout.ledger import GroupState, Ledger
 from rollout.lineage import Lineage
+from rollout.pass_rates import Rates
 from rollout.pools import Pools, PoolState, Version
 from rollout.quarantine import Quarantine
 from rollout.saving import Saver
@@ -73,7 +74,7 @@ def make_state(run_dir: Path, config: RunConfig, lineage: Lineage) -> State:
         on_end=ended.append,
         lineage=lineage,
     )
-    curriculum = Curriculum({}, seed=0, draw="signal")
+    curriculum = Curriculum({}, RolloutSection(draw="signal"), seed=0)
     pools = Pools(
         [Version(source=source, section=section, state=PoolState.LIVE)],
         run_dir=run_dir,
@@ -106,7 +107,7 @@ async def test_all_that_a_checkpoint_holds_comes_back(tmp_path: Path) -> None:
     old.queue.resume(next_id=7, steps_done=1)
     for _ in range(3):
         old.curriculum.next()
-    old.curriculum.note(make_task(), has_signal=False)
+    old.curriculum.note(make_task(), [0.0, 0.0])
     old.curriculum.requeue(Draw(task=make_task(number=99), attempt=2))
     old.books.lag_max = 3
     old.play(1.0, 1.0)
@@ -129,7 +130,8 @@ async def test_all_that_a_checkpoint_holds_comes_back(tmp_path: Path) -> None:
     new.saver.restore(state)
     await asyncio.to_thread(new.files.close)
     assert new.curriculum.cursor == old.curriculum.cursor
-    assert new.curriculum.signal == old.curriculum.signal != {}
+    assert new.curriculum.rates == old.curriculum.rates != Rates()
+    assert new.curriculum.rates.pools[0].envs["sum_list"].rate == 0.0
     assert new.books.lag_max == 3
     assert [record.id for record in new.queue.records(GroupState.QUEUED)] == queued
     assert new.queue.records(GroupState.QUEUED) == old.queue.records(GroupState.QUEUED)
