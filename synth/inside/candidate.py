@@ -209,6 +209,16 @@ def oracle_next(observation: str) -> dict[str, Any]:
     return _next(observation)
 
 
+def oracle_follow(statement: str, observations: list[str]) -> list[dict[str, Any]]:
+    """The calls that the oracle makes where it is answered like this."""
+    told = [oracle_begin(statement)]
+    for observation in observations:
+        if "name" not in told[-1]:
+            break
+        told.append(_next(observation))
+    return told
+
+
 def _next(observation: str | None) -> dict[str, Any]:
     assert _oracle is not None, "it has begun"
     try:
