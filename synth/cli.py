@@ -133,6 +133,8 @@ def _closing(report: Report, out: Path) -> None:
     logger.info("audit: %s", ", ".join(f"{count} {what}" for what, count in wrong.items()))
     logger.info("report: %s", short(out / "report.html"))
     if (out / "train.toml").exists():
-        logger.info("next:\n  python launch.py local.toml %s", shlex.quote(short(out / "train.toml")))
+        logger.info(
+            "next:\n  python launch.py local.toml %s", shlex.quote(short(out / "train.toml"))
+        )
     if not report.tasks:
         logger.warning("nothing passed: %s says why", short(out / "report.md"))
