@@ -34,8 +34,10 @@ INSIDE = "_inside"
 JUDGE = "judge.py"
 # Processes of all rooms at once.
 MAX_PROCESSES = 256
-# An import that takes longer is a fault.
-START_TIMEOUT_S = 20.0
+# What an import may take beyond two calls: processes are started for it.
+START_S = 4.0
+# Actions of one session that are under way at once.
+MAX_UNANSWERED = 64
 # CPU time that the processes of a room may use for each second that a call may take: they serve many calls.
 CALLS_PER_PROCESS = 200
 
@@ -89,7 +91,7 @@ class Court:
         self._recipe = recipe
         self._limits = EnvPoolSection(
             step_timeout_s=recipe.step_timeout_s,
-            start_timeout_s=START_TIMEOUT_S,
+            start_timeout_s=2 * recipe.step_timeout_s + START_S,
             max_sessions=MAX_PROCESSES,
             spares=0,
             memory_mb=max(64, recipe.memory_mb),
@@ -145,7 +147,7 @@ class Court:
         try:
             plugged = await pool.plug(f"draft{self._num_rooms}", section, files=laid)
         except ConfigError as error:
-            raise JobFault("load", _without_path(str(error))) from error
+            raise _as_load(error) from error
         try:
             yield Room(pool, plugged.key, plugged.envs, timeout_s)
         finally:
@@ -305,6 +307,22 @@ async def step(life: Life, action: str, timeout_s: float) -> StepResult:
         raise JobFault("timeout", f"a call took over {timeout_s:g} s: killed") from error
 
 
+async def steps(life: Life, actions: Sequence[str], timeout_s: float) -> list[StepResult]:
+    """The same for actions that do not wait for each other's answers, `timeout_s` for each on average."""
+    results: list[StepResult] = []
+    for first in range(0, len(actions), MAX_UNANSWERED):
+        chunk = actions[first : first + MAX_UNANSWERED]
+        found = await asyncio.gather(
+            *(step(life, action, timeout_s * len(chunk)) for action in chunk),
+            return_exceptions=True,
+        )
+        for one in found:
+            if isinstance(one, BaseException):
+                raise one
+            results.append(one)
+    return results
+
+
 def solution_name(number: int) -> str:
     """The file of a draft's solution; 0 is the original."""
     return f"_solution_{number}.py"
@@ -335,7 +353,10 @@ def _inside() -> dict[str, bytes]:
     return files | {JUDGE: (folder / JUDGE).read_bytes()}
 
 
-def _without_path(text: str) -> str:
-    """A message of a pool about its source, without where the pool lay."""
-    head, separator, rest = text.partition(": ")
-    return rest if separator and head.startswith("pools.") else text
+def _as_load(error: ConfigError) -> JobFault:
+    """Why a source cannot be imported, without where the pool lay."""
+    head, separator, rest = str(error).partition(": ")
+    text = rest if separator and head.startswith("pools.") else str(error)
+    if "took over" in text:
+        return JobFault("timeout", text)
+    return JobFault("crashed" if "its process died" in text else "load", text)

@@ -7,15 +7,15 @@ What wins here wins by what the tools show, as the oracle's process never had a 
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from envpool.task import Config
 from envpool.tools import call_text
-from synth.court import INSIDE, Desk, JobFault, Room, step
+from synth.court import INSIDE, Desk, JobFault, Room, step, steps
 from synth.records import Move
 
 # An oracle that makes more calls does not end.
-MAX_CALLS = 2048
+MAX_CALLS = 1024
 
 
 class OracleError(Exception):
@@ -27,8 +27,16 @@ class OracleError(Exception):
         self.detail = detail
 
 
-async def play(room: Room, desk: Desk, env: str, config: Config, seed: int) -> list[Move]:
-    """The calls with which the oracle wins, `done` last. Raises OracleError and JobFault."""
+class Played(NamedTuple):
+    """An episode that the oracle has won."""
+
+    prompt: str
+    moves: list[Move]
+    """`done` last."""
+
+
+async def play(room: Room, desk: Desk, env: str, config: Config, seed: int) -> Played:
+    """The calls with which the oracle wins. Raises OracleError and JobFault."""
     life = await room.open(env, config, seed)
     moves: list[Move] = []
     try:
@@ -41,12 +49,11 @@ async def play(room: Room, desk: Desk, env: str, config: Config, seed: int) -> l
                 if result.reward != 1.0:
                     given = arguments.get("answer")
                     raise OracleError("oracle loses", f"it answered {given!r} on {config!r}")
-                return moves
+                return Played(life.prompt, moves)
             if len(moves) == MAX_CALLS:
                 raise OracleError("oracle does not end", f"it made {MAX_CALLS} calls")
-            told = await desk.run(
-                f"{INSIDE}.candidate:oracle_next", {"observation": result.observation}
-            )
+            arguments = {"observation": result.observation}
+            told = await desk.run(f"{INSIDE}.candidate:oracle_next", arguments)
     except JobFault as fault:
         last = f" after {moves[-1].name} {moves[-1].arguments}" if moves else ""
         raise JobFault(fault.reason, f"{fault.detail}{last}") from fault
@@ -54,18 +61,29 @@ async def play(room: Room, desk: Desk, env: str, config: Config, seed: int) -> l
         await life.close()
 
 
-async def replay(room: Room, env: str, config: Config, moves: Sequence[Move], seed: int) -> bool:
-    """Whether these calls are answered the same again, and win. Raises JobFault."""
+async def decides_again(desk: Desk, played: Played) -> bool:
+    """Whether the oracle makes the same calls where it is told and answered the same. Raises JobFault.
+
+    Once more it is asked all at once: it has no choice but to follow what it is answered.
+    """
+    observations = [move.observation for move in played.moves[:-1]]
+    arguments = {"statement": played.prompt, "observations": observations}
+    told = await desk.run(f"{INSIDE}.candidate:oracle_follow", arguments)
+    calls = [{"name": move.name, "arguments": move.arguments} for move in played.moves]
+    return told == calls
+
+
+async def replay(
+    room: Room, env: str, config: Config, prompt: str, moves: Sequence[Move], seed: int
+) -> bool:
+    """Whether a new episode with these calls is told and answered the same, and won. Raises JobFault."""
     life = await room.open(env, config, seed)
     try:
-        reward = 0.0
-        for move in moves:
-            action = call_text(move.name, move.arguments)
-            result = await step(life, action, room.timeout_s)
-            if result.observation != move.observation:
-                return False
-            reward = result.reward
-        return reward == 1.0
+        actions = [call_text(move.name, move.arguments) for move in moves]
+        results = await steps(life, actions, room.timeout_s)
+        shown = [result.observation for result in results]
+        is_same = life.prompt == prompt and shown == [move.observation for move in moves]
+        return is_same and results[-1].reward == 1.0
     finally:
         await life.close()
 

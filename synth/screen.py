@@ -49,6 +49,11 @@ _ATTRIBUTES = _words(
     "f_locals f_builtins f_code func_globals mro Formatter get_field vformat ForwardRef get_type_hints "
     "make_dataclass SystemRandom bltns"
 )
+# Bases of classes that are no environments.
+_PLAIN = _words(
+    "Struct Enum IntEnum StrEnum IntFlag Flag NamedTuple Generic Protocol object dict list tuple set int "
+    "str float Exception ValueError"
+)
 _CLOCKS = frozenset({"now", "today", "utcnow"})
 # Underscored, and documented all the same.
 _OF_NAMEDTUPLE = frozenset({"_replace", "_asdict", "_fields", "_make"})
@@ -175,6 +180,8 @@ class _Screen:
                     yield f"reaches for .{name}, private to another object: name it without _"
             elif self._role == "env" and name in _PRIVATE:
                 yield f"uses self.{name}, which is ToolEnv's own: choose another name"
+        elif self._role == "env" and name in _TAKEN and not isinstance(node.ctx, ast.Load):
+            yield f"sets .{name}, which is ToolEnv's own: choose another name"
         elif root == "stepwise" and isinstance(node.value, ast.Name):
             yield from self._stepwise(name)
         elif name in _ATTRIBUTES:
@@ -197,6 +204,8 @@ class _Screen:
             given = [p.value if isinstance(p, ast.Constant) else None for p in places]
             if not given or not all(isinstance(one, str) for one in given):
                 yield f"calls {name}() without a name that is written there"
+            elif name == "setattr" and set(given) & _TAKEN:
+                yield f"sets {given[0]}, which is ToolEnv's own: choose another name"
             elif any(part.startswith("_") for one in given for part in str(one).split(".")):
                 yield f"calls {name}() with a private name"
         elif name == "id" and isinstance(node.func, ast.Name):
@@ -205,7 +214,7 @@ class _Screen:
     def _class(self, node: ast.ClassDef) -> Iterator[str]:
         if any(keyword.arg == "metaclass" for keyword in node.keywords):
             yield f"class {node.name} has a metaclass: leave it out"
-        if self._role != "env" or not any(_last(base) == "ToolEnv" for base in node.bases):
+        if self._role != "env" or all(_last(base) in _PLAIN for base in node.bases):
             return
         for name in _defined(node):
             if name in _TAKEN:

@@ -282,14 +282,7 @@ class _Trial:
         """Those that pass all the rest, as many as are wanted."""
         recipe = self._recipe
         others = [one.config for one in known]
-        told = await self._ask(
-            "nearby:population",
-            config=known[0].config,
-            others=others,
-            count=POPULATION,
-            level=known[0].level,
-            seed=recipe.seed,
-        )
+        told = await self._drawn(known)
         for misdeed in await self._ask("agents:mishaps", config=known[0].config):
             raise _Refused(str(misdeed["reason"]), str(misdeed["detail"]), known[0].config)
         tasks: list[MadeTask] = []
@@ -309,7 +302,35 @@ class _Trial:
             raise _Refused("random agent wins", f"{words}, over {recipe.max_random_rate:.0%}")
         return tasks
 
-    async def _task(self, one: _Known, others: Sequence[Config], told: Any) -> MadeTask:
+    async def _drawn(self, known: Sequence[_Known]) -> list[tuple[str, Any]]:
+        """Statements and answers of more configurations, on which the original has to agree, too."""
+        found = await self._ask(
+            "nearby:population",
+            others=[one.config for one in known],
+            count=POPULATION,
+            level=known[0].level,
+            seed=self._recipe.seed,
+        )
+        kind = shown.answer_type(known[0].tools)
+        settled = {config_digest(self._draft.env, one.config) for one in known}
+        fresh = [
+            (config, answer)
+            for config, _, answer in found
+            if config_digest(self._draft.env, config) not in settled
+        ]
+        if fresh and not self._draft.checker:
+            configs = [config for config, _ in fresh]
+            entry, original = self._draft.entry, self._draft.solutions[:1]
+            (answers,) = await self._court.solve(original, entry, configs, kind=self._kind)
+            for (config, reference), answer in zip(fresh, answers, strict=True):
+                if isinstance(answer, Answer) and not shown.equal(reference, answer.value, kind):
+                    words = f"it gives {in_brief(reference)}, the original {in_brief(answer.value)}"
+                    raise _Refused("reference", words, config)
+        return [(statement, answer) for _, statement, answer in found]
+
+    async def _task(
+        self, one: _Known, others: Sequence[Config], told: Sequence[tuple[str, Any]]
+    ) -> MadeTask:
         rate = shown.guess_rate(one.prompt, told)
         if rate > self._recipe.max_guess_rate:
             words = f"one answer is right for {rate:.0%} of configurations"
@@ -370,15 +391,13 @@ class _Trial:
     async def _played(self, one: _Known) -> list[Move]:
         """The oracle's trace without needless repeats: won twice alike, and once more without them."""
         env, config = self._draft.env, one.config
-        moves = await oracle.play(self._room, self._oracle_desk, env, config, SEEDS[0])
+        played = await oracle.play(self._room, self._oracle_desk, env, config, SEEDS[0])
         async with self._room.desk() as fresh:
-            again = await oracle.play(self._room, fresh, env, config, SEEDS[1])
-        if again != moves:
-            at = next(
-                (i for i, (a, b) in enumerate(zip(moves, again, strict=False)) if a != b),
-                min(len(moves), len(again)),
-            )
-            words = f"two runs of the oracle differ in call {at + 1}"
+            if not await oracle.decides_again(fresh, played):
+                raise _Refused("not deterministic", "the oracle makes other calls again", config)
+        prompt, moves = played
+        if prompt != one.prompt or not await self._replay(one, moves, SEEDS[1]):
+            words = "an episode with another seed is told or answered differently"
             raise _Refused("not deterministic", words, config)
         calls = [[move.name, move.arguments] for move in moves]
         changed = await self._ask("candidate:changing", config=config, calls=calls)
@@ -387,15 +406,14 @@ class _Trial:
         for move, is_change in zip(moves, changed, strict=True):
             self._used[move.name] = self._used.get(move.name, False) or bool(is_change)
         short = oracle.shortened(moves, changed)
-        if len(short) < len(moves):
-            if await oracle.replay(self._room, env, config, short, SEEDS[0]):
-                return short
-            raise _Refused(
-                "hidden clock",
-                "a repeated call that changes nothing matters: count no calls",
-                config,
-            )
-        return moves
+        if len(short) < len(moves) and not await self._replay(one, short, SEEDS[0]):
+            words = "a repeated call that changes nothing matters: count no calls"
+            raise _Refused("hidden clock", words, config)
+        return short
+
+    async def _replay(self, one: _Known, moves: Sequence[Move], seed: int) -> bool:
+        env, prompt = self._draft.env, one.prompt
+        return await oracle.replay(self._room, env, one.config, prompt, moves, seed)
 
     def _made(self, tools: list[Schema], tasks: Sequence[MadeTask]) -> Made:
         names = [schema["function"]["name"] for schema in tools]

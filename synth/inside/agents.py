@@ -197,6 +197,7 @@ def _bad_calls(env: ToolEnv) -> Iterator[str]:
             yield call_text(name, {})
         if name == "done":
             continue
+        yield call_text(name, plain)
         for part, described in schema["properties"].items():
             kind, _ = kind_of(described, definitions)
             for value in (*WRONG.get(kind, ()), *ODD.get(kind, ())):

@@ -8,6 +8,7 @@ import importlib
 import pickle
 from collections.abc import Generator
 from functools import cache
+from inspect import getattr_static
 from io import BytesIO
 from random import Random
 from typing import Any
@@ -24,6 +25,8 @@ from .solving import FOLDER, plain
 
 # The module that is the draft.
 DRAFT = "draft"
+# What makes the rules of an episode, which no environment changes.
+RULES = ("step", "reset", "done", "tools", "_answer", "__init__", "__getattribute__", "__setattr__")
 # A trial of one environment may take this long.
 TRIAL_S = 5.0
 
@@ -43,6 +46,9 @@ def env_class() -> type[ToolEnv]:
     if len(found) != 1:
         names = ", ".join(one.__name__ for one in found) or "none"
         raise ValueError(f"a draft defines exactly one ToolEnv, this one {names}")
+    for name in RULES:
+        if getattr_static(found[0], name) is not getattr_static(ToolEnv, name):
+            raise ValueError(f"{found[0].__name__}.{name} is not ToolEnv's: leave it as it is")
     return found[0]
 
 
@@ -207,6 +213,16 @@ def oracle_begin(statement: str) -> dict[str, Any]:
 def oracle_next(observation: str) -> dict[str, Any]:
     """Its next call, once it has seen what was answered to the last."""
     return _next(observation)
+
+
+def oracle_follow(statement: str, observations: list[str]) -> list[dict[str, Any]]:
+    """The calls that the oracle makes where it is answered like this."""
+    told = [oracle_begin(statement)]
+    for observation in observations:
+        if "name" not in told[-1]:
+            break
+        told.append(_next(observation))
+    return told
 
 
 def _next(observation: str | None) -> dict[str, Any]:

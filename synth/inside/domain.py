@@ -71,8 +71,8 @@ class _Domain:
             options.append(pairs if name in schema["required"] else [("", None), *pairs])
         while math.prod(map(len, options)) > MAX_CALLS:
             max(options, key=len).pop()
-        for pairs in itertools.product(*options):
-            yield {name: value for name, value in pairs if name}
+        for chosen in itertools.product(*options):
+            yield {name: value for name, value in chosen if name}
 
 
 def _parts(value: Any) -> Iterator[Any]:

@@ -22,7 +22,7 @@ from .nearby import alternatives
 # holds for all.
 HARDEST = 16
 # Calls and copies that may be made for each second allowed, so that what is found depends on no clock.
-WORK_PER_S = 40_000
+WORK_PER_S = 20_000
 # Share of the work left to states along the oracle's trace when the exploration is cut.
 TRACE_SHARE = 0.3
 # And what is added for a short sequence of calls that is enough.
@@ -140,24 +140,33 @@ class _Explorer:
 
     def upper(self) -> int:
         """Calls that are enough: a sequence that tells all alternatives apart, as short as was found."""
-        self._lockstep = lockstep = Lockstep([self._config, *self._all_found])
+        self._spent += self._lockstep.work
+        self._lockstep = Lockstep([self._config, *self._all_found])
         self._start()
         self._work += int(self._work * UPPER_SHARE)
-        kept = self._trace[: self._needed(self._trace)]
-        size = len(kept) // 2
-        while size and not self._is_out_of_work():
-            place = len(kept) - size
-            while place >= 0 and not self._is_out_of_work():
-                fewer = kept[:place] + kept[place + size :]
-                if needed := self._needed(fewer):
-                    kept = fewer[:needed]
-                place -= size
-            size //= 2
-        self._spent += lockstep.work
-        high = len(kept)
+        high = min(len(self._fewer(from_end=True)), len(self._fewer(from_end=False)))
         if self._union(self._still) == self._universe:
             high = min(high, least_cover(self._still, self._universe).high)
         return high
+
+    def _fewer(self, *, from_end: bool) -> list[Call]:
+        """The oracle's calls without those that are not needed, tried from the end or from the start."""
+        kept = self._trace
+        if from_end:
+            kept = kept[: self._needed(kept)]
+        size = len(kept) // 2
+        while size:
+            place = max(0, len(kept) - size) if from_end else 0
+            while 0 <= place < len(kept) and not self._is_out_of_work():
+                fewer = kept[:place] + kept[place + size :]
+                is_enough = self._needed(fewer) > 0
+                kept = fewer if is_enough else kept
+                if from_end:
+                    place -= size
+                elif not is_enough:
+                    place += size
+            size //= 2
+        return kept
 
     def _narrow(self) -> bool:
         """Go on with the alternatives that are hardest to tell apart at the start, if they are many."""

@@ -51,16 +51,19 @@ def alternatives(
     return found
 
 
-def population(config: Config, others: Sequence[Config], count: int, level: int, seed: int) -> Any:
-    """Statements and answers, in JSON, of configurations drawn as tasks are."""
-    drawn = {_key(one): one for one in (config, *others, *draw(count, level, seed))}
+def population(
+    others: Sequence[Config], count: int, level: int, seed: int
+) -> list[tuple[Config, str, Any]]:
+    """Configurations, `others` and those drawn as tasks are, with statements and answers in JSON."""
+    drawn = {_key(one): one for one in (*others, *draw(count, level, seed))}
     told = []
     for one in drawn.values():
         try:
             with _alarm():
                 env, statement = begin(one)
-                told.append([statement, canonical(plain(env.reference()), env.Answer)])
-        except Exception:  # noqa: BLE001, S112 - one that it cannot play is none
+                told.append((one, statement, canonical(plain(env.reference()), env.Answer)))
+        # The fault boundary of the draft's code: what it draws it may not be able to play.
+        except Exception:  # noqa: BLE001, S112
             continue
     return told
 
