@@ -145,18 +145,20 @@ class Chat:
             "max_tokens": max_tokens,
             "seed": seed,
         }
-        said = ""
+        said, asked_s = "", 0.0
         for attempt in range(self._retries + 1):
             if attempt:
                 self.num_retries += 1
-                pause_s = min(LONGEST_PAUSE_S, self._pause_s * 2 ** (attempt - 1))
-                await asyncio.sleep(pause_s * self._rng.uniform(0.5, 1.0))
+                pause_s = longest_pause_s(self._pause_s, attempt) * self._rng.uniform(0.5, 1.0)
+                await asyncio.sleep(max(pause_s, asked_s))
+                asked_s = 0.0
             try:
                 answer = await self._client.chat.completions.with_raw_response.create(**body)
                 return _read(answer.content)
             except openai.APIStatusError as error:
                 said = f"{error.status_code}: {self._clean(error.response.text)[:MAX_SAID]}"
                 self._check_passes(error, said)
+                asked_s = asked_pause_s(error.response.headers.get("retry-after", ""))
             except openai.APIConnectionError as error:  # a timeout is one
                 said = self._clean(f"{error} {error.__cause__ or ''}".strip())[:MAX_SAID]
             except (msgspec.DecodeError, ValueError, RecursionError) as error:
@@ -181,6 +183,20 @@ class Chat:
         """`text` without the key, which a server may echo."""
         key = self._client.api_key
         return text if key == NO_KEY else text.replace(key, "***")
+
+
+def longest_pause_s(first_s: float, attempt: int) -> float:
+    """Seconds before a further try, from 1; most wait somewhat less, so that they do not come together."""
+    return min(LONGEST_PAUSE_S, first_s * 2 ** (attempt - 1))
+
+
+def asked_pause_s(header: str) -> float:
+    """Seconds that an endpoint asks to wait, as far as it is waited for; 0 for what is no number."""
+    try:
+        asked_s = float(header)
+    except ValueError:
+        return 0.0
+    return min(asked_s, LONGEST_PAUSE_S) if asked_s > 0 else 0.0
 
 
 def _read(data: bytes) -> Reply:

@@ -19,7 +19,7 @@ from envpool.envs.numbers import Numbers
 from envpool.envs.sum_list import SumList
 from envpool.pool import EnvFault, EnvPool
 from envpool.source import PoolSource
-from envpool.task import VARIATION, Config, Split, Task, config_split
+from envpool.task import VARIATION, Config, PoolKey, Split, Task, config_split
 from envpool.varied import Varied, playable
 from synth.vary import KINDS
 from tests.envpool.varying import drawn, play, started
@@ -383,6 +383,35 @@ async def test_a_session_plays_a_variant_and_goes_on_as_it_was_when_its_worker_d
                     assert result.observation == observation
                     assert (result.reward, result.terminated) == (reward, is_over)
             assert told[-1][2] == 1.0
+
+
+async def test_a_directory_lists_variants_beside_plain_tasks(tmp_path: Path) -> None:
+    """As the factory writes pools: nobody trusts the code, whose configurations are listed."""
+
+    def write() -> None:
+        (tmp_path / "adding.py").write_text(
+            "from envpool.envs.sum_list import SumList\nclass Adding(SumList):\n    pass\n"
+        )
+        rows = [{"env": "adding", "config": config} for config in (NUMBERS, variant)]
+        lines = [msgspec.json.encode(row) + b"\n" for row in rows]
+        (tmp_path / "tasks.jsonl").write_bytes(b"".join(lines))
+
+    variant = {**NUMBERS, VARIATION: {"rename": READ, "budget": 9}}
+    await asyncio.to_thread(write)
+    limits = EnvPoolSection(step_timeout_s=5.0, start_timeout_s=20.0, allow_unsandboxed=True)
+    section = PoolSection(source=str(tmp_path))
+    async with await EnvPool.start({"mine": section}, limits=limits) as pool:
+        key = PoolKey("mine", pool.versions()["mine"])
+        # One of the two is tried, whichever chance names.
+        await pool.try_env(key, "adding", level=0)
+        configs = await pool.draw(key, "adding", level=0, seed=0, count=2)
+        assert configs == [NUMBERS, variant]
+        task = Task(pool="mine", pool_version=key.version, env="adding", config=configs[1], seed=0)
+        async with await pool.open(task) as session:
+            assert session.prompt == "Sum all numbers.\nAt most 9 calls before done."
+            os.kill(session.pid, signal.SIGKILL)
+            result = await session.step(call_text("read_item", {"index": 2}))
+            assert result.observation == "4"
 
 
 async def test_a_malformed_variation_faults_the_open_and_says_why() -> None:
