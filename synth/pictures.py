@@ -60,7 +60,7 @@ def pictures(report: Report) -> list[Picture]:
         found.append(_bars("calls", "Calls of a task", binned, "calls of the shortest trace found"))
     if report.certificates:
         name = "calls that any agent needs at least"
-        found.append(_bars("certificates", "Certificates", report.certificates, name))
+        found.append(_bars("certificates", "Certificates", _certificates(report), name))
     if report.pass_rates:
         found.append(_bars("pass_rates", "Pass rates", report.pass_rates, "share of episodes won"))
     return found
@@ -71,6 +71,14 @@ def _bars(name: str, title: str, counts: Mapping[str, int], label: str) -> Pictu
     return Picture(
         name=name, title=title, alt=f"{label}: {words}", draw=_upright(counts, label), is_wide=False
     )
+
+
+def _certificates(report: Report) -> dict[str, int]:
+    """Tasks by calls in ranges, those without a certificate last."""
+    counts = dict(report.certificates)
+    without = counts.pop("none", 0)
+    values = [int(calls) for calls, count in counts.items() for _ in range(count)]
+    return {**(_binned(values) if values else {}), **({"none": without} if without else {})}
 
 
 def _binned(values: Sequence[int]) -> dict[str, int]:
