@@ -36,7 +36,8 @@ NEAR_TEXT, NEAR_ANSWERS = 0.6, 0.7
 # Sandboxes asked at once.
 CONCURRENCY = 4
 
-# Answers of an environment's original solution to configurations of another; None where it has none.
+# Answers of an environment's original solution to configurations that have its parameters' names; None where
+# it has none. Inputs may be none for it, so that they should be given little time.
 Answers = Callable[[Made, Sequence[Config]], Awaitable[Sequence[Any]]]
 _Ask = Callable[[Made, Sequence[Config]], Coroutine[Any, Any, list[Any]]]
 
@@ -147,11 +148,14 @@ async def behaviour_pairs(
     slots = asyncio.Semaphore(CONCURRENCY)
 
     async def ask(one: Made, configs: Sequence[Config]) -> list[Any]:
+        fitted = [_fitted(one, config) for config in configs]
+        asked = [config for config in fitted if config is not None]
         async with slots:
-            told = list(await answers(one, configs))
-        if len(told) != len(configs):
-            raise ValueError(f"{one.draft.env}: {len(told)} answers to {len(configs)} inputs")
-        return told
+            told = list(await answers(one, asked)) if asked else []
+        if len(told) != len(asked):
+            raise ValueError(f"{one.draft.env}: {len(told)} answers to {len(asked)} inputs")
+        given = iter(told)
+        return [None if config is None else next(given) for config in fitted]
 
     groups: dict[str, list[Made]] = {}
     for one in made:
@@ -208,6 +212,21 @@ async def _compare(first: Made, second: Made, ask: _Ask, *, threshold: float) ->
         alike=alike,
         detail=detail,
     )
+
+
+def _fitted(one: Made, config: Config) -> Config | None:
+    """Another's configuration under an environment's own names: by name, else by place; None for neither."""
+    own = one.tasks[0].config
+    if own.keys() == config.keys():
+        return config
+    if len(own) != len(config):
+        return None
+    kinds = [_kinds([task.config.get(name) for task in one.tasks]) for name in own]
+    fits = all(
+        kind == _kinds([value]) or _kinds([value]) == "list of any"
+        for kind, value in zip(kinds, config.values(), strict=True)
+    )
+    return dict(zip(own, config.values(), strict=True)) if fits else None
 
 
 def _agreement(first: Sequence[Any], second: Sequence[Any]) -> tuple[float, int, float]:

@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from rollout.report.theme import FULL, HALF, Draw, Theme, subplots
 
 if TYPE_CHECKING:
-    from synth.report import Report, StageRow
+    from synth.report import Report, Stage
 
 # Reasons that a figure shows apart, and bars of a histogram.
 MAX_REASONS, MAX_BARS = 14, 26
@@ -132,7 +132,7 @@ def _across(counts: Sequence[tuple[str, int]]) -> Draw:
     return draw
 
 
-def _stages(stages: Sequence[StageRow]) -> Draw:
+def _stages(stages: Sequence[Stage]) -> Draw:
     """What went in, and how much of it came out; a stage may make several of one."""
 
     def draw(theme: Theme) -> Figure:

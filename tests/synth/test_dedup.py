@@ -26,7 +26,7 @@ class Solver:
         answers = []
         for config in configs:
             try:
-                answers.append(names["solve"](*config.values()))
+                answers.append(names["solve"](**config))
             except (TypeError, ValueError, IndexError, ZeroDivisionError):
                 answers.append(None)
         return answers
@@ -56,6 +56,32 @@ async def test_a_problem_told_in_other_words_is_a_duplicate() -> None:
         "duplicate by answers",
     )
     assert refusal.detail == "as ledger, which is kept: the same answer to 10 of 10 shared inputs"
+
+
+def called(made: Made, *names: str, order: Sequence[int] = (0, 1)) -> Made:
+    """The same with a shift as second parameter, both called otherwise."""
+    tasks = []
+    for shift, task in enumerate(made.tasks, start=1):
+        values = [task.config["numbers"], shift]
+        config = {names[place]: values[place] for place in order}
+        tasks.append(msgspec.structs.replace(task, config=config, answer=task.answer + shift))
+    head = ", ".join(names[place] for place in order)
+    source = f"def solve({head}):\n    return sum({names[0]}) + {names[1]}\n"
+    draft = msgspec.structs.replace(made.draft, solutions=(source,))
+    return msgspec.structs.replace(made, draft=draft, tasks=tuple(tasks))
+
+
+async def test_parameters_fit_by_name_or_by_place() -> None:
+    first = called(make("total", "sum(numbers)", title="Add."), "numbers", "shift")
+    second = make("ledger", "sum(numbers)", title="What is there together, and then some?")
+    for names, order, kept in (
+        (("numbers", "shift"), (0, 1), 1),
+        (("numbers", "shift"), (1, 0), 1),  # the same names in another order
+        (("entries", "more"), (0, 1), 1),
+        (("entries", "more"), (1, 0), 2),  # nothing says which is which
+    ):
+        other = called(second, *names, order=order)
+        assert len((await sifted(first, other)).kept) == kept, (names, order)
 
 
 async def test_the_threshold_decides_and_the_rest_is_near() -> None:
