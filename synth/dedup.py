@@ -4,9 +4,8 @@
          -> shared inputs -> answers of each -> candidates -^   and pairs that are nearly alike
                               on each other's own tasks
 
-The original solutions answer, in a sandbox that the caller provides; nothing is run here. Whole pools of
-candidates answer one set of shared inputs first, so that the work grows with their number, not with its
-square. Two environments of one problem always agree: these are one only if they are also played alike.
+The original solutions answer, in a sandbox that the caller provides; nothing is run here. Environments of one
+kind answer one set of shared inputs first, in one go each: only pairs that agree there are looked at alone. Two environments of one problem always agree: these are one only if they are also played alike.
 """
 
 import asyncio
@@ -29,8 +28,11 @@ STAGE = "dedup"
 
 # Answers to compare before agreement says anything, and the share of them that may be one and the same.
 MIN_SHARED, MAX_COMMON = 5, 0.8
-# Shared inputs of a group of candidates, and configurations of a pair's own that are compared.
-SHARED, OWN = 32, 16
+# Configurations of each environment that its whole group answers, fewer where that would be more in all; and
+# those of each that a pair of candidates answers.
+EACH, MAX_SHARED, OWN = 4, 128, 16
+# Pairs that agree on less of their own among the shared ones are not looked at again.
+CANDIDATE = 0.5
 # From here on two are so alike that they belong on one side of a split.
 NEAR_TEXT, NEAR_ANSWERS = 0.6, 0.7
 # Sandboxes asked at once.
@@ -174,22 +176,22 @@ async def behaviour_pairs(
 
 
 async def _candidates(group: Sequence[Made], ask: _Ask) -> list[tuple[Made, Made]]:
-    """Pairs whose answers to shared inputs do not tell them apart."""
+    """Pairs that a few inputs of theirs do not tell apart."""
     if len(group) < 2:
         return []
-    each = max(1, SHARED // len(group))
-    shared = [task.config for one in group for task in one.tasks[:each]][:SHARED]
+    each = max(1, min(EACH, MAX_SHARED // len(group)))
+    shared = [(at, task.config) for at, one in enumerate(group) for task in one.tasks[:each]]
+    configs = [config for _, config in shared]
     async with asyncio.TaskGroup() as tasks:
-        asked = [tasks.create_task(ask(one, shared)) for one in group]
+        asked = [tasks.create_task(ask(one, configs)) for one in group]
     told = [task.result() for task in asked]
     left = []
-    for (first, of_first), (second, of_second) in itertools.combinations(
-        zip(group, told, strict=True), 2
-    ):
-        alike, count, _ = _agreement(of_first, of_second)
-        # Foreign inputs may be none for them: then their own decide.
-        if count < MIN_SHARED or alike >= NEAR_ANSWERS:
-            left.append((first, second))
+    for first, second in itertools.combinations(range(len(group)), 2):
+        # Inputs of a third one may be none for these two, and then right solutions differ.
+        own = [place for place, (owner, _) in enumerate(shared) if owner in (first, second)]
+        alike, _, _ = _agreement(*([told[one][place] for place in own] for one in (first, second)))
+        if alike >= CANDIDATE:
+            left.append((group[first], group[second]))
     return left
 
 

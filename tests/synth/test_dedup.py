@@ -123,6 +123,15 @@ async def test_inputs_that_are_none_for_the_other_do_not_count() -> None:
     assert "6 of 6" in found.refusals[0].detail
 
 
+async def test_inputs_of_a_third_one_do_not_tell_two_apart() -> None:
+    first = make("total", "sum(numbers)", title="Add.")
+    second = make("dozen", "sum(numbers[:12])", title="What do the twelve make?")
+    long = [draw(seed, 20) for seed in range(4)]
+    others = [make(f"odd_{n}", f"numbers[{n}] * {n}", configs=long) for n in range(1, 6)]
+    found = await sifted(first, second, *others)
+    assert [one.env for one in found.refusals] == ["total"]
+
+
 async def test_a_problem_made_into_two_games_is_kept_on_one_side() -> None:
     first = make("total", "sum(numbers)", title="Add.", problem="sum_up")
     again = make("totals", "sum(numbers)", title="All in all?", problem="sum_up")
