@@ -4,9 +4,8 @@
          -> shared inputs -> answers of each -> candidates -^   and pairs that are nearly alike
                               on each other's own tasks
 
-The original solutions answer, in a sandbox that the caller provides; nothing is run here. Whole pools of
-candidates answer one set of shared inputs first, so that the work grows with their number, not with its
-square. Two environments of one problem always agree: these are one only if they are also played alike.
+The original solutions answer, in a sandbox that the caller provides; nothing is run here. Environments of one
+kind answer one set of shared inputs first, in one go each: only pairs that agree there are looked at alone. Two environments of one problem always agree: these are one only if they are also played alike.
 """
 
 import asyncio
@@ -29,14 +28,18 @@ STAGE = "dedup"
 
 # Answers to compare before agreement says anything, and the share of them that may be one and the same.
 MIN_SHARED, MAX_COMMON = 5, 0.8
-# Shared inputs of a group of candidates, and configurations of a pair's own that are compared.
-SHARED, OWN = 32, 16
+# Configurations of each environment that its whole group answers, fewer where that would be more in all; and
+# those of each that a pair of candidates answers.
+EACH, MAX_SHARED, OWN = 4, 128, 16
+# Pairs that agree on less of their own among the shared ones are not looked at again.
+CANDIDATE = 0.5
 # From here on two are so alike that they belong on one side of a split.
 NEAR_TEXT, NEAR_ANSWERS = 0.6, 0.7
 # Sandboxes asked at once.
 CONCURRENCY = 4
 
-# Answers of an environment's original solution to configurations of another; None where it has none.
+# Answers of an environment's original solution to configurations that have its parameters' names; None where
+# it has none. Inputs may be none for it, so that they should be given little time.
 Answers = Callable[[Made, Sequence[Config]], Awaitable[Sequence[Any]]]
 _Ask = Callable[[Made, Sequence[Config]], Coroutine[Any, Any, list[Any]]]
 
@@ -147,11 +150,14 @@ async def behaviour_pairs(
     slots = asyncio.Semaphore(CONCURRENCY)
 
     async def ask(one: Made, configs: Sequence[Config]) -> list[Any]:
+        fitted = [_fitted(one, config) for config in configs]
+        asked = [config for config in fitted if config is not None]
         async with slots:
-            told = list(await answers(one, configs))
-        if len(told) != len(configs):
-            raise ValueError(f"{one.draft.env}: {len(told)} answers to {len(configs)} inputs")
-        return told
+            told = list(await answers(one, asked)) if asked else []
+        if len(told) != len(asked):
+            raise ValueError(f"{one.draft.env}: {len(told)} answers to {len(asked)} inputs")
+        given = iter(told)
+        return [None if config is None else next(given) for config in fitted]
 
     groups: dict[str, list[Made]] = {}
     for one in made:
@@ -170,22 +176,22 @@ async def behaviour_pairs(
 
 
 async def _candidates(group: Sequence[Made], ask: _Ask) -> list[tuple[Made, Made]]:
-    """Pairs whose answers to shared inputs do not tell them apart."""
+    """Pairs that a few inputs of theirs do not tell apart."""
     if len(group) < 2:
         return []
-    each = max(1, SHARED // len(group))
-    shared = [task.config for one in group for task in one.tasks[:each]][:SHARED]
+    each = max(1, min(EACH, MAX_SHARED // len(group)))
+    shared = [(at, task.config) for at, one in enumerate(group) for task in one.tasks[:each]]
+    configs = [config for _, config in shared]
     async with asyncio.TaskGroup() as tasks:
-        asked = [tasks.create_task(ask(one, shared)) for one in group]
+        asked = [tasks.create_task(ask(one, configs)) for one in group]
     told = [task.result() for task in asked]
     left = []
-    for (first, of_first), (second, of_second) in itertools.combinations(
-        zip(group, told, strict=True), 2
-    ):
-        alike, count, _ = _agreement(of_first, of_second)
-        # Foreign inputs may be none for them: then their own decide.
-        if count < MIN_SHARED or alike >= NEAR_ANSWERS:
-            left.append((first, second))
+    for first, second in itertools.combinations(range(len(group)), 2):
+        # Inputs of a third one may be none for these two, and then right solutions differ.
+        own = [place for place, (owner, _) in enumerate(shared) if owner in (first, second)]
+        alike, _, _ = _agreement(*([told[one][place] for place in own] for one in (first, second)))
+        if alike >= CANDIDATE:
+            left.append((group[first], group[second]))
     return left
 
 
@@ -208,6 +214,21 @@ async def _compare(first: Made, second: Made, ask: _Ask, *, threshold: float) ->
         alike=alike,
         detail=detail,
     )
+
+
+def _fitted(one: Made, config: Config) -> Config | None:
+    """Another's configuration under an environment's own names: by name, else by place; None for neither."""
+    own = one.tasks[0].config
+    if own.keys() == config.keys():
+        return config
+    if len(own) != len(config):
+        return None
+    kinds = [_kinds([task.config.get(name) for task in one.tasks]) for name in own]
+    fits = all(
+        kind == _kinds([value]) or _kinds([value]) == "list of any"
+        for kind, value in zip(kinds, config.values(), strict=True)
+    )
+    return dict(zip(own, config.values(), strict=True)) if fits else None
 
 
 def _agreement(first: Sequence[Any], second: Sequence[Any]) -> tuple[float, int, float]:

@@ -32,8 +32,9 @@ from synth.splits import Side, Splits, check
 
 FORMAT = 1
 MANIFEST = "manifest.json"
-# Directories that hold nothing but results: what is not among them is removed.
-OWNED = ("pool", "export")
+# Directories that hold nothing but results, and files that not every result has: what is no part of the
+# new one is removed.
+OWNED, OPTIONAL = ("pool", "export"), ("train.toml", "eval.toml")
 # Files whose text depends on the machine and the hour: they are hashed, but are no content.
 _TELLING = ("README.md", "report.json", "report.md", "report.html")
 _PACKAGES = ("millrace", "msgspec", "gymnasium", "numpy")
@@ -222,6 +223,9 @@ def versions() -> dict[str, str]:
 
 def _remove_others(out: Path, files: Mapping[str, bytes]) -> None:
     """Remove what an earlier result left where only results are."""
+    for name in OPTIONAL:
+        if name not in files:
+            atomic.remove(out / name)
     for folder in OWNED:
         for path in sorted((out / folder).rglob("*"), reverse=True):
             if path.is_dir() and not path.is_symlink():

@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from rollout.report.theme import FULL, HALF, Draw, Theme, subplots
 
 if TYPE_CHECKING:
-    from synth.report import Report, StageRow
+    from synth.report import Report, Stage
 
 # Reasons that a figure shows apart, and bars of a histogram.
 MAX_REASONS, MAX_BARS = 14, 26
@@ -60,7 +60,7 @@ def pictures(report: Report) -> list[Picture]:
         found.append(_bars("calls", "Calls of a task", binned, "calls of the shortest trace found"))
     if report.certificates:
         name = "calls that any agent needs at least"
-        found.append(_bars("certificates", "Certificates", report.certificates, name))
+        found.append(_bars("certificates", "Certificates", _certificates(report), name))
     if report.pass_rates:
         found.append(_bars("pass_rates", "Pass rates", report.pass_rates, "share of episodes won"))
     return found
@@ -71,6 +71,14 @@ def _bars(name: str, title: str, counts: Mapping[str, int], label: str) -> Pictu
     return Picture(
         name=name, title=title, alt=f"{label}: {words}", draw=_upright(counts, label), is_wide=False
     )
+
+
+def _certificates(report: Report) -> dict[str, int]:
+    """Tasks by calls in ranges, those without a certificate last."""
+    counts = dict(report.certificates)
+    without = counts.pop("none", 0)
+    values = [int(calls) for calls, count in counts.items() for _ in range(count)]
+    return {**(_binned(values) if values else {}), **({"none": without} if without else {})}
 
 
 def _binned(values: Sequence[int]) -> dict[str, int]:
@@ -124,7 +132,7 @@ def _across(counts: Sequence[tuple[str, int]]) -> Draw:
     return draw
 
 
-def _stages(stages: Sequence[StageRow]) -> Draw:
+def _stages(stages: Sequence[Stage]) -> Draw:
     """What went in, and how much of it came out; a stage may make several of one."""
 
     def draw(theme: Theme) -> Figure:

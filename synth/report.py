@@ -7,8 +7,9 @@ problems and language models wrote some of it. The page needs no script and no n
 """
 
 import base64
+import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import jinja2
@@ -31,19 +32,7 @@ _FOLDER = Path(__file__).parent
 
 
 class Stage(msgspec.Struct, frozen=True, kw_only=True):
-    """One stage as its caller counted it."""
-
-    name: str
-    """As in the refusals of it."""
-    num_in: int = msgspec.field(name="in")
-    num_out: int = msgspec.field(name="out")
-    seconds: float = 0.0
-    unit: str = "environments"
-    """What is counted: problems, drafts, environments or tasks."""
-
-
-class StageRow(msgspec.Struct, frozen=True, kw_only=True):
-    """One stage with the reasons why something ended there."""
+    """One stage: what went in, what came out, and why something ended there."""
 
     name: str
     num_in: int = msgspec.field(name="in")
@@ -52,6 +41,45 @@ class StageRow(msgspec.Struct, frozen=True, kw_only=True):
     """Number by reason, the commonest first. One task each, where tasks are refused one by one."""
     seconds: float
     unit: str
+    """What goes in: problems, environments or tasks."""
+
+
+class Counts:
+    """Collects the stages of a factory as they end, each timed from the end of the one before."""
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.stages: list[Stage] = []
+        self.refusals: list[Refusal] = []
+        self._clock = clock
+        self._since_s = clock()
+
+    def stage(
+        self,
+        name: str,
+        num_in: int,
+        num_out: int,
+        refusals: Sequence[Refusal] = (),
+        *,
+        unit: str = "environments",
+        seconds: float | None = None,
+    ) -> None:
+        """A stage has ended. Refusals of a part of it are counted under the part's name."""
+        now_s = self._clock()
+        reasons = Counter(
+            one.reason if one.stage == name else f"{one.stage}: {one.reason}" for one in refusals
+        )
+        self.stages.append(
+            Stage(
+                name=name,
+                num_in=num_in,
+                num_out=num_out,
+                refused=dict(reasons.most_common()),
+                seconds=now_s - self._since_s if seconds is None else seconds,
+                unit=unit,
+            )
+        )
+        self.refusals += refusals
+        self._since_s = now_s
 
 
 class Audit(msgspec.Struct, frozen=True, kw_only=True):
@@ -92,7 +120,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     envs: int
     tasks: int
     quarantined: int
-    stages: list[StageRow]
+    stages: list[Stage]
     audit: Audit
     certificates: dict[str, int]
     """Tasks by the calls that any agent needs at least; `none` without a certificate."""
@@ -120,8 +148,7 @@ def build(
     problems: Sequence[Problem],
     made: Sequence[Made],
     splits: Splits,
-    stages: Sequence[Stage],
-    refusals: Sequence[Refusal],
+    counts: Counts,
     audit: Audit,
     quarantined: Sequence[Quarantined] = (),
 ) -> Report:
@@ -140,7 +167,7 @@ def build(
         envs=len(made),
         tasks=len(tasks),
         quarantined=len(quarantined),
-        stages=_stages(stages, refusals),
+        stages=list(counts.stages),
         audit=audit,
         certificates=told,
         exact_certificates=sum(certificate.is_exact for certificate in certified),
@@ -152,7 +179,7 @@ def build(
         splits=_sides(made, splits),
         concepts=_counted(one.draft.concept or "not stated" for one in made),
         pass_rates={f"{rate:.1f}": count for rate, count in sorted(rates.items())},
-        refusals=list(refusals),
+        refusals=list(counts.refusals),
     )
 
 
@@ -205,35 +232,6 @@ def reasons(refusals: Iterable[Refusal]) -> list[tuple[str, str, int]]:
     """Stage, reason and number, the commonest first."""
     counted = Counter((one.stage, one.reason) for one in refusals)
     return [(stage, reason, count) for (stage, reason), count in counted.most_common()]
-
-
-def _stages(stages: Sequence[Stage], refusals: Sequence[Refusal]) -> list[StageRow]:
-    """The stages in order; those that only refusals name come last."""
-    by_stage: dict[str, Counter[str]] = {}
-    for one in refusals:
-        by_stage.setdefault(one.stage, Counter())[one.reason] += 1
-    rows = [
-        StageRow(
-            name=stage.name,
-            num_in=stage.num_in,
-            num_out=stage.num_out,
-            refused=dict(by_stage.pop(stage.name, Counter()).most_common()),
-            seconds=stage.seconds,
-            unit=stage.unit,
-        )
-        for stage in stages
-    ]
-    return rows + [
-        StageRow(
-            name=name,
-            num_in=counted.total(),
-            num_out=0,
-            refused=dict(counted.most_common()),
-            seconds=0.0,
-            unit="refusals",
-        )
-        for name, counted in by_stage.items()
-    ]
 
 
 def _sources(problems: Sequence[Problem], made: Sequence[Made]) -> list[Origin]:

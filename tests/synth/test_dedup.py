@@ -26,7 +26,7 @@ class Solver:
         answers = []
         for config in configs:
             try:
-                answers.append(names["solve"](*config.values()))
+                answers.append(names["solve"](**config))
             except (TypeError, ValueError, IndexError, ZeroDivisionError):
                 answers.append(None)
         return answers
@@ -56,6 +56,32 @@ async def test_a_problem_told_in_other_words_is_a_duplicate() -> None:
         "duplicate by answers",
     )
     assert refusal.detail == "as ledger, which is kept: the same answer to 10 of 10 shared inputs"
+
+
+def called(made: Made, *names: str, order: Sequence[int] = (0, 1)) -> Made:
+    """The same with a shift as second parameter, both called otherwise."""
+    tasks = []
+    for shift, task in enumerate(made.tasks, start=1):
+        values = [task.config["numbers"], shift]
+        config = {names[place]: values[place] for place in order}
+        tasks.append(msgspec.structs.replace(task, config=config, answer=task.answer + shift))
+    head = ", ".join(names[place] for place in order)
+    source = f"def solve({head}):\n    return sum({names[0]}) + {names[1]}\n"
+    draft = msgspec.structs.replace(made.draft, solutions=(source,))
+    return msgspec.structs.replace(made, draft=draft, tasks=tuple(tasks))
+
+
+async def test_parameters_fit_by_name_or_by_place() -> None:
+    first = called(make("total", "sum(numbers)", title="Add."), "numbers", "shift")
+    second = make("ledger", "sum(numbers)", title="What is there together, and then some?")
+    for names, order, kept in (
+        (("numbers", "shift"), (0, 1), 1),
+        (("numbers", "shift"), (1, 0), 1),  # the same names in another order
+        (("entries", "more"), (0, 1), 1),
+        (("entries", "more"), (1, 0), 2),  # nothing says which is which
+    ):
+        other = called(second, *names, order=order)
+        assert len((await sifted(first, other)).kept) == kept, (names, order)
 
 
 async def test_the_threshold_decides_and_the_rest_is_near() -> None:
@@ -95,6 +121,15 @@ async def test_inputs_that_are_none_for_the_other_do_not_count() -> None:
     found = await sifted(first, second)
     # On the six inputs that both answer they are one.
     assert "6 of 6" in found.refusals[0].detail
+
+
+async def test_inputs_of_a_third_one_do_not_tell_two_apart() -> None:
+    first = make("total", "sum(numbers)", title="Add.")
+    second = make("dozen", "sum(numbers[:12])", title="What do the twelve make?")
+    long = [draw(seed, 20) for seed in range(4)]
+    others = [make(f"odd_{n}", f"numbers[{n}] * {n}", configs=long) for n in range(1, 6)]
+    found = await sifted(first, second, *others)
+    assert [one.env for one in found.refusals] == ["total"]
 
 
 async def test_a_problem_made_into_two_games_is_kept_on_one_side() -> None:

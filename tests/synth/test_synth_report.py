@@ -12,7 +12,7 @@ from synth.filters import Quarantined
 from synth.pictures import pictures
 from synth.problem import Problem
 from synth.records import PassRate, Refusal
-from synth.report import Audit, Report, Stage, build, render_card, render_report
+from synth.report import Audit, Counts, Report, build, render_card, render_report
 from synth.splits import split
 from tests.synth.made import draw, make
 
@@ -37,6 +37,26 @@ def report() -> Report:
     rated = msgspec.structs.replace(tasks[0], pass_rate=PassRate(model="m", won=1, samples=4))
     bare = msgspec.structs.replace(tasks[1], certificate=None)
     made[2] = msgspec.structs.replace(made[2], tasks=(rated, bare))
+    counts = Counts(iter([0.0, 0.25, 12.5]).__next__)
+    counts.stage(
+        "read",
+        4,
+        3,
+        [
+            Refusal(problem="lost", stage="read", reason="no solution", detail=EVIL),
+            Refusal(problem="lost", stage="read", reason="no solution", detail="rows.jsonl:3"),
+        ],
+        unit="problems",
+    )
+    counts.stage(
+        "make",
+        3,
+        3,
+        [
+            Refusal(problem="total", env=EVIL, stage="verify", reason="timeout", detail="x" * 999),
+            Refusal(problem="total", stage="make", reason="odd"),
+        ],
+    )
     return build(
         problems=[
             problem("total", source="millrace", licence="Apache-2.0"),
@@ -46,16 +66,7 @@ def report() -> Report:
         ],
         made=made,
         splits=split(made, SplitRecipe(validation=0.3, test=0.0)),
-        stages=[
-            Stage(name="read", num_in=4, num_out=3, seconds=0.25, unit="problems"),
-            Stage(name="verify", num_in=3, num_out=3, seconds=12.0),
-        ],
-        refusals=[
-            Refusal(problem="lost", stage="read", reason="no solution", detail=EVIL),
-            Refusal(problem="lost", stage="read", reason="no solution", detail="rows.jsonl:3"),
-            Refusal(problem="total", env=EVIL, stage="verify", reason="timeout", detail="x" * 999),
-            Refusal(problem="total", stage="late", reason="odd"),
-        ],
+        counts=counts,
         audit=CLEAN,
         quarantined=[Quarantined(env="total", problem="total", task=bare, reason="never won")],
     )
@@ -77,7 +88,8 @@ def test_numbers_add_up(files: dict[str, bytes]) -> None:
         "seconds": 0.25,
         "unit": "problems",
     }
-    assert [stage["name"] for stage in told["stages"]] == ["read", "verify", "late"]
+    assert told["stages"][1]["refused"] == {"verify: timeout": 1, "odd": 1}
+    assert told["stages"][1]["seconds"] == 12.25
     assert told["audit"] == {
         "references_wrong": 0,
         "observe_only_wins": 0,
@@ -123,7 +135,7 @@ def test_the_page_stands_alone_and_escapes(report: Report, files: dict[str, byte
     assert page.words.count("<script>alert(1)</script>") >= 3  # shown as text
     assert all(source.startswith("data:") for source in page.sources)
     assert page.tags.count("img") == len(pictures(report)) == 6
-    for number in ("12.0", "no solution", "timeout"):
+    for number in ("12.2", "no solution", "timeout"):
         assert number in page.words
     assert "x" * 300 not in page.words
 
@@ -156,8 +168,7 @@ def test_a_factory_that_made_nothing_has_a_report() -> None:
         problems=[],
         made=[],
         splits=split([], SplitRecipe()),
-        stages=[],
-        refusals=[],
+        counts=Counts(),
         audit=CLEAN,
     )
     files = render_report(nothing, name="nothing")
