@@ -20,8 +20,10 @@ class TraceRecipe(_Section, frozen=True, kw_only=True):
 
     source: str = "envpool.envs:basics"
     """A directory of environments, or `module:attribute`. Its code runs in this process."""
+    more: dict[str, str] = {}
+    """Further sources by a name; their environments are `name/env` in `envs`."""
     envs: list[str] = []
-    """Environment ids in turn, some more than once to be shown more often; empty: all of the pool's."""
+    """Environment ids in turn, some more than once to be shown more often; empty: all there are."""
     count: Count = 25600
     """Episodes in all; more make a surer policy and cost time in proportion."""
     level: Whole = 0

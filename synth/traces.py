@@ -7,6 +7,7 @@ hasty, even its likeliest reply is the bad habit. Only configurations of the tra
 """
 
 import json
+from collections.abc import Mapping
 from enum import StrEnum
 from random import Random
 from typing import Any
@@ -18,7 +19,7 @@ from configs.schema import PoolSection
 from configs.sft import Message, MessagesRow, TraceRecipe
 from envpool.env import ToolEnv
 from envpool.folder import is_path
-from envpool.source import PoolSource
+from envpool.source import PoolSource, near
 from envpool.task import Config, Split
 from envpool.varied import Varied, playable
 from rollout import toolcall
@@ -44,24 +45,43 @@ def generate(recipe: TraceRecipe) -> list[MessagesRow]:
     """Play `recipe.count` episodes, the environments in turn; raises ConfigError for unknown ones."""
     if not recipe.wrong_number + recipe.early_done + recipe.broken_json:
         raise ConfigError("traces: no mistake has a weight: raise one, or set spoiled=0")
-    section = PoolSection(source=recipe.source, trusted=True)
-    folder = str(find(recipe.source)) if is_path(recipe.source) else ""
-    source = PoolSource.load("traces", section, folder=folder)
-    env_ids = recipe.envs or list(source.envs)
-    envs = {env_id: source.env(env_id)() for env_id in env_ids}
+    sources = {"": _load(recipe.source)}
+    sources |= {name: _load(source) for name, source in recipe.more.items()}
+    env_ids = recipe.envs or [
+        f"{name}/{env_id}".lstrip("/") for name, source in sources.items() for env_id in source.envs
+    ]
+    found = {env_id: _find(sources, env_id) for env_id in env_ids}
+    envs = {env_id: source.env(own)() for env_id, (source, own) in found.items()}
     careful = msgspec.structs.replace(recipe, spoiled=0.0)
     rows = []
     for index in range(recipe.count):
         env_id = env_ids[index % len(env_ids)]
         # Each episode has its own chance, so that a longer recipe begins with the shorter one's rows.
         rng = Random(f"{recipe.seed}/{index}")
-        config = source.draw(env_id, rng, Split.TRAIN, recipe.level)
+        source, own = found[env_id]
+        config = source.draw(own, rng, Split.TRAIN, recipe.level)
         hand = careful if index < recipe.num_clean else recipe
         is_hasty = index >= recipe.num_clean and rng.random() < recipe.hasty
         env = playable(envs[env_id], config)
         messages, reward = play(env, config, rng, hand, is_hasty=is_hasty)
-        rows.append(MessagesRow(env=env_id, messages=messages, tools=env.tools(), reward=reward))
+        rows.append(MessagesRow(env=own, messages=messages, tools=env.tools(), reward=reward))
     return rows
+
+
+def _load(source: str) -> PoolSource:
+    """A pool whose code runs here. Raises ConfigError."""
+    folder = str(find(source)) if is_path(source) else ""
+    return PoolSource.load("traces", PoolSection(source=source, trusted=True), folder=folder)
+
+
+def _find(sources: Mapping[str, PoolSource], env_id: str) -> tuple[PoolSource, str]:
+    """The pool of `env` or `name/env`, and the environment's own id. Raises ConfigError."""
+    name, _, own = env_id.rpartition("/")
+    if name not in sources:
+        raise ConfigError(
+            f"traces.envs: {env_id!r}: no source {name!r}; {near(name, filter(None, sources))}"
+        )
+    return sources[name], own
 
 
 def play(
