@@ -34,6 +34,8 @@ class Making(msgspec.Struct, frozen=True, kw_only=True):
     refusals: tuple[Refusal, ...] = ()
     drafts: int = 0
     """How many were verified."""
+    is_solved: bool = False
+    """Whether the original solution answers inputs, and others agree."""
     seconds: float = 0.0
 
 
@@ -51,7 +53,7 @@ class Maker:
         prepared = await prepare(self._court, problem, self._recipe.verify)
         if isinstance(prepared, Refusal):
             return Making(refusals=(prepared,), seconds=time.monotonic() - begun_s)
-        tried = _Tried()
+        tried = _Tried(is_solved=True)
         if self._recipe.extract.enabled:
             await self._extract(prepared, tried)
         if self._asking is not None:
@@ -117,7 +119,8 @@ class Maker:
 class _Tried:
     """What was tried for one problem so far."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_solved: bool = False) -> None:
+        self._is_solved = is_solved
         self.made: list[Made] = []
         self.refusals: list[Refusal] = []
         self.num_drafts = 0
@@ -133,5 +136,6 @@ class _Tried:
             made=tuple(self.made),
             refusals=tuple(self.refusals),
             drafts=self.num_drafts,
+            is_solved=self._is_solved,
             seconds=seconds,
         )

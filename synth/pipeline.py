@@ -10,7 +10,6 @@ Stages after `make` are quick and done again each time, but for pass rates, whic
 import asyncio
 import os
 import re
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -52,15 +51,15 @@ class Factory:
         self._maker = Maker(court, recipe, asking)
         self._store = Store(out / WORK)
         self._workers = asyncio.Semaphore(recipe.workers or os.cpu_count() or 1)
-        self._counts: list[report.Stage] = []
-        self._refusals: list[Refusal] = []
-        self._begun_s = time.monotonic()
+        self._counts = report.Counts()
 
     async def run(self) -> report.Report:
         """Make the pool; returns what its report says. Raises ConfigError, OSError."""
         recipe = self._recipe
         problems, unread = await asyncio.to_thread(read, recipe.problems)
-        self._count("read", len(problems) + len(unread), len(problems), unread, unit="problems")
+        self._counts.stage(
+            "read", len(problems) + len(unread), len(problems), unread, unit="problems"
+        )
         shipped = await asyncio.to_thread(recorded_problems) if recipe.recorded else []
         drafts = await recorded_drafts() if recipe.recorded else []
         made = await self._make(problems, shipped, drafts)
@@ -68,7 +67,7 @@ class Factory:
         different = await self._dedup(rated.kept)
         varied, refused = await with_variants(self._court, different.kept, recipe.variation)
         if recipe.variation.share:
-            self._count("vary", len(different.kept), len(varied), refused)
+            self._counts.stage("vary", len(different.kept), len(varied), refused)
         near = [(pair.first, pair.second) for pair in different.near]
         splits = split(varied, recipe.split, near)
         audit = await audit_made(self._court, varied)
@@ -76,8 +75,7 @@ class Factory:
             problems=[*problems, *shipped],
             made=varied,
             splits=splits,
-            stages=self._counts,
-            refusals=self._refusals,
+            counts=self._counts,
             audit=audit,
             quarantined=rated.quarantined,
         )
@@ -112,12 +110,43 @@ class Factory:
         found = [task.result() for task in tasks]
         stage.end(f"{num_made} pass")
         made = _with_own_ids([one for making in found for one in making.made])
-        refusals = [one for making in found for one in making.refusals]
-        for name in dict.fromkeys(one.stage for one in refusals):
-            # What became of the others each of them says: the stages run side by side.
-            of_stage = [one for one in refusals if one.stage == name]
-            self._count(name, len(of_stage) + len(made), len(made), of_stage)
+        self._count_made(problems, found, made)
         return made
+
+    def _count_made(
+        self,
+        problems: Sequence[Problem],
+        found: Sequence[Making],
+        made: Sequence[Made],
+    ) -> None:
+        """The stages that each problem goes through by itself."""
+        refusals = [one for making in found for one in making.refusals]
+
+        def of(stage: str) -> list[Refusal]:
+            return [one for one in refusals if one.stage == stage]
+
+        of_problems = found[: len(problems)]
+        solved = sum(making.is_solved for making in of_problems)
+        self._counts.stage("solve", len(problems), solved, of("solve"), unit="problems")
+        if self._recipe.extract.enabled:
+            lost = {one.problem for one in of("extract")}
+            lost -= {one.draft.problem for one in made if one.draft.origin == "extract"}
+            self._counts.stage(
+                "extract", solved, solved - len(lost), of("extract"), unit="problems"
+            )
+        if self._recipe.llm.enabled:
+            replies = sum(making.drafts for making in of_problems) + len(of("llm"))
+            self._counts.stage("llm", replies, replies - len(of("llm")), of("llm"), unit="drafts")
+        tried = sum(making.drafts for making in found)
+        self._counts.stage(
+            "verify",
+            tried,
+            len(made),
+            of("verify"),
+            unit="drafts",
+            # They run side by side; what they took together stands with the longest.
+            seconds=sum(making.seconds for making in found),
+        )
 
     def _decides(self) -> list[Any]:
         """What of the recipe decides what becomes of a problem."""
@@ -128,7 +157,7 @@ class Factory:
     async def _filter(self, made: Sequence[Made]) -> Filtered:
         recipe = self._recipe.filters
         shaped = by_shape(made, recipe)
-        self._count("filter", len(made), len(shaped.kept), shaped.refusals)
+        self._counts.stage("filter", len(made), len(shaped.kept), shaped.refusals)
         if not recipe.model:
             return shaped
         rated = with_rates(shaped.kept, await self._rate(shaped.kept, recipe.model))
@@ -141,7 +170,7 @@ class Factory:
             ]
             stronger = await self._rate(asked, recipe.stronger)
         found = by_pass_rate(rated, recipe, stronger)
-        self._count("pass rate", len(rated), len(found.kept), found.refusals)
+        self._counts.stage("pass rate", len(rated), len(found.kept), found.refusals)
         return found
 
     async def _rate(self, made: Sequence[Made], model: str) -> dict[str, Any]:
@@ -157,7 +186,7 @@ class Factory:
     async def _dedup(self, made: Sequence[Made]) -> Deduped:
         threshold = self._recipe.filters.duplicates
         found = await dedup(made, answers=self._answers, threshold=threshold)
-        self._count("dedup", len(made), len(found.kept), found.refusals)
+        self._counts.stage("dedup", len(made), len(found.kept), found.refusals)
         return found
 
     async def _answers(self, one: Made, configs: Sequence[dict[str, Any]]) -> list[Any]:
@@ -165,21 +194,6 @@ class Factory:
         draft = one.draft
         (found,) = await self._court.solve(draft.solutions[:1], draft.entry, configs)
         return [answer.value if isinstance(answer, Answer) else None for answer in found]
-
-    def _count(
-        self,
-        name: str,
-        num_in: int,
-        num_out: int,
-        refusals: Sequence[Refusal],
-        *,
-        unit: str = "environments",
-    ) -> None:
-        seconds, self._begun_s = time.monotonic() - self._begun_s, time.monotonic()
-        self._refusals += refusals
-        self._counts.append(
-            report.Stage(name=name, num_in=num_in, num_out=num_out, seconds=seconds, unit=unit)
-        )
 
     def _write(
         self,
