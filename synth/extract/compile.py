@@ -120,6 +120,8 @@ class _Compiler:
     def _open(self, function: ast.FunctionDef, result: str = "") -> _Scope:
         """Bring a function in form, and find out what its variables are."""
         function = Normaliser(function).run()
+        # In the state it would look like something private.
+        function = _Rename({"_": "ignored"}).visit(function)
         bound = {argument.arg for argument in function.args.args}
         bound |= {argument.arg for argument in function.args.kwonlyargs}
         bound |= set(changed_by(function.body)) - set(self._functions)

@@ -17,6 +17,7 @@ from synth.extract.emit import class_name
 from synth.extract.synthesizer import drafts
 from synth.problem import Problem, Test
 from synth.records import Draft, Refusal
+from synth.screen import screen
 
 Played = list[tuple[str, dict[str, Any], str]]
 
@@ -245,6 +246,13 @@ def test_a_player_is_not_told_a_whole_container() -> None:
     env.reset(seed=0, options={"a": [7, 8]})
     assert env.step(call_text("next_x", {}))[0] == "7"
     assert env.step(call_text("set_b", {}))[0] == '{"b":"1 items"}'
+
+
+def test_a_variable_that_nobody_looks_at_has_a_name() -> None:
+    source = "def solve(a: list[list[int]]) -> int:\n  n = 0\n  for _, x in a:\n    n += x\n  return n"
+    one = draft(source)
+    check_wins(one, {"a": [[1, 2], [3, 4]]})
+    assert not screen(one.source)
 
 
 REFUSED = {
