@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from configs.load import ConfigError
+from configs.load import ConfigError, find
 from configs.synth import ProblemsRecipe
 from synth.cutting import parse
 from synth.literals import few
@@ -67,9 +67,10 @@ def read(recipe: ProblemsRecipe) -> tuple[list[Problem], list[Refusal]]:
 
 def _files(name: str) -> list[Path]:
     """The files behind one of the recipe's paths; raises ConfigError where there are none."""
-    path = SHIPPED if name == SHIPPED_WORD else Path(name).expanduser()
-    if not path.exists():
-        raise ConfigError(f"problems.paths: {name!r} does not exist (looked for {path.absolute()})")
+    try:
+        path = SHIPPED if name == SHIPPED_WORD else find(name)
+    except ConfigError as error:
+        raise ConfigError(f"problems.paths: {error}") from error
     if path.is_file():
         if path.suffix not in (".py", *_DATA):
             raise ConfigError(
