@@ -42,14 +42,7 @@ from rollout.scores import Scores
 from rollout.status import PoolStatus, Status
 from rollout.step_time import Spent, StepTime
 from rollout.supervise import supervise
-from rollout.types import (
-    ActorEvent,
-    Busy,
-    EngineStats,
-    RolloutDone,
-    StepReport,
-    TurnDone,
-)
+from rollout.types import ActorEvent, Busy, EngineStats, RolloutDone, StepReport, TurnDone
 from rollout.watchdog import Watchdog
 from rollout.weights import Manifest
 
