@@ -32,9 +32,7 @@ async def asking(
 ) -> AsyncIterator[Endpoint]:
     recipe: LlmRecipe = make_recipe(url, **settings)
     # The client reads certificates as it is made.
-    endpoint = await asyncio.to_thread(
-        Endpoint, recipe, url=url, key=KEY, sleep=pauses or Pauses()
-    )
+    endpoint = await asyncio.to_thread(Endpoint, recipe, url=url, key=KEY, sleep=pauses or Pauses())
     try:
         yield endpoint
     finally:
