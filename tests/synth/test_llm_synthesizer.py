@@ -262,7 +262,7 @@ async def test_a_reply_that_was_torn_is_asked_for_again(tmp_path: Path) -> None:
         await synthesizer.drafts(PROBLEM)
     (file,) = await asyncio.to_thread(lambda: list((tmp_path / "replies").rglob("*.*")))
     data = await asyncio.to_thread(file.read_bytes)
-    await asyncio.to_thread(file.write_bytes, data[: len(data) // 2])
+    await asyncio.to_thread(file.write_bytes, data[: len(data) // 2] + b"\xff")
     async with asked(tmp_path, good) as (synthesizer, served):
         assert drafts_of(await synthesizer.drafts(PROBLEM)) and len(served.bodies) == 1
 
@@ -327,6 +327,8 @@ async def test_a_solution_without_its_entry_is_refused_unasked(tmp_path: Path) -
         ({"base_url": ""}, ENVIRON, r"llm\.base_url"),
         ({"base_url": "https://api.example.com/v1"}, {}, "LLM_TEST_KEY"),
         ({"batch": "read"}, ENVIRON, r"llm\.replies"),
+        ({"max_cost": 5.0}, ENVIRON, r"llm\.price_in"),
+        ({"cache": "/proc/none"}, ENVIRON, r"llm\.cache"),
     ],
 )
 async def test_settings_that_cannot_work_are_refused_on_entry(
