@@ -34,7 +34,7 @@ BENCHES = {
     "cost": "rollout.bench.cost",
 }
 
-COMMANDS = ("train", "eval", "sft", "bench", "show", "report", "pool", "control")
+COMMANDS = ("train", "eval", "synth", "sft", "bench", "show", "report", "pool", "control")
 
 # Imported where the learner runs: the driver never loads torch.
 TRAINER = "learner.trainer:make_trainer"
@@ -65,6 +65,7 @@ def main(argv: Sequence[str]) -> int:
     commands = {
         "train": train,
         "eval": evaluate,
+        "synth": synth,
         "sft": sft,
         "bench": bench,
         "show": show,
@@ -101,6 +102,10 @@ def give_help(arguments: list[str]) -> int:
         from configs.describe import describe_sft
 
         text = texts.SFT_HELP + describe_sft()
+    elif arguments[0] == "synth":
+        from configs.describe import describe_synth
+
+        text = texts.SYNTH_HELP + describe_synth()
     elif arguments[0] not in COMMANDS and "config" in arguments:
         from configs.describe import describe_settings, section_names
 
@@ -135,6 +140,13 @@ def sft(arguments: list[str]) -> int:
     from synth.traces import generate
 
     return command(arguments, generate)
+
+
+def synth(arguments: list[str]) -> int:
+    """Make a pool of environments from coding problems."""
+    from synth.cli import main as command
+
+    return command(arguments)
 
 
 def bench(arguments: list[str]) -> int:

@@ -15,6 +15,7 @@ from configs.fields import bounds, docs
 from configs.load import DEFAULT_RECIPE, read
 from configs.schema import Tree
 from configs.sft import SftRecipe
+from configs.synth import SynthRecipe
 
 _WIDTH = 34
 
@@ -61,6 +62,11 @@ def describe_sft() -> str:
     return "\n".join(_listed(_of_section("", "", SftRecipe))) + "\n"
 
 
+def describe_synth() -> str:
+    """Every setting of the factory's recipe."""
+    return "\n".join(_listed(_of_section("", "", SynthRecipe))) + "\n"
+
+
 def _listed(those: Iterable[Setting]) -> Iterator[str]:
     for section, some in groupby(those, key=lambda setting: setting.section):
         yield from ("", f"[{section}]") if section else ()
@@ -93,7 +99,7 @@ def _of_section(section: str, path: str, kind: type) -> Iterator[Setting]:
         hint, inside = hints[field.name], f"{path}.{field.name}".removeprefix(".")
         if isinstance(hint, type) and issubclass(hint, msgspec.Struct):
             yield from _of_section(inside, inside, hint)
-        elif get_origin(hint) is dict:
+        elif get_origin(hint) is dict and issubclass(get_args(hint)[1], msgspec.Struct):
             yield from _of_section(section, f"{inside}.<name>", get_args(hint)[1])
         else:
             text = about.get(field.name, "")

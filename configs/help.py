@@ -6,6 +6,7 @@ usage: python launch.py [command] [recipe.toml ...] [section.field=value ...]
 commands
   train   train a policy (the default; recipe: configs/local.toml)
   eval    play evaluation sets with fixed weights: model.path=DIR   (eval --help)
+  synth   make a pool of environments from coding problems: out=DIR   (synth --help)
   sft     warm-start a policy from oracle traces: out=DIR    (sft --help)
   bench   measure: bench engine | envpool | overlap | learning | cost   (bench --help)
   show    read the rollouts of a run, or list runs: show [DIR] [filter ...]   (show --help)
@@ -51,6 +52,32 @@ Examples:
   python launch.py eval model.path=runs/short/checkpoints/step_40/hf
   python launch.py eval model.path=my_policy eval.samples=8 run.dir=runs/my_eval
   python launch.py eval model.path=my_policy my_pools.toml eval.samples=4
+"""
+
+SYNTH_HELP = """\
+usage: python launch.py synth [recipe.toml ...] [setting=value ...]
+       python launch.py synth audit DIR [--solvers FILE|DIR] [--json]
+
+Makes a pool of verified tool-use environments from coding problems. Without a recipe configs/synth.toml
+is used: the problems that come along, compiled from their solutions without any model. Everything that is
+not ours runs in a sandbox. Finished work is kept: stopped, the same command goes on where it was.
+
+DIR holds pool/{train,validation,test}, train.toml and eval.toml to train and evaluate on it, traces.jsonl
+with each task's answer and winning calls, report.html, export/ for other trainers, manifest.json.
+
+`synth audit` looks for wrong references, tasks won by looking only, shown answers and duplicates in such a
+directory, in any pool of ours, or in a directory of environments in CodeGym's format.
+
+Examples:
+  python launch.py synth                                            into runs/synth, in minutes
+  python launch.py synth out=runs/mine problems.paths='["my.jsonl"]'   rows: id, statement, solution, tests
+  python launch.py synth problems.format=apps problems.paths='["apps.jsonl"]'
+  python launch.py synth llm.enabled=true llm.model=NAME llm.base_url=URL   key: OPENAI_API_KEY
+  python launch.py local.toml runs/synth/train.toml                 what it is for
+
+Exit codes: 0 done, 1 nothing passed or it could not be finished, 2 a mistake here, 130 interrupted.
+
+settings, with their defaults where no recipe is used
 """
 
 SFT_HELP = """\

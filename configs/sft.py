@@ -19,7 +19,7 @@ class TraceRecipe(_Section, frozen=True, kw_only=True):
     """Demonstrations by a sloppy oracle, on training configurations only."""
 
     source: str = "envpool.envs:basics"
-    """`module:attribute` that gives the pool's environments. Its code runs in this process."""
+    """A directory of environments, or `module:attribute`. Its code runs in this process."""
     envs: list[str] = []
     """Environment ids in turn, some more than once to be shown more often; empty: all of the pool's."""
     count: Count = 25600

@@ -36,6 +36,8 @@ class ExtractRecipe(_Section, frozen=True, kw_only=True):
     """Whether problems go through it."""
     solutions: Count = 1
     """How many solutions of a problem it tries, the original first, until one passes."""
+    hint: str = "The data is not shown: work on it with the tools, step by step, and give the answer with `done`."
+    """What a player is told after the problem's own words."""
 
 
 class LlmRecipe(_Section, frozen=True, kw_only=True):
@@ -110,7 +112,7 @@ class VerifyRecipe(_Section, frozen=True, kw_only=True):
     """Configurations sampled against each task for its certificate."""
     min_certificate: Whole = 3
     """Calls that any agent must need at least to be sure of the answer."""
-    certificate_s: Positive = 5.0
+    certificate_s: Positive = 1.0
     """Time for one certificate, after which its bound may be looser."""
 
 
@@ -131,6 +133,14 @@ class FilterRecipe(_Section, frozen=True, kw_only=True):
     """Environment variable with the endpoint's key."""
     samples: Count = 8
     """Episodes per task."""
+    concurrency: Count = 32
+    """Episodes at once."""
+    max_reply_tokens: Count = 1024
+    """Longest reply of the model that is measured."""
+    max_context_tokens: Count = 32768
+    """Longest conversation."""
+    episode_timeout_s: Positive = 900.0
+    """An episode that takes longer is not measured."""
     above: Fraction = 0.0
     """Tasks are kept whose pass rate is above this."""
     up_to: Fraction = 0.9

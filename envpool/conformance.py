@@ -23,6 +23,7 @@ from envpool.blame import defined_at, in_words, raised_at, shorten
 from envpool.env import ToolEnv, ToolInputError, canonical, seed_globals
 from envpool.source import PoolSource
 from envpool.task import Config, config_digest
+from envpool.varied import Varied, playable
 
 # Of every trial: what is wrong for one configuration is most often wrong for all.
 SEED = 0
@@ -138,10 +139,11 @@ class _Trial:
             )
         return config
 
-    def _start(self, config: Config) -> tuple[ToolEnv, str]:
+    def _start(self, config: Config) -> tuple[ToolEnv | Varied, str]:
         """A fresh instance, reset, and its statement."""
         seed_globals(SEED)
-        env = self._call("__init__", self._env, "it must take no argument")
+        plain = self._call("__init__", self._env, "it must take no argument")
+        env = playable(plain, config)
         try:
             statement, _ = env.reset(seed=SEED, options=config)
         except ConfigError as error:
@@ -161,7 +163,7 @@ class _Trial:
             self._refuse("statement", "gave an empty text: say in it what is asked")
         return env, statement
 
-    def _answer(self, env: ToolEnv) -> None:
+    def _answer(self, env: ToolEnv | Varied) -> None:
         """Whether the right answer is one, and is right."""
         is_judged_by_author = self._env.check is not ToolEnv.check
         if is_judged_by_author:

@@ -19,6 +19,7 @@ import msgspec
 from gymnasium.spaces import Text
 
 from configs.load import ConfigError
+from envpool.task import VARIATION
 from envpool.tools import (
     Arguments,
     DefinitionError,
@@ -143,6 +144,11 @@ class ToolEnv(gymnasium.Env[str, str]):
         self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
     ) -> tuple[str, Info]:
         """Start an episode; `options` is the configuration. Raises ConfigError if it is not one."""
+        if isinstance(options, Mapping) and VARIATION in options:
+            raise ConfigError(
+                f"configuration of {type(self).__name__}: {VARIATION!r} is not for the environment: "
+                "play it on envpool.varied.playable(env, config)"
+            )
         super().reset(seed=seed)
         try:
             config = msgspec.convert(options, type(self).Config)

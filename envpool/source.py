@@ -23,7 +23,7 @@ from envpool import folder as folders
 from envpool.blame import defined_at, in_words, raised_at
 from envpool.env import ToolEnv
 from envpool.importing import import_module
-from envpool.task import Config, PoolKey, Split, Task, config_split
+from envpool.task import VARIATION, Config, PoolKey, Split, Task, config_split
 
 # Group of entry points under which packages offer pools.
 ENTRY_POINTS = "millrace.pools"
@@ -200,6 +200,11 @@ def _check_classes(where: str, envs: Mapping[Any, Any]) -> None:
                 f"{where}: {defined_at(env)}: class {env.__qualname__} (env {env_id!r}) has no Config: "
                 "set Config to a msgspec.Struct of what the policy cannot see"
             )
+        if VARIATION in getattr(env.Config, "__struct_fields__", ()):
+            raise ConfigError(
+                f"{where}: {defined_at(env)}: class {env.__qualname__} (env {env_id!r}): its Config has a "
+                f"field {VARIATION!r}, which is reserved in configurations: give it another name"
+            )
 
 
 def _version(envs: Mapping[str, type[ToolEnv]], folder: Path | None) -> str:
@@ -232,5 +237,5 @@ def _files(module_name: str) -> set[Path]:
         raise ConfigError(f"module {module_name} has no source file to hash: keep it in one")
     path = Path(found)
     if module_name == ToolEnv.__module__:
-        return {path, path.with_name("tools.py")}
+        return {path, path.with_name("tools.py"), *path.parent.glob("vari*.py")}
     return set(path.parent.glob("*.py")) if module.__package__ else {path}

@@ -11,6 +11,18 @@ from typing import Any, TypeVar
 
 from envpool.env import ToolEnv, ToolInputError, tool
 
+__all__ = [
+    "NONE_LEFT",
+    "Cursor",
+    "Stepwise",
+    "check_count",
+    "operation",
+    "plain",
+    "result_of",
+    "show",
+    "shown",
+]
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 # What a cursor says behind its last item.

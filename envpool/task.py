@@ -16,6 +16,9 @@ EVAL_MODULUS = 8
 # A JSON object: the hidden state of an environment at reset.
 Config = dict[str, Any]
 
+# Reserved in every configuration: how the task is varied (envpool/variation.py).
+VARIATION = "variation"
+
 _encode_sorted = msgspec.json.Encoder(order="sorted").encode
 
 
@@ -65,6 +68,11 @@ def config_digest(env: str, config: Config) -> str:
 
 
 def config_split(env: str, config: Config) -> Split:
-    """`EVAL` for the configurations whose content hash is 0 modulo `EVAL_MODULUS`."""
+    """`EVAL` for the configurations whose content hash is 0 modulo `EVAL_MODULUS`.
+
+    A varied task is on the side of the plain one: who saw either knows the other's answer.
+    """
+    if VARIATION in config:
+        config = {key: value for key, value in config.items() if key != VARIATION}
     is_eval = int(config_digest(env, config), 16) % EVAL_MODULUS == 0
     return Split.EVAL if is_eval else Split.TRAIN

@@ -6,7 +6,7 @@ the text before `Args:` (Google style) describes the tool, the section itself it
 
 import inspect
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, get_type_hints
 
@@ -92,7 +92,7 @@ def describe(method: Callable[..., Any], types: dict[str, Any] | None = None) ->
         raise mistake(method, f"{error}: give it other arguments or defaults") from error
     return Tool(
         name=name,
-        signature=f"({', '.join(f'{p.name}: {_type_name(hints[p.name])}' for p in parameters)})",
+        signature=signature_of((p.name, hints[p.name]) for p in parameters),
         schema=_schema(name, text, parameters, hints, described),
         arguments_type=arguments_type,
     )
@@ -133,6 +133,11 @@ def at(items: Sequence[T], index: int) -> T:
     if not 0 <= index < len(items):
         raise ToolInputError("index out of range")
     return items[index]
+
+
+def signature_of(parameters: Iterable[tuple[str, Any]]) -> str:
+    """Names and types of parameters, as a policy is shown them, e.g. `(index: int)`."""
+    return f"({', '.join(f'{name}: {_type_name(kind)}' for name, kind in parameters)})"
 
 
 _decode_call = msgspec.json.Decoder(Call).decode

@@ -39,6 +39,7 @@ from envpool.frames import (
     pack,
 )
 from envpool.source import PoolSource
+from envpool.varied import Varied, playable
 
 _NONE: Tasks = MappingProxyType({})
 # An answer waits this long at most for those of the other requests that were read with its own.
@@ -95,7 +96,7 @@ class Session:
         """`tasks`: configurations that stand in for what an environment would draw."""
         self._envs = envs
         self._tasks = tasks
-        self._env: ToolEnv | None = None
+        self._env: ToolEnv | Varied | None = None
         # A request is only made again when its reply was lost, so it is the last one.
         self._last_id = -1
         self._last_reply = b""
@@ -156,7 +157,7 @@ class Session:
     def _start(self, request: Start) -> Ready:
         self._forget()
         seed_globals(request.seed)
-        self._env = self._envs[request.env]()
+        self._env = playable(self._envs[request.env](), request.config)
         prompt, _ = self._env.reset(seed=request.seed, options=request.config)
         return Ready(id=request.id, prompt=prompt, tools=self._env.tools())
 

@@ -58,11 +58,11 @@ class Maker:
             await self._ask(self._asking, problem, tried)
         return tried.making(time.monotonic() - begun_s)
 
-    async def of_draft(self, draft: Draft) -> Making:
+    async def of_draft(self, draft: Draft, problem: Problem | None) -> Making:
         """What becomes of a draft that is there already."""
         begun_s = time.monotonic()
         tried = _Tried()
-        tried.add(await self._verify(draft, tried))
+        tried.add(await self._verify(draft, problem, tried))
         return tried.making(time.monotonic() - begun_s)
 
     async def _extract(self, prepared: Prepared, tried: "_Tried") -> None:
@@ -79,7 +79,7 @@ class Maker:
             if isinstance(draft, Refusal):
                 tried.refusals.append(draft)
                 continue
-            verdict = await self._verify(draft, tried)
+            verdict = await self._verify(draft, prepared.problem, tried)
             if verdict.made is None:
                 tried.refusals += verdict.refusals
                 continue
@@ -99,7 +99,7 @@ class Maker:
                 if isinstance(draft, Refusal):
                     tried.refusals.append(draft)
                     break
-                verdict = await self._verify(draft, tried)
+                verdict = await self._verify(draft, problem, tried)
                 if verdict.made is not None:
                     tried.add(verdict)
                     break
@@ -109,9 +109,9 @@ class Maker:
                     tried.add(verdict)
                 draft = repaired
 
-    async def _verify(self, draft: Draft, tried: "_Tried") -> Verdict:
+    async def _verify(self, draft: Draft, problem: Problem | None, tried: "_Tried") -> Verdict:
         tried.num_drafts += 1
-        return await verify(self._court, draft, self._recipe.verify)
+        return await verify(self._court, draft, problem, self._recipe.verify)
 
 
 class _Tried:

@@ -17,7 +17,7 @@ from synth.court import Answer, Court, Failure, JobFault
 from synth.inputs import inputs
 from synth.problem import Problem, Test
 from synth.records import Refusal
-from synth.screen import screen
+from synth.screen import Role, screen
 
 STAGE = "solve"
 # Inputs made after a problem's tests are seldom all valid.
@@ -48,9 +48,13 @@ async def prepare(court: Court, problem: Problem, recipe: VerifyRecipe) -> Prepa
     def refuse(reason: str, detail: str) -> Refusal:
         return Refusal(problem=problem.id, stage=STAGE, reason=reason, detail=detail)
 
-    for number, source in enumerate((*problem.solutions, problem.generator, problem.checker)):
-        if source and (found := screen(source)):
-            return refuse("not allowed", f"text {number + 1}: {found}")
+    role: Role = "program" if problem.kind == "stdin" else "solution"
+    for number, source in enumerate(problem.solutions, start=1):
+        if found := screen(source, role=role):
+            return refuse("screen", f"solution {number}: {found}")
+    for word, source in (("generator", problem.generator), ("checker", problem.checker)):
+        if found := screen(source, role="solution"):
+            return refuse("screen", f"{word}: {found}")
     try:
         drawn = await _draw(court, problem, recipe)
     except JobFault as fault:
@@ -58,7 +62,9 @@ async def prepare(court: Court, problem: Problem, recipe: VerifyRecipe) -> Prepa
     configs = [config for config, _ in drawn]
     tests = [test.args for test in problem.tests]
     try:
-        found = await court.solve(problem.solutions, problem.entry, [*tests, *configs])
+        found = await court.solve(
+            problem.solutions, problem.entry, [*tests, *configs], kind=problem.kind
+        )
     except JobFault as fault:
         return refuse(fault.reason, fault.detail)
     original, *others = found
@@ -98,8 +104,13 @@ async def _draw(court: Court, problem: Problem, recipe: VerifyRecipe) -> list[tu
     encode = msgspec.json.Encoder(order="sorted").encode
     found: dict[bytes, tuple[Config, int]] = {}
     per_level = -(-recipe.drawn // recipe.levels)
-    for level in range(recipe.level, recipe.level + recipe.levels):
-        for config in await court.generate(problem.generator, per_level, level, recipe.seed):
+    levels = range(recipe.level, recipe.level + recipe.levels)
+    drawn = [
+        await court.generate(problem.generator, per_level, level, recipe.seed) for level in levels
+    ]
+    # In turn: the first of them that pass become tasks, as many of each level.
+    for configs in zip(*drawn, strict=True):
+        for level, config in zip(levels, configs, strict=True):
             found.setdefault(encode(config), (config, level))
     return list(found.values())
 

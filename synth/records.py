@@ -65,6 +65,8 @@ class Certificate(msgspec.Struct, frozen=True, kw_only=True):
     """Whether that many calls also suffice."""
     alternatives: int
     """Configurations with the same prompt and another answer that had to be told apart."""
+    is_sampled: bool = False
+    """Whether only some of the states and arguments were looked at, so that the bound may be too high."""
 
 
 class PassRate(msgspec.Struct, frozen=True, kw_only=True):
@@ -111,6 +113,8 @@ class Made(msgspec.Struct, frozen=True, kw_only=True):
     """OpenAI function schemas, `done` among them."""
     changes: tuple[str, ...]
     """Tools that changed hidden state in some trace."""
+    unused: tuple[str, ...] = ()
+    """Tools that no trace calls."""
     tasks: tuple[MadeTask, ...]
 
 

@@ -5,11 +5,12 @@ recipe or another version of the code finds nothing and does the work again.
 """
 
 import hashlib
-import os
 from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
+
+from synth import atomic
 
 T = TypeVar("T")
 
@@ -17,7 +18,7 @@ _PACKAGE = Path(__file__).parent
 
 
 class Store:
-    """Records under one directory."""
+    """Records under one directory. Blocks."""
 
     def __init__(self, folder: Path, *, salt: str = "") -> None:
         """`salt` goes into every key; empty: the text of the factory's code."""
@@ -39,34 +40,16 @@ class Store:
             return None
 
     def put(self, kind: str, key: str, record: Any) -> None:
-        """Keep a record: all of it or nothing. Raises OSError."""
-        write(self.folder / kind / f"{key}.json", msgspec.json.encode(record))
-
-
-def write(path: Path, data: bytes) -> None:
-    """Have `path` hold `data`, whole, or be as it was. Raises OSError."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with partial.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+        """Keep a record: all of it or nothing. Raises atomic.WriteError."""
+        atomic.write(self.folder / kind / f"{key}.json", msgspec.json.encode(record))
 
 
 def code_digest() -> str:
     """SHA-256 (hex) of the code that makes and judges environments."""
     digest = hashlib.sha256()
     root = _PACKAGE.parent
-    files = [
-        *_PACKAGE.rglob("*.py"),
-        *(_PACKAGE / "llm" / "prompts").glob("*.md"),
-        *(root / "envpool").glob("*.py"),
-    ]
+    prompts = (_PACKAGE / "llm" / "prompts").glob("*.md")
+    files = [*_PACKAGE.rglob("*.py"), *prompts, *(root / "envpool").glob("*.py")]
     for path in sorted(files):
         # Problems are keyed by what they say.
         if _PACKAGE / "problems" not in path.parents:

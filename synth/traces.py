@@ -13,12 +13,14 @@ from typing import Any
 
 import msgspec
 
-from configs.load import ConfigError
+from configs.load import ConfigError, find
 from configs.schema import PoolSection
 from configs.sft import Message, MessagesRow, TraceRecipe
 from envpool.env import ToolEnv
+from envpool.folder import is_path
 from envpool.source import PoolSource
 from envpool.task import Config, Split
+from envpool.varied import Varied, playable
 from rollout import toolcall
 
 # A wrong number is off by at most this, so that it is a slip and not a wild throw.
@@ -42,7 +44,9 @@ def generate(recipe: TraceRecipe) -> list[MessagesRow]:
     """Play `recipe.count` episodes, the environments in turn; raises ConfigError for unknown ones."""
     if not recipe.wrong_number + recipe.early_done + recipe.broken_json:
         raise ConfigError("traces: no mistake has a weight: raise one, or set spoiled=0")
-    source = PoolSource.load("traces", PoolSection(source=recipe.source, trusted=True))
+    section = PoolSection(source=recipe.source, trusted=True)
+    folder = str(find(recipe.source)) if is_path(recipe.source) else ""
+    source = PoolSource.load("traces", section, folder=folder)
     env_ids = recipe.envs or list(source.envs)
     envs = {env_id: source.env(env_id)() for env_id in env_ids}
     careful = msgspec.structs.replace(recipe, spoiled=0.0)
@@ -54,14 +58,19 @@ def generate(recipe: TraceRecipe) -> list[MessagesRow]:
         config = source.draw(env_id, rng, Split.TRAIN, recipe.level)
         hand = careful if index < recipe.num_clean else recipe
         is_hasty = index >= recipe.num_clean and rng.random() < recipe.hasty
-        messages, reward = play(envs[env_id], config, rng, hand, is_hasty=is_hasty)
-        tools = type(envs[env_id]).tools()
-        rows.append(MessagesRow(env=env_id, messages=messages, tools=tools, reward=reward))
+        env = playable(envs[env_id], config)
+        messages, reward = play(env, config, rng, hand, is_hasty=is_hasty)
+        rows.append(MessagesRow(env=env_id, messages=messages, tools=env.tools(), reward=reward))
     return rows
 
 
 def play(
-    env: ToolEnv, config: Config, rng: Random, recipe: TraceRecipe, *, is_hasty: bool = False
+    env: ToolEnv | Varied,
+    config: Config,
+    rng: Random,
+    recipe: TraceRecipe,
+    *,
+    is_hasty: bool = False,
 ) -> tuple[list[Message], float]:
     """One episode: its messages, which end with the last reply, and its reward."""
     statement, _ = env.reset(seed=rng.getrandbits(32), options=config)

@@ -8,14 +8,24 @@ import msgspec
 import pytest
 
 import launch
+from configs import synth
 from configs.describe import describe_settings, settings
 from configs.load import RECIPES, ConfigError, convert, load, make_importable, merge, read
 from configs.schema import RunConfig
 
+# Of the factory, not of runs.
+SYNTH_RECIPES = [RECIPES / synth.DEFAULT_RECIPE, RECIPES / "tiny_pool" / "recipe.toml"]
+RUN_RECIPES = sorted(set(RECIPES.glob("*.toml")) - set(SYNTH_RECIPES))
 
-@pytest.mark.parametrize("recipe", sorted(RECIPES.glob("*.toml")), ids=lambda path: path.name)
+
+@pytest.mark.parametrize("recipe", RUN_RECIPES, ids=lambda path: path.name)
 def test_recipe_loads(recipe: Path) -> None:
     assert isinstance(load([str(recipe)]), RunConfig)
+
+
+@pytest.mark.parametrize("recipe", SYNTH_RECIPES, ids=str)
+def test_factory_recipe_loads(recipe: Path) -> None:
+    assert convert(read([str(recipe)]), synth.SynthRecipe).out.startswith("runs/")
 
 
 def test_recipe_is_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,6 +212,7 @@ def test_help_needs_no_command(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        (["synth", "--help"], ["launch.py synth audit", "verify.configs=8", "llm.model="]),
         (["sft", "--help"], ["launch.py sft", "traces.spoiled=0.2", "policy.hidden=96"]),
         (["report", "--help"], ["launch.py report DIR"]),
         (["bench", "--help"], ["--json", "--steps", "--keep", "settings", *launch.BENCHES]),

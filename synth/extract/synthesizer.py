@@ -16,8 +16,6 @@ from synth.records import Draft, Refusal
 # Loops are carried out step by step down to this depth: the finest first.
 DEPTHS = (9, 2, 1)
 STAGE = "extract"
-# What a player is told beside the problem's own words.
-_HINT = " The data is not shown: work on it with the tools, step by step, and give the answer with `done`."
 
 
 def drafts(
@@ -37,7 +35,9 @@ def drafts(
         seen: set[str] = set()
         for depth in DEPTHS:
             try:
-                draft = _draft(problem, number, solution, depth, examples, configs, levels)
+                draft = _draft(
+                    problem, number, solution, depth, examples, configs, levels, recipe.hint
+                )
             except (NotExtractableError, ProblemError) as error:
                 reason = getattr(error, "reason", "not parsed")
                 detail = f"solution {number + 1}: {getattr(error, 'detail', '') or error}"
@@ -56,6 +56,7 @@ def _draft(
     examples: Sequence[Test],
     configs: Sequence[Config],
     levels: Sequence[int],
+    hint: str,
 ) -> Draft:
     if problem.kind != "function":
         raise NotExtractableError(
@@ -76,7 +77,7 @@ def _draft(
     )
     source = write(
         problem.id,
-        problem.statement + _HINT,
+        f"{problem.statement} {hint}".strip(),
         solution,
         problem.entry,
         compiled,

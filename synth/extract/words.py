@@ -26,14 +26,6 @@ _CHANGED: dict[type[ast.AST], str] = {
     ast.Div: "divide",
     ast.Mod: "reduce",
 }
-_JOINED: dict[type[ast.AST], str] = {
-    ast.Add: "plus",
-    ast.Sub: "minus",
-    ast.Mult: "times",
-    ast.FloorDiv: "over",
-    ast.Div: "over",
-    ast.Mod: "modulo",
-}
 _METHODS = {
     "append": "append_to",
     "appendleft": "prepend_to",
@@ -103,25 +95,20 @@ def phrase(node: ast.expr) -> str:
         case ast.BoolOp(op=operator, values=values):
             joined = "_and_" if isinstance(operator, ast.And) else "_or_"
             return joined.join(phrase(value) for value in values)
-        case ast.Subscript(value=value, slice=ast.Name() | ast.Constant() as at):
-            return f"{phrase(value)}_at_{phrase(at)}"
         case ast.Subscript(value=value):
             return f"{phrase(value)}_entry"
         case ast.Attribute(value=value, attr=name):
             return f"{phrase(value)}_{name}"
-        case ast.Call():
-            return _called(node)
-        case ast.BinOp(left=left, op=operator, right=right):
-            return f"{phrase(left)}_{_JOINED.get(type(operator), 'with')}_{phrase(right)}"
+        case ast.Call(func=ast.Name(id="len"), args=[argument]):
+            return f"size_of_{phrase(argument)}"
+        case ast.Call(func=function, args=[argument]):
+            return f"{phrase(function)}_{phrase(argument)}"
+        case ast.Call(func=function):
+            return phrase(function)
+        case ast.BinOp(left=left, right=right):
+            return f"{phrase(left)}_{phrase(right)}"
         case _:
             return "value"
-
-
-def _called(node: ast.Call) -> str:
-    if len(node.args) != 1:
-        return phrase(node.func)
-    name = "size_of" if code(node.func) == "len" else phrase(node.func)
-    return f"{name}_{phrase(node.args[0])}"
 
 
 def root_of(node: ast.expr) -> str:

@@ -1,0 +1,219 @@
+r"""The factory from problems to a pool: every stage in order, finished work kept.
+
+    read -> make (draw, solve, synthesize, verify) -> filter -> pass rate -> dedup -> vary -> split
+                     \-> one record per problem, so that a factory that was stopped goes on
+         -> audit -> export, report
+
+Stages after `make` are quick and done again each time, but for pass rates, which are kept as well.
+"""
+
+import asyncio
+import os
+import re
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from configs.synth import SynthRecipe
+from synth import exchange, export, report
+from synth.audit import audit_made
+from synth.court import Answer, Court
+from synth.dedup import Deduped, dedup
+from synth.extract import emit
+from synth.filters import Filtered, Quarantined, by_pass_rate, by_shape, unsolved, with_rates
+from synth.llm.recorded import recorded_drafts, recorded_problems
+from synth.making import Asking, Maker, Making
+from synth.problem import Problem
+from synth.progress import Stages
+from synth.rating import rate
+from synth.readers import read
+from synth.records import Draft, Made, Refusal
+from synth.splits import split
+from synth.store import Store
+from synth.varying import with_variants
+
+# Where finished work lies, in the output directory.
+WORK = "work"
+
+
+class Factory:
+    """Runs a recipe once, in its output directory."""
+
+    def __init__(
+        self, recipe: SynthRecipe, out: Path, court: Court, stages: Stages, asking: Asking | None
+    ) -> None:
+        self._recipe = recipe
+        self._out = out
+        self._court = court
+        self._stages = stages
+        self._maker = Maker(court, recipe, asking)
+        self._store = Store(out / WORK)
+        self._workers = asyncio.Semaphore(recipe.workers or os.cpu_count() or 1)
+        self._counts: list[report.Stage] = []
+        self._refusals: list[Refusal] = []
+        self._begun_s = time.monotonic()
+
+    async def run(self) -> report.Report:
+        """Make the pool; returns what its report says. Raises ConfigError, OSError."""
+        recipe = self._recipe
+        problems, unread = await asyncio.to_thread(read, recipe.problems)
+        self._count("read", len(problems) + len(unread), len(problems), unread, unit="problems")
+        shipped = await asyncio.to_thread(recorded_problems) if recipe.recorded else []
+        drafts = await recorded_drafts() if recipe.recorded else []
+        made = await self._make(problems, shipped, drafts)
+        rated = await self._filter(made)
+        different = await self._dedup(rated.kept)
+        varied, refused = await with_variants(self._court, different.kept, recipe.variation)
+        if recipe.variation.share:
+            self._count("vary", len(different.kept), len(varied), refused)
+        near = [(pair.first, pair.second) for pair in different.near]
+        splits = split(varied, recipe.split, near)
+        audit = await audit_made(self._court, varied)
+        told = report.build(
+            problems=[*problems, *shipped],
+            made=varied,
+            splits=splits,
+            stages=self._counts,
+            refusals=self._refusals,
+            audit=audit,
+            quarantined=rated.quarantined,
+        )
+        await asyncio.to_thread(self._write, told, varied, splits, rated.quarantined)
+        return told
+
+    async def _make(
+        self, problems: Sequence[Problem], shipped: Sequence[Problem], drafts: Sequence[Draft]
+    ) -> list[Made]:
+        by_id = {problem.id: problem for problem in shipped}
+        stage = self._stages.begin("environments", len(problems) + len(drafts))
+        num_made = 0
+
+        async def one(item: Problem | Draft) -> Making:
+            nonlocal num_made
+            key = self._store.key(type(item).__name__, item.digest, *self._decides())
+            found = await asyncio.to_thread(self._store.get, "made", key, Making)
+            if found is None:
+                async with self._workers:
+                    if isinstance(item, Problem):
+                        found = await self._maker.of_problem(item)
+                    else:
+                        found = await self._maker.of_draft(item, by_id.get(item.problem))
+                await asyncio.to_thread(self._store.put, "made", key, found)
+            num_made += len(found.made)
+            stage.advance(f"{num_made} pass")
+            return found
+
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(one(item)) for item in (*problems, *drafts)]
+        # In the order of the problems, whichever was finished first.
+        found = [task.result() for task in tasks]
+        stage.end(f"{num_made} pass")
+        made = _with_own_ids([one for making in found for one in making.made])
+        refusals = [one for making in found for one in making.refusals]
+        for name in dict.fromkeys(one.stage for one in refusals):
+            # What became of the others each of them says: the stages run side by side.
+            of_stage = [one for one in refusals if one.stage == name]
+            self._count(name, len(of_stage) + len(made), len(made), of_stage)
+        return made
+
+    def _decides(self) -> list[Any]:
+        """What of the recipe decides what becomes of a problem."""
+        recipe = self._recipe
+        window = (recipe.filters.min_calls, recipe.filters.max_calls, recipe.filters.min_tools)
+        return [recipe.verify, recipe.extract, recipe.llm, window]
+
+    async def _filter(self, made: Sequence[Made]) -> Filtered:
+        recipe = self._recipe.filters
+        shaped = by_shape(made, recipe)
+        self._count("filter", len(made), len(shaped.kept), shaped.refusals)
+        if not recipe.model:
+            return shaped
+        rated = with_rates(shaped.kept, await self._rate(shaped.kept, recipe.model))
+        stronger: dict[str, Any] = {}
+        if recipe.stronger and (hard := unsolved(rated)):
+            envs = {one.draft.env: one for one, _ in hard}
+            asked = [
+                msgspec.structs.replace(one, tasks=tuple(task for of, task in hard if of is one))
+                for one in envs.values()
+            ]
+            stronger = await self._rate(asked, recipe.stronger)
+        found = by_pass_rate(rated, recipe, stronger)
+        self._count("pass rate", len(rated), len(found.kept), found.refusals)
+        return found
+
+    async def _rate(self, made: Sequence[Made], model: str) -> dict[str, Any]:
+        return await rate(
+            self._court,
+            made,
+            self._recipe.filters,
+            model=model,
+            store=self._store,
+            stages=self._stages,
+        )
+
+    async def _dedup(self, made: Sequence[Made]) -> Deduped:
+        threshold = self._recipe.filters.duplicates
+        found = await dedup(made, answers=self._answers, threshold=threshold)
+        self._count("dedup", len(made), len(found.kept), found.refusals)
+        return found
+
+    async def _answers(self, one: Made, configs: Sequence[dict[str, Any]]) -> list[Any]:
+        """What an environment's original solution says of other configurations; None where it fails."""
+        draft = one.draft
+        (found,) = await self._court.solve(draft.solutions[:1], draft.entry, configs)
+        return [answer.value if isinstance(answer, Answer) else None for answer in found]
+
+    def _count(
+        self,
+        name: str,
+        num_in: int,
+        num_out: int,
+        refusals: Sequence[Refusal],
+        *,
+        unit: str = "environments",
+    ) -> None:
+        seconds, self._begun_s = time.monotonic() - self._begun_s, time.monotonic()
+        self._refusals += refusals
+        self._counts.append(
+            report.Stage(name=name, num_in=num_in, num_out=num_out, seconds=seconds, unit=unit)
+        )
+
+    def _write(
+        self,
+        told: report.Report,
+        made: Sequence[Made],
+        splits: Any,
+        quarantined: Sequence[Quarantined],
+    ) -> None:
+        files = report.render_report(told, name=self._out.name)
+        files["README.md"] = report.render_card(
+            told, name=self._out.name, model=self._recipe.filters.model
+        )
+        export.export(
+            self._out,
+            made=made,
+            splits=splits,
+            recipe=self._recipe,
+            quarantined=quarantined,
+            told=files,
+        )
+
+
+def _with_own_ids(made: Sequence[Made]) -> list[Made]:
+    """The same, but for those whose id another has: two samples of a model may choose one name."""
+    found: dict[str, Made] = {}
+    for one in made:
+        env, number = one.draft.env, 2
+        while env in found:
+            env, number = f"{one.draft.env}_v{number}", number + 1
+        if env != one.draft.env:
+            old, new = exchange.class_name(one.draft.source, one.draft.env), emit.class_name(env)
+            source = re.sub(rf"\b{re.escape(old)}\b", new, one.draft.source)
+            one = msgspec.structs.replace(
+                one, draft=msgspec.structs.replace(one.draft, env=env, source=source)
+            )
+        found[env] = one
+    return list(found.values())

@@ -1,0 +1,107 @@
+"""How often a model wins verified tasks: an engine of ours, or any OpenAI-compatible endpoint.
+
+A rate is kept as soon as its environment was played, so that a factory that was stopped asks nothing twice.
+"""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+
+import msgspec
+
+from configs.load import ConfigError
+from configs.synth import FilterRecipe
+from rollout.episode import Limits
+from synth.chat import Chat
+from synth.court import Court
+from synth.filters import task_key
+from synth.player import Measured, Player, measure
+from synth.player_endpoint import EndpointPlayer
+from synth.player_local import LocalPlayer
+from synth.progress import Stages
+from synth.records import Made, MadeTask, PassRate
+from synth.store import Store
+
+KIND = "rates"
+# Calls beyond an oracle's that a model may make.
+SPARE_CALLS = 16
+
+
+class Rated(msgspec.Struct, frozen=True, kw_only=True):
+    """Pass rates of one environment's tasks by `task_key`; none for those that could not be measured."""
+
+    rates: dict[str, PassRate]
+
+
+async def rate(
+    court: Court,
+    made: Sequence[Made],
+    recipe: FilterRecipe,
+    *,
+    model: str,
+    store: Store,
+    stages: Stages,
+) -> dict[str, PassRate]:
+    """Pass rates of all tasks by `task_key`. Raises ConfigError and PlayerError."""
+    found: dict[str, PassRate] = {}
+    stage = stages.begin("pass rate", len(made))
+    max_calls = max((task.num_calls for one in made for task in one.tasks), default=0)
+    async with _player(court, recipe, model, max_calls + SPARE_CALLS) as player:
+        for one in made:
+            keys = [task_key(one.draft.env, task) for task in one.tasks]
+            key = store.key(one.draft.source, keys, model, recipe.base_url, recipe.samples)
+            rated = await asyncio.to_thread(store.get, KIND, key, Rated)
+            if rated is None:
+                rated = Rated(rates=await _rates(court, player, one, one.tasks, recipe))
+                await asyncio.to_thread(store.put, KIND, key, rated)
+            found |= rated.rates
+            stage.advance(f"{len(found)} tasks measured")
+    stage.end(f"{len(found)} tasks measured")
+    return found
+
+
+async def _rates(
+    court: Court, player: Player, one: Made, tasks: Sequence[MadeTask], recipe: FilterRecipe
+) -> dict[str, PassRate]:
+    async with court.room({"draft.py": one.draft.source}) as room:
+        asked = [room.task(one.draft.env, task.config) for task in tasks]
+        measured: Sequence[Measured] = await measure(
+            player, asked, recipe.samples, concurrency=recipe.concurrency
+        )
+    return {
+        task_key(one.draft.env, task): found.pass_rate
+        for task, found in zip(tasks, measured, strict=True)
+        if found.pass_rate is not None
+    }
+
+
+@asynccontextmanager
+async def _player(
+    court: Court, recipe: FilterRecipe, model: str, max_calls: int
+) -> AsyncIterator[Player]:
+    limits = Limits(
+        max_turns=max_calls,
+        max_reply_tokens=recipe.max_reply_tokens,
+        max_context_tokens=recipe.max_context_tokens,
+        timeout_s=recipe.episode_timeout_s,
+    )
+    player: Player
+    if recipe.base_url:
+        chat = await Chat.start(
+            base_url=recipe.base_url, model=model, key=_key(os.environ, recipe.key_env)
+        )
+        player = EndpointPlayer(chat, court.sessions, limits)
+    else:
+        player = await LocalPlayer.start(model, court.sessions, limits)
+    try:
+        yield player
+    finally:
+        await player.close()
+
+
+def _key(environ: Mapping[str, str], name: str) -> str:
+    """The endpoint's key, which an endpoint of one's own may not need."""
+    if name and name not in environ and name != FilterRecipe.key_env:
+        raise ConfigError(f"filters.key_env={name!r}: the environment has no such variable: set it")
+    return environ.get(name, "")
