@@ -12,12 +12,15 @@ from typing import Any
 
 import pytest
 
+from configs.synth import VerifyRecipe
 from envpool.env import ToolEnv, call_text
+from synth.court import Court
 from synth.llm import recorded
 from synth.llm.prompts import FOLDER as PROMPTS
 from synth.llm.prompts import Prompts
 from synth.problem import Problem
 from synth.records import Draft
+from synth.verify import verify
 
 DRAFTS: list[Draft] = asyncio.run(recorded.recorded_drafts())
 PROBLEMS: dict[str, Problem] = {problem.id: problem for problem in recorded.recorded_problems()}
@@ -245,3 +248,14 @@ def test_all_files_are_listed_as_package_data() -> None:
         path for path in root.rglob("*") if path.is_file() and path.suffix in (".md", ".jsonl")
     }
     assert files == listed and len(files) > 30
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+async def test_every_task_passes_the_verifier() -> None:
+    recipe = VerifyRecipe()
+    async with Court(recipe) as court:
+        for draft in DRAFTS:
+            verdict = await verify(court, draft, PROBLEMS[draft.problem], recipe)
+            assert not verdict.refusals
+            assert verdict.made is not None and len(verdict.made.tasks) == recipe.configs

@@ -92,6 +92,27 @@ async def test_a_solver_is_asked_for_from_the_statement_alone(tmp_path: Path) ->
     assert PROBLEM.solutions[0].strip() in about_environment["messages"][0]["content"]
 
 
+async def test_a_checker_goes_to_who_writes_the_environment_only(tmp_path: Path) -> None:
+    checker = "def check(answer, start, calls):\n    return answer > 0"
+    problem = msgspec.structs.replace(PROBLEM, checker=checker)
+    async with asked(tmp_path, good, solvers=1) as (synthesizer, served):
+        (draft,) = drafts_of(await synthesizer.drafts(problem))
+    assert draft.checker == checker
+    told = {is_about_solver(body): body["messages"][0]["content"] for body in served.bodies}
+    assert checker in told[False] and "answer > 0" not in told[True]
+
+
+async def test_a_program_on_standard_input_is_asked_about_as_one(tmp_path: Path) -> None:
+    problem = Problem(
+        id="double", statement="Print it twice.", solutions=("print(input() * 2)",), kind="stdin"
+    )
+    async with asked(tmp_path, good, solvers=1) as (synthesizer, _):
+        about_environment, about_solver = synthesizer.requests([problem]).values()
+    assert "same names, and hold plain JSON: `stdin`" in about_environment.messages[0].content
+    assert "reads standard input and prints" in about_solver.messages[0].content
+    assert "input()" not in about_solver.messages[0].content
+
+
 async def test_samples_differ_and_equal_ones_are_one(tmp_path: Path) -> None:
     def answer(body: dict[str, Any]) -> Answer:
         text = ENVIRONMENT.replace("LiftWear", "LiftWork") if body["seed"] == 2 else ENVIRONMENT
