@@ -25,7 +25,7 @@ def test_a_good_reply_is_read() -> None:
 
 
 def test_thoughts_and_line_ends_are_no_matter() -> None:
-    thoughts = "<think>```python environment\nnot yet\n```</think>\n"
+    thoughts = "<think>\n```python environment\nnot yet\n```\n</think>\n"
     reply = Reply(text=thoughts + ENVIRONMENT.replace("\n", "\r\n"))
     assert read_environment(reply, PROBLEM) == read_environment(Reply(text=ENVIRONMENT), PROBLEM)
 
