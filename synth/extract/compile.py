@@ -13,46 +13,20 @@ The program is the solution again, with calls in place of these: it wins by cons
 
 import ast
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from synth.extract import words
 from synth.extract.errors import NotExtractableError
 from synth.extract.normal import Normaliser
+from synth.extract.operation import Compiled, Operation
 from synth.extract.state import changed_by, names_in, to_state
+from synth.extract.trees import Rename, Replace, call_of, cursor_of, named, nothing
+from synth.extract.variables import bound_inside, calls, counters_of, set_once, stored_in
 
 # How many changed variables an operation tells.
 MAX_TOLD = 4
 _SIMPLE = (ast.Assign, ast.AugAssign, ast.Expr, ast.Delete)
-_COUNTING = frozenset(("abs", "len", "max", "min"))
-
-
-@dataclass(slots=True, kw_only=True)
-class Operation:
-    """One tool."""
-
-    name: str
-    doc: str
-    body: list[str]
-    """Lines of its body, on the state."""
-    counters: dict[str, ast.Call]
-    """Its parameters, which the player counts, and the ranges they go through."""
-    returns: str
-    """Text of the type that it returns."""
-    is_change: bool
-    """Whether it carries out statements of the solution."""
-
-
-@dataclass(slots=True, kw_only=True)
-class Compiled:
-    """Tools, and programs in terms of them."""
-
-    operations: list[Operation]
-    setup: list[str]
-    """Lines carried out when an episode begins."""
-    oracle: list[ast.stmt]
-    helpers: dict[str, list[ast.stmt]]
-    """Programs of helper functions, by the function's name."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -121,26 +95,21 @@ class _Compiler:
         """Bring a function in form, and find out what its variables are."""
         function = Normaliser(function).run()
         # In the state it would look like something private.
-        function = _Rename({"_": "ignored"}).visit(function)
+        function = Rename({"_": "ignored"}).visit(function)
         bound = {argument.arg for argument in function.args.args}
         bound |= {argument.arg for argument in function.args.kwonlyargs}
         bound |= set(changed_by(function.body)) - set(self._functions)
-        stored = {
-            node.id
-            for node in ast.walk(function)
-            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
-        }
-        bound |= stored - _bound_inside(function)
+        bound |= stored_in(function) - bound_inside(function)
         # One state for all functions: what another calls so, also for counting, is renamed here.
         if taken := self._taken & bound:
-            function = _Rename({name: f"{function.name}_{name}" for name in taken}).visit(function)
+            function = Rename({name: f"{function.name}_{name}" for name in taken}).visit(function)
             bound = (bound - taken) | {f"{function.name}_{name}" for name in taken}
-        counters = _counters(function)
+        counters = counters_of(function)
         self._taken |= bound
         self._names |= bound - set(counters)
         scope = _Scope(function=function, counters=counters, once=set(), result=result)
         whole = self._whole if not result else frozenset[str]()
-        scope.once = _set_once(function, whole) - set(counters)
+        scope.once = set_once(function, whole) - set(counters)
         return scope
 
     def _helper(self, name: str) -> _Scope:
@@ -172,7 +141,7 @@ class _Compiler:
             return None
         has_loop = any(isinstance(inner, ast.For | ast.While) for inner in ast.walk(function))
         plain = not (function.args.defaults or function.args.vararg or function.args.kwonlyargs)
-        if not has_loop or not plain or _calls(function, function.name):
+        if not has_loop or not plain or calls(function, function.name):
             return None
         return call
 
@@ -228,7 +197,7 @@ class _Compiler:
                     test = self._condition(scope, first.test)
                     body = self._program(scope, first.body, level + 1)
                     orelse = self._program(scope, first.orelse, level)
-                    program.append(ast.While(test=test, body=body or _nothing(), orelse=orelse))
+                    program.append(ast.While(test=test, body=body or nothing(), orelse=orelse))
                 case ast.For():
                     program += self._for(scope, first, level, begun=begun)
                 case ast.Return():
@@ -250,7 +219,7 @@ class _Compiler:
         test = self._condition(scope, node.test)
         body = self._program(scope, node.body, level)
         orelse = self._program(scope, node.orelse, level)
-        return [ast.If(test=test, body=body or _nothing(), orelse=orelse)]
+        return [ast.If(test=test, body=body or nothing(), orelse=orelse)]
 
     def _block(self, scope: _Scope, statements: list[ast.stmt]) -> list[ast.stmt]:
         body = [to_state(node, self._names) for node in statements]
@@ -265,7 +234,7 @@ class _Compiler:
             "dict[str, Any]",
             is_change=True,
         )
-        return [ast.Expr(value=_call(operation))]
+        return [ast.Expr(value=call_of(operation))]
 
     def _condition(self, scope: _Scope, test: ast.expr) -> ast.expr:
         if (own := self._own(scope, test)) is not None:
@@ -279,7 +248,7 @@ class _Compiler:
             "bool",
         )
         return ast.Compare(
-            left=_call(operation), ops=[ast.Eq()], comparators=[ast.Constant(value="true")]
+            left=call_of(operation), ops=[ast.Eq()], comparators=[ast.Constant(value="true")]
         )
 
     def _for(
@@ -291,8 +260,8 @@ class _Compiler:
             body = self._program(scope, node.body, level + 1)
             orelse = self._program(scope, node.orelse, level)
             over = ast.Call(func=node.iter.func, args=bounds, keywords=[])
-            return [ast.For(target=node.target, iter=over, body=body or _nothing(), orelse=orelse)]
-        cursor, item = _cursor(node), words.phrase(_named(node.target))
+            return [ast.For(target=node.target, iter=over, body=body or nothing(), orelse=orelse)]
+        cursor, item = cursor_of(node), words.phrase(named(node.target))
         moved = to_state(node.target, self._names)
         begin = [] if begun else self._begin_tool(scope, node)
         operation = self._operation(
@@ -310,16 +279,16 @@ class _Compiler:
             "Any",
         )
         test = ast.Compare(
-            left=_call(operation),
+            left=call_of(operation),
             ops=[ast.NotEq()],
             comparators=[ast.parse("stepwise.NONE_LEFT", mode="eval").body],
         )
         body = self._program(scope, node.body, level + 1)
         orelse = self._program(scope, node.orelse, level)
-        return [*begin, ast.While(test=test, body=body or _nothing(), orelse=orelse)]
+        return [*begin, ast.While(test=test, body=body or nothing(), orelse=orelse)]
 
     def _begin(self, node: ast.For) -> str:
-        return f"s.{_cursor(node)} = stepwise.Cursor({to_state(node.iter, self._names)})"
+        return f"s.{cursor_of(node)} = stepwise.Cursor({to_state(node.iter, self._names)})"
 
     def _begin_tool(self, scope: _Scope, node: ast.For) -> list[ast.stmt]:
         operation = self._operation(
@@ -327,10 +296,10 @@ class _Compiler:
             [node.iter],
             words.clean(f"begin_with_{words.phrase(node.iter)}"),
             f"Begin to go through {words.code(node.iter)}. Tells how many there are.",
-            [self._begin(node), f"return len(s.{_cursor(node)}.items)"],
+            [self._begin(node), f"return len(s.{cursor_of(node)}.items)"],
             "int",
         )
-        return [ast.Expr(value=_call(operation))]
+        return [ast.Expr(value=call_of(operation))]
 
     def _return(self, scope: _Scope, node: ast.Return) -> list[ast.stmt]:
         value = node.value or ast.Constant(value=None)
@@ -351,14 +320,14 @@ class _Compiler:
                 [f"return stepwise.plain({to_state(value, self._names)})"],
                 "Any",
             )
-            told = _call(operation)
+            told = call_of(operation)
             loads = ast.parse("json.loads(_)", mode="eval").body
             assert isinstance(loads, ast.Call)
             loads.args = [told]
             answer = told if self._is_text else loads
         template = 'yield "done", {"answer": _}'
         done = ast.parse(template).body[0]
-        done = _Replace("_", answer).visit(done)
+        done = Replace("_", answer).visit(done)
         return [*before, done, ast.parse("return").body[0]]
 
     def _call(self, scope: _Scope, node: ast.stmt, call: ast.Call) -> list[ast.stmt]:
@@ -399,7 +368,7 @@ class _Compiler:
                 "dict[str, Any]",
                 is_change=True,
             )
-            program.append(ast.Expr(value=_call(operation)))
+            program.append(ast.Expr(value=call_of(operation)))
         play = ast.parse(f"yield from _play_{name}()").body
         return [*program, *play], ast.Name(id=helper.result, ctx=ast.Load())
 
@@ -463,7 +432,7 @@ class _Compiler:
             "int",
         )
         return ast.Call(
-            func=ast.Name(id="int", ctx=ast.Load()), args=[_call(operation)], keywords=[]
+            func=ast.Name(id="int", ctx=ast.Load()), args=[call_of(operation)], keywords=[]
         )
 
     def _is_counted(self, node: ast.For, scope: _Scope) -> bool:
@@ -485,7 +454,7 @@ class _Compiler:
         """The tool that does this: one that is there already, or a new one."""
         bound = set(changed_by([n for n in nodes if isinstance(n, ast.stmt)]))
         used = {used for node in nodes for used in names_in(node)} - bound
-        inner = {free for node in nodes for free in _bound_inside(node)}
+        inner = {free for node in nodes for free in bound_inside(node)}
         wanted = used - inner
         counters = {one: over for one, over in scope.counters.items() if one in wanted}
         for known in self._operations.values():
@@ -506,27 +475,6 @@ class _Compiler:
         return operation
 
 
-class _Rename(ast.NodeTransformer):
-    def __init__(self, names: Mapping[str, str]) -> None:
-        self._names = names
-
-    def visit_Name(self, node: ast.Name) -> ast.Name:
-        node.id = self._names.get(node.id, node.id)
-        return node
-
-    def visit_arg(self, node: ast.arg) -> ast.arg:
-        node.arg = self._names.get(node.arg, node.arg)
-        return node
-
-
-class _Replace(ast.NodeTransformer):
-    def __init__(self, name: str, value: ast.expr) -> None:
-        self._name, self._value = name, value
-
-    def visit_Name(self, node: ast.Name) -> ast.expr:
-        return self._value if node.id == self._name else node
-
-
 def compile_solution(
     tree: ast.Module, entry: str, *, depth: int, whole: frozenset[str], is_text: bool
 ) -> Compiled:
@@ -536,110 +484,3 @@ def compile_solution(
     numbers; `is_text`: the answer is text.
     """
     return _Compiler(tree, entry, depth, whole, is_text).run()
-
-
-def _call(operation: Operation) -> ast.expr:
-    """Yields the call of a tool."""
-    arguments = ast.Dict(
-        keys=[ast.Constant(value=name) for name in operation.counters],
-        values=[ast.Name(id=name, ctx=ast.Load()) for name in operation.counters],
-    )
-    pair = ast.Tuple(elts=[ast.Constant(value=operation.name), arguments], ctx=ast.Load())
-    return ast.Yield(value=pair)
-
-
-def _nothing() -> list[ast.stmt]:
-    return [ast.Pass()]
-
-
-def _cursor(node: ast.For) -> str:
-    return f"{words.clean(words.phrase(_named(node.target)))}_cursor_{node.lineno}"
-
-
-def _named(target: ast.expr) -> ast.expr:
-    """A target as one name."""
-    if isinstance(target, ast.Tuple):
-        return ast.Name(id="_".join(words.phrase(one) for one in target.elts), ctx=ast.Load())
-    return target
-
-
-def _bound_inside(node: ast.AST) -> set[str]:
-    """Names that comprehensions and lambdas in it bind, which are theirs alone."""
-    found: set[str] = set()
-    for inner in ast.walk(node):
-        if isinstance(inner, ast.comprehension):
-            found |= names_in(inner.target)
-        elif isinstance(inner, ast.Lambda):
-            found |= {argument.arg for argument in inner.args.args}
-    return found
-
-
-def _calls(function: ast.FunctionDef, name: str) -> bool:
-    return any(
-        isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == name
-        for node in ast.walk(function)
-    )
-
-
-def _counters(function: ast.FunctionDef) -> dict[str, ast.Call]:
-    """Variables that are bound by loops over ranges and by nothing else."""
-    found: dict[str, ast.Call] = {}
-    others = {argument.arg for argument in function.args.args} | _bound_inside(function)
-    for node in ast.walk(function):
-        match node:
-            case ast.For(
-                target=ast.Name(id=name),
-                iter=ast.Call(func=ast.Name(id="range"), keywords=[]) as over,
-            ):
-                found.setdefault(name, over)
-            case ast.For(target=target):
-                others |= names_in(target)
-            case ast.Assign(targets=targets):
-                for target in targets:
-                    others |= _stored(target)
-            case ast.AugAssign(target=ast.Name(id=name)):
-                others.add(name)
-    return {name: over for name, over in found.items() if name not in others}
-
-
-def _stored(target: ast.expr) -> set[str]:
-    return {
-        node.id
-        for node in ast.walk(target)
-        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
-    }
-
-
-def _set_once(function: ast.FunctionDef, whole: frozenset[str]) -> set[str]:
-    """Whole numbers that never change: parameters, and sizes and sums of such set at the top."""
-    times: dict[str, int] = dict.fromkeys((a.arg for a in function.args.args), 1)
-    for node in ast.walk(function):
-        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-            times[node.id] = times.get(node.id, 0) + 1
-    found = {name for name in whole if times.get(name) == 1}
-    for node in function.body:
-        match node:
-            case ast.Assign(targets=[ast.Name(id=name)], value=value) if times[name] == 1:
-                if _is_whole(value, found):
-                    found.add(name)
-    return found
-
-
-def _is_whole(node: ast.expr, known: set[str]) -> bool:
-    match node:
-        case ast.Constant(value=value):
-            return type(value) is int
-        case ast.Name(id=name):
-            return name in known
-        case ast.Call(func=ast.Name(id="len"), args=[_]):
-            return True
-        case ast.Call(func=ast.Name(id=name), args=arguments, keywords=[]) if name in _COUNTING:
-            return all(_is_whole(argument, known) for argument in arguments)
-        case ast.BinOp(
-            left=left,
-            op=ast.Add() | ast.Sub() | ast.Mult() | ast.FloorDiv() | ast.Mod(),
-            right=right,
-        ):
-            return _is_whole(left, known) and _is_whole(right, known)
-        case _:
-            return False

@@ -4,7 +4,7 @@ import ast
 import textwrap
 from collections.abc import Sequence
 
-from synth.extract.compile import Compiled, Operation
+from synth.extract.operation import Compiled, Operation
 from synth.extract.words import code
 
 _WIDTH = 96

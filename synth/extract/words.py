@@ -95,7 +95,7 @@ def phrase(node: ast.expr) -> str:
         case ast.Name(id=name):
             return name
         case ast.Constant(value=value):
-            return {None: "none", True: "true", False: "false"}.get(value, str(value) or "empty")
+            return "empty" if value in ("", ()) else str(value).lower()
         case ast.Compare(left=left, ops=[operator], comparators=[right]):
             return f"{phrase(left)}_{_COMPARED[type(operator)]}_{phrase(right)}"
         case ast.UnaryOp(op=ast.Not(), operand=operand):

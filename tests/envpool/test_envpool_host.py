@@ -4,7 +4,6 @@ import asyncio
 import os
 import random
 import signal
-import socket
 import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -16,7 +15,6 @@ import pytest
 
 from configs.load import ConfigError
 from configs.schema import EnvPoolSection, PoolSection
-from envpool import link
 from envpool.env import call_text
 from envpool.host import Host
 from envpool.link import (
@@ -200,46 +198,6 @@ async def test_pools_come_and_go_through_a_host(
     await asyncio.to_thread((broken / "bad.py").write_text, "1/0")
     with pytest.raises(ConfigError, match=r"bad.py:1: ZeroDivisionError"):
         await hosts.plug("broken", PoolSection(source=str(broken)))
-
-
-async def test_a_port_needs_a_token(pool: EnvPool) -> None:
-    async with Host(pool) as host:
-        with pytest.raises(ConfigError, match="a token is needed"):
-            await host.listen("127.0.0.1:0")
-    async with Host(pool, token="secret") as host:
-        address = await host.listen("127.0.0.1:0")
-        limits = EnvPoolSection(start_timeout_s=0.3)
-        with pytest.raises(ConfigError, match="the token is wrong"):
-            await Hosts.start([address], {"hostile": HOSTILE}, limits=limits, token="guess")
-        async with (
-            await Hosts.start(
-                [address], {"hostile": HOSTILE}, limits=LIMITS, token="secret"
-            ) as hosts,
-            hosts.session(task(hosts)) as session,
-        ):
-            assert await call(session, "count") == "1"
-
-
-async def test_a_connection_notices_that_the_other_machine_is_gone(pool: EnvPool) -> None:
-    kept: list[socket.socket] = []
-    noticed = link.keep_alive
-
-    def notice(connection: socket.socket) -> None:
-        noticed(connection)
-        kept.append(connection)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(link, "keep_alive", notice)
-        async with Host(pool, token="secret") as host:
-            address = await host.listen("127.0.0.1:0")
-            async with await Hosts.start(
-                [address], {"hostile": HOSTILE}, limits=LIMITS, token="secret"
-            ):
-                assert len(kept) >= 2
-                for connection in kept:
-                    assert connection.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
-                    unread_ms = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
-                    assert unread_ms == 1000 * link.SILENCE_S
 
 
 async def test_where_no_host_is_the_reason_is_said(tmp_path: Path) -> None:
