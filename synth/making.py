@@ -17,7 +17,11 @@ from synth.filters import by_shape
 from synth.prepare import Prepared, prepare
 from synth.problem import Problem
 from synth.records import Draft, Made, Refusal
+from synth.shown import in_brief
 from synth.verify import Verdict, verify
+
+# Refusals that are sent back with a draft.
+MAX_TOLD = 3
 
 
 class Asking(Protocol):
@@ -105,8 +109,7 @@ class Maker:
                 if verdict.made is not None:
                     tried.add(verdict)
                     break
-                message = "\n".join(f"{one.reason}: {one.detail}" for one in verdict.refusals[:3])
-                repaired = await asking.repair(draft, message)
+                repaired = await asking.repair(draft, _told(verdict.refusals))
                 if repaired is None:
                     tried.add(verdict)
                 draft = repaired
@@ -114,6 +117,15 @@ class Maker:
     async def _verify(self, draft: Draft, problem: Problem | None, tried: "_Tried") -> Verdict:
         tried.num_drafts += 1
         return await verify(self._court, draft, problem, self._recipe.verify)
+
+
+def _told(refusals: Sequence[Refusal]) -> str:
+    """What a model is told of its draft: the first refusals, and on which configuration."""
+    lines = []
+    for one in refusals[:MAX_TOLD]:
+        on = f" (configuration {in_brief(one.config)})" if one.config is not None else ""
+        lines.append(f"{one.reason}: {one.detail}{on}")
+    return "\n".join(lines)
 
 
 class _Tried:
