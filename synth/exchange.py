@@ -9,7 +9,10 @@ import msgspec
 
 from configs.sft import Message, MessagesRow
 from envpool.folder import env_id_of
-from envpool.tools import Schema
+from envpool.task import VARIATION
+from envpool.tools import Schema, Tool
+from envpool.variation import read_variation
+from envpool.varied_tools import vary_tools
 from rollout import toolcall
 from synth.records import Made, MadeTask
 from synth.traces import call_text
@@ -63,7 +66,7 @@ def instances(made: Sequence[Made], sides: Sequence[str], *, max_calls: int) -> 
             yield Instance(
                 ability=f"{DATA_SOURCE}@{code_id}__{name}@{task.config!r}",
                 code_id=code_id,
-                prompt=prompt(one.tools, task.prompt),
+                prompt=prompt(tools_of(one, task), task.prompt),
                 plugin_call_max_round=max_calls,
                 extra_info=Extra(
                     index=index,
@@ -107,7 +110,31 @@ def demonstration(one: Made, task: MadeTask) -> MessagesRow:
         messages.append(Message(role="assistant", content=reply))
         messages.append(Message(role="tool", content=move.observation))
     # The last reply ends it: what `done` says is for nobody.
-    return MessagesRow(env=one.draft.env, messages=messages[:-1], tools=list(one.tools), reward=1.0)
+    return MessagesRow(
+        env=one.draft.env, messages=messages[:-1], tools=tools_of(one, task), reward=1.0
+    )
+
+
+def tools_of(one: Made, task: MadeTask) -> list[Schema]:
+    """The schemas that a player of a task is shown: the environment's, or what its variation makes of them."""
+    if VARIATION not in task.config:
+        return list(one.tools)
+    plain = {schema["function"]["name"]: _tool(schema) for schema in one.tools}
+    variation = read_variation(task.config[VARIATION], one.draft.env)
+    varied, _ = vary_tools(plain, variation, one.draft.env)
+    return [tool.shown.schema for tool in varied.values()]
+
+
+def _tool(schema: Schema) -> Tool:
+    """A tool as far as its schema tells: enough to reword it, and nothing can call it."""
+    function = schema["function"]
+    parameters = [(name, Any) for name in function["parameters"]["properties"]]
+    return Tool(
+        name=function["name"],
+        signature="",
+        schema=schema,
+        arguments_type=msgspec.defstruct("arguments", parameters, kw_only=True),
+    )
 
 
 def _described(function: dict[str, Any]) -> str:

@@ -8,7 +8,7 @@ from configs.synth import FilterRecipe
 from envpool.task import config_digest
 from synth.records import Made, MadeTask, PassRate, Refusal
 
-STAGE = "filter"
+STAGE, RATE_STAGE = "filter", "pass rate"
 
 # Pass rates by task: `task_key(env, task)`.
 Rates = Mapping[str, PassRate]
@@ -112,34 +112,43 @@ def by_pass_rate(
                 quarantined.append(_quarantined(one, task, "never won"))
             elif rate.won and rate.rate > recipe.up_to:
                 detail = f"won {rate.won} of {rate.samples}; filters.up_to={recipe.up_to}"
-                refusals.append(_refusal(one, "too easy", detail, task))
+                refusals.append(_refusal(one, "too easy", detail, task, stage=RATE_STAGE))
             elif rate.won and rate.rate <= recipe.above:
                 detail = f"won {rate.won} of {rate.samples}; filters.above={recipe.above}"
-                refusals.append(_refusal(one, "too hard", detail, task))
+                refusals.append(_refusal(one, "too hard", detail, task, stage=RATE_STAGE))
             else:
                 tasks.append(task)
-        _keep(one, tasks, kept, refusals)
+        _keep(one, tasks, kept, refusals, stage=RATE_STAGE)
     return Filtered(kept=tuple(kept), quarantined=tuple(quarantined), refusals=tuple(refusals))
 
 
-def _keep(one: Made, tasks: Sequence[MadeTask], kept: list[Made], refusals: list[Refusal]) -> None:
+def _keep(
+    one: Made,
+    tasks: Sequence[MadeTask],
+    kept: list[Made],
+    refusals: list[Refusal],
+    *,
+    stage: str = STAGE,
+) -> None:
     if tasks:
         kept.append(msgspec.structs.replace(one, tasks=tuple(tasks)))
         return
     detail = f"of {len(one.tasks)} tasks none is kept: see the refusals of its tasks"
-    refusals.append(_refusal(one, "no task left", detail))
+    refusals.append(_refusal(one, "no task left", detail, stage=stage))
 
 
 def _quarantined(one: Made, task: MadeTask, reason: str) -> Quarantined:
     return Quarantined(env=one.draft.env, problem=one.draft.problem, task=task, reason=reason)
 
 
-def _refusal(one: Made, reason: str, detail: str, task: MadeTask | None = None) -> Refusal:
+def _refusal(
+    one: Made, reason: str, detail: str, task: MadeTask | None = None, *, stage: str = STAGE
+) -> Refusal:
     return Refusal(
         problem=one.draft.problem,
         env=one.draft.env,
         config=task.config if task is not None else None,
-        stage=STAGE,
+        stage=stage,
         reason=reason,
         detail=detail,
     )

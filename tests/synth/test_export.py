@@ -9,6 +9,8 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from random import Random
+from typing import Any
 
 import msgspec
 import pytest
@@ -21,16 +23,18 @@ from configs.synth import SplitRecipe, SynthRecipe
 from envpool import folder, sandbox
 from envpool.env import call_text
 from envpool.pool import EnvPool
-from envpool.task import Split, Task, config_split
+from envpool.task import VARIATION, Split, Task, config_split
+from envpool.varied import playable
 from learner.sft import encode
 from rollout.tokens import ChatTokens
 from synth import atomic, pool_files
-from synth.exchange import Instance
+from synth.exchange import Instance, demonstration, tools_of
 from synth.export import TraceRow, contents, export, faults, read_manifest
 from synth.filters import Quarantined
 from synth.pool_files import module_name, pools_of
 from synth.records import Made
 from synth.splits import Side, Splits, split
+from synth.vary import draw_kinds, vary
 from tests.synth.made import draw, make
 
 ROOT = Path(__file__).parent.parent.parent
@@ -163,6 +167,23 @@ def test_demonstrations_are_taken_by_the_warm_start(out: Path, splits: Splits) -
         assert sum(int(one.mask.sum()) for one in learned) > 0
         last = row.messages[-1]
         assert last.role == "assistant" and '"name": "done"' in last.content
+
+
+def test_varied_tasks_are_shown_their_own_tools(made: list[Made]) -> None:
+    total = made[0]
+    for seed in range(20):
+        rng = Random(seed)
+        kinds = draw_kinds(["rename", "permute", "distract", "paginate"], rng)
+        variation = vary(total.tools, rng, kinds, trace=total.tasks[0].trace)
+        config = {**total.tasks[0].config, VARIATION: variation}
+        task = msgspec.structs.replace(total.tasks[0], config=config)
+        names: dict[str, Any] = {"__name__": "total"}
+        exec(compile(total.draft.source, "total", "exec"), names)
+        player = playable(names["Total"](), config)
+        player.reset(seed=0, options=config)
+        assert tools_of(total, task) == player.tools()
+        assert demonstration(total, task).tools == tools_of(total, task)
+    assert tools_of(total, total.tasks[0]) == total.tools
 
 
 def test_instances_have_the_fields_of_the_format(out: Path, made: list[Made]) -> None:

@@ -54,6 +54,7 @@ def test_the_band_keeps_what_can_be_learned() -> None:
     )
     assert [task.pass_rate.won for task in found.kept[0].tasks if task.pass_rate] == [2, 3]
     assert [one.reason for one in found.refusals] == ["too hard", "too easy"]
+    assert {one.stage for one in found.refusals} == {"pass rate"}
     assert [one.reason for one in found.quarantined] == ["never won", "not measured"]
 
 
