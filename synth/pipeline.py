@@ -36,6 +36,8 @@ from synth.varying import with_variants
 
 # Where finished work lies, in the output directory.
 WORK = "work"
+# How long a solution may take for an input of another problem.
+ANSWER_TIMEOUT_S = 0.5
 
 
 class Factory:
@@ -192,7 +194,10 @@ class Factory:
     async def _answers(self, one: Made, configs: Sequence[dict[str, Any]]) -> list[Any]:
         """What an environment's original solution says of other configurations; None where it fails."""
         draft = one.draft
-        (found,) = await self._court.solve(draft.solutions[:1], draft.entry, configs)
+        # Inputs of another problem may be outside its domain, where it need not end.
+        (found,) = await self._court.solve(
+            draft.solutions[:1], draft.entry, configs, timeout_s=ANSWER_TIMEOUT_S
+        )
         return [answer.value if isinstance(answer, Answer) else None for answer in found]
 
     def _write(
