@@ -20,7 +20,9 @@ def find_url(recipe: LlmRecipe, environ: Mapping[str, str]) -> str:
         name, url = _URL_ENV, environ.get(_URL_ENV, "")
     try:
         parts = urlsplit(url)
-        is_good = parts.scheme in ("http", "https") and bool(parts.hostname)
+        # The port is looked at only when it is asked for.
+        is_good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        is_good = is_good and url.isascii() and url.isprintable() and " " not in url
     except ValueError:
         is_good = False
     if not is_good:
@@ -35,6 +37,11 @@ def find_key(recipe: LlmRecipe, url: str, environ: Mapping[str, str]) -> str:
     """The key, or `NO_KEY` for a server on this machine or its network. Raises ConfigError."""
     key = environ.get(recipe.key_env, "").strip()
     if key:
+        if not key.isascii() or not key.isprintable() or " " in key:
+            raise ConfigError(
+                f"llm.key_env={recipe.key_env!r}: what this environment variable holds has blanks or "
+                "letters that no key has: set it anew"
+            )
         return key
     if _is_local(urlsplit(url).hostname or ""):
         return NO_KEY

@@ -89,7 +89,7 @@ def _lines(path: Path, failed: dict[str, str]) -> Iterator[tuple[str, _Line]]:
     for number, text in _numbered(data.splitlines()):
         try:
             line = msgspec.json.decode(text, type=_Line)
-        except (msgspec.DecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             failed[f"line {number}"] = str(error)
             continue
         yield line.custom_id, line

@@ -55,10 +55,14 @@ class ReplyCache:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
+    def prepare(self) -> None:
+        """Make the directory. Raises OSError where that is not possible."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+
     def get(self, key: str) -> Reply | None:
         try:
             return msgspec.json.decode(self._path(key).read_bytes(), type=Reply)
-        except (FileNotFoundError, msgspec.DecodeError):
+        except (FileNotFoundError, ValueError):
             return None
 
     def put(self, key: str, reply: Reply) -> None:

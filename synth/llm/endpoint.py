@@ -35,6 +35,8 @@ _TOO_MANY = 429
 _SERVER = 500
 # Of what an endpoint says, this much is shown.
 _MAX_SAID = 300
+# Letters of a token, where the endpoint does not say how many tokens there were.
+_LETTERS = 4
 # Words of a 400 that is about one question only, not about the endpoint.
 _ABOUT_ONE = ("context length", "context_length", "maximum context", "content_filter")
 _CURES = {
@@ -78,7 +80,7 @@ def read_completion(data: bytes) -> Reply:
     """The reply in the body of a chat completion; raises ValueError for any other body."""
     try:
         completion = msgspec.json.decode(data, type=_Completion)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(str(error)) from error
     if not completion.choices:
         raise ValueError("it has no choices")
@@ -108,6 +110,7 @@ class Endpoint:
             api_key=key, base_url=url, max_retries=0, timeout=recipe.timeout_s
         )
         self._failed_in_row = 0
+        self._has_answered = False
         self._broken = ""
         self.retries = 0
 
@@ -132,6 +135,7 @@ class Endpoint:
                 await self._sleep(pause_s)
             else:
                 self._failed_in_row = 0
+                self._has_answered = True
                 return reply
         raise AssertionError("the last attempt returns or raises")
 
@@ -143,12 +147,22 @@ class Endpoint:
             reply = read_completion(answer.content)
         except ValueError as error:
             said = self._clean(answer.content[:_MAX_SAID].decode(errors="replace"))
-            raise self._break(
-                f"answered {answer.status_code} with no chat completion ({error}): {said!r}",
-                _ANOTHER_URL,
-            ) from None
+            what = f"answered {answer.status_code} with no chat completion ({error}): {said!r}"
+            self._failed_in_row += 1
+            # An endpoint that was well before may have hiccups; one that never was is none.
+            if self._has_answered and self._failed_in_row < MAX_FAILED_IN_ROW:
+                raise RefusedReply("endpoint", f"the endpoint {what}") from None
+            raise self._break(what, _ANOTHER_URL) from None
         # A server that echoes its headers must not bring the key into the cache.
-        return msgspec.structs.replace(reply, text=self._clean(reply.text))
+        reply = msgspec.structs.replace(reply, text=self._clean(reply.text))
+        if reply.prompt_tokens or reply.reply_tokens:
+            return reply
+        # Where it does not count tokens, a budget needs a guess.
+        return msgspec.structs.replace(
+            reply,
+            prompt_tokens=sum(len(one.content) for one in request.messages) // _LETTERS,
+            reply_tokens=len(reply.text) // _LETTERS,
+        )
 
     def _final(self, error: openai.APIStatusError) -> Exception:
         """What a status means that does not pass."""

@@ -75,6 +75,7 @@ class Prompts(msgspec.Struct, frozen=True, kw_only=True):
             statement=problem.statement.strip(),
             signature=_signature(problem),
             solution=problem.solutions[0].strip(),
+            checker=_checker(problem),
             tests=_tests(problem),
         )
 
@@ -115,10 +116,20 @@ def _theme(problem: Problem, sample: int) -> str:
 def _signature(problem: Problem) -> str:
     """The head of the original solution's function, with its annotations and without its body."""
     if problem.kind == "stdin":
-        return "reads standard input, the field `stdin`, and prints the answer"
+        return "(the module is a program: it reads `stdin` and prints the answer, a str)"
     function = entry_of(problem.solutions[0], problem.entry)
     returns = f" -> {ast.unparse(function.returns)}" if function.returns else ""
     return f"def {function.name}({ast.unparse(function.args)}){returns}"
+
+
+def _checker(problem: Problem) -> str:
+    """What is right, where that is more than the solution's own answer."""
+    if not problem.checker:
+        return ""
+    return (
+        "\nMore than one answer is right. This decides, and `check` of the environment must say the same:\n\n"
+        f"~~~\n{problem.checker.strip()}\n~~~\n"
+    )
 
 
 def _tests(problem: Problem) -> str:

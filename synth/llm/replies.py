@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from envpool.folder import env_id_of
 from envpool.task import Config
 from synth.problem import Problem, ProblemError, entry_of, parameters_of
 from synth.records import Draft
@@ -35,8 +36,6 @@ _DECLINED = re.compile(
     r"as an ai\b)",
     re.IGNORECASE,
 )
-# A class name's words: `HTTPDesk2` is http_desk2.
-_WORD = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z0-9]+|[A-Z]+[0-9]*|[0-9]+")
 
 
 class Block(StrEnum):
@@ -101,7 +100,7 @@ def read_environment(reply: Reply, problem: Problem) -> Written:
     fields = fields_of(problem)
     name = _environment_class(_parse(source, "the environment"), fields)
     configs = _configurations(found[Block.CONFIGURATIONS], fields)
-    return Written(env=env_id(name), source=source, configs=configs)
+    return Written(env=env_id_of(name), source=source, configs=configs)
 
 
 def read_solver(reply: Reply, problem: Problem) -> str:
@@ -121,11 +120,6 @@ def read_solver(reply: Reply, problem: Problem) -> str:
             f"{problem.entry} takes ({', '.join(parameters)}): it must take ({', '.join(wanted)})",
         )
     return source
-
-
-def env_id(name: str) -> str:
-    """Lower-case words of a class name, joined by `_`."""
-    return "_".join(_WORD.findall(name)).lower()
 
 
 def spoken(reply: Reply) -> str:

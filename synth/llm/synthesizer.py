@@ -82,11 +82,14 @@ class Synthesizer:
         return self._usage
 
     async def __aenter__(self) -> Self:
-        if not self._recipe.model:
-            raise ConfigError("llm.model='': name the model to ask")
-        if self._recipe.batch == "read" and not self._recipe.replies:
-            raise ConfigError("llm.replies='': batch=read needs the reply file that came back")
+        _check(self._recipe)
         self._prompts = await asyncio.to_thread(Prompts.load)
+        try:
+            await asyncio.to_thread(self._cache.prepare)
+        except OSError as error:
+            raise ConfigError(
+                f"llm.cache={self._recipe.cache!r}: {error}: name a directory that can be written"
+            ) from error
         if self._recipe.batch != "write":
             self._endpoint = await asyncio.to_thread(self._connect)
         return self
@@ -140,7 +143,6 @@ class Synthesizer:
         conversation = self._conversations.get(draft.digest)
         if conversation is None or not conversation.repairs_left:
             return None
-        solvers = draft.solutions[len(conversation.problem.solutions) :]
         while True:
             asked = conversation.asked_again(self._prompts, message)
             found = await self._talk(asked, read_environment)
@@ -148,7 +150,7 @@ class Synthesizer:
                 raise found
             if isinstance(found, Refusal):
                 return found
-            repaired = self._draft(*found, solvers)
+            repaired = self._draft(*found, draft.solutions)
             if not _is_same(repaired, draft):
                 return repaired
             conversation = found[1]
@@ -232,6 +234,7 @@ class Synthesizer:
         if self._endpoint is None:
             raise RuntimeError("llm.batch=write asks nothing: call write_batch only")
         async with self._slots:
+            # Those under way are let end, so a bound is passed by `concurrency` replies at most.
             if self._usage.is_over(self._recipe):
                 self._usage.is_budget_spent = True
                 raise _BudgetSpent
@@ -275,6 +278,19 @@ class Synthesizer:
         refusal = Refusal(problem=problem.id, stage=STAGE, reason=reason, detail=detail)
         self.refusals.append(refusal)
         return refusal
+
+
+def _check(recipe: LlmRecipe) -> None:
+    """Raise ConfigError for settings that do not go together."""
+    if not recipe.model:
+        raise ConfigError("llm.model='': name the model to ask")
+    if recipe.batch == "read" and not recipe.replies:
+        raise ConfigError("llm.replies='': batch=read needs the reply file that came back")
+    if recipe.max_cost and not recipe.price_in + recipe.price_out:
+        raise ConfigError(
+            f"llm.max_cost={recipe.max_cost:g}: without llm.price_in and llm.price_out nothing is known to "
+            "cost anything: set them, or use llm.max_total_tokens"
+        )
 
 
 def _is_same(one: Draft, other: Draft) -> bool:

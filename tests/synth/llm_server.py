@@ -19,7 +19,7 @@ ENVIRON = {"LLM_TEST_KEY": KEY}
 
 @dataclass(kw_only=True)
 class Answer:
-    """One response; `hangs` leaves the client without one."""
+    """One response; with `hangs` none comes."""
 
     text: str = ""
     finish: str = "stop"
@@ -29,6 +29,8 @@ class Answer:
     """In place of a chat completion."""
     headers: Mapping[str, str] = field(default_factory=dict)
     hangs: bool = False
+    drips: bool = False
+    """Send blanks without end, so that the client always has something to read."""
     tokens: tuple[int, int] = (100, 10)
 
 
@@ -54,7 +56,18 @@ async def serve(script: Script | list[Answer]) -> AsyncIterator[Served]:
     stopping = asyncio.Event()
     left = list(script) if isinstance(script, list) else []
 
-    async def handle(request: web.Request) -> web.Response:
+    async def drip(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        while not stopping.is_set():
+            try:
+                await response.write(b" ")
+            except ConnectionError:
+                break
+            await asyncio.sleep(0.01)
+        return response
+
+    async def handle(request: web.Request) -> web.StreamResponse:
         served.num_now += 1
         served.max_now = max(served.max_now, served.num_now)
         try:
@@ -67,6 +80,8 @@ async def serve(script: Script | list[Answer]) -> AsyncIterator[Served]:
                 await asyncio.sleep(0)
             if answer.hangs:
                 await stopping.wait()
+            if answer.drips:
+                return await drip(request)
             text = completion(answer) if answer.body is None else answer.body
             kind = "text/html" if text.startswith("<") else "application/json"
             return web.Response(

@@ -12,7 +12,13 @@ from configs.load import ConfigError
 from configs.synth import LlmRecipe
 from synth.llm.address import NO_KEY, find_key, find_url, shown
 from synth.llm.cache import Message, Request
-from synth.llm.endpoint import MAX_FAILED_IN_ROW, Endpoint, EndpointError, retry_after_s
+from synth.llm.endpoint import (
+    MAX_FAILED_IN_ROW,
+    Endpoint,
+    EndpointError,
+    read_completion,
+    retry_after_s,
+)
 from synth.llm.replies import RefusedReply
 from tests.synth.llm_server import KEY, Answer, Pauses, make_recipe, serve
 
@@ -76,11 +82,17 @@ async def test_pauses_grow_while_the_server_fails() -> None:
     assert [0.5 * 2**k <= s <= 2**k for k, s in enumerate(pauses.asked_s)] == [True] * 3
 
 
-async def test_a_hanging_server_is_asked_again() -> None:
-    script = [Answer(hangs=True), Answer(text="hi")]
-    async with serve(script) as served, asking(served.url, timeout_s=0.2) as endpoint:
+@pytest.mark.parametrize("bad", [Answer(hangs=True), Answer(drips=True)])
+async def test_a_hanging_server_is_asked_again(bad: Answer) -> None:
+    seen: list[object] = []
+
+    def answer(body: object) -> Answer:
+        seen.append(body)
+        return bad if len(seen) == 1 else Answer(text="hi")
+
+    async with serve(answer) as served, asking(served.url, timeout_s=1.0) as endpoint:
         assert (await endpoint.ask(REQUEST)).text == "hi"
-        assert endpoint.retries == 1
+        assert endpoint.retries == len(seen) - 1 >= 1
 
 
 async def test_a_question_fails_alone_until_several_did_in_a_row() -> None:
@@ -132,6 +144,34 @@ async def test_what_is_no_chat_completion_ends_everything(answer: Answer) -> Non
             await endpoint.ask(REQUEST)
         assert served.url in str(caught.value) and str(answer.body)[:10] in str(caught.value)
         assert endpoint.retries == 0
+
+
+async def test_an_endpoint_that_was_well_may_hiccup() -> None:
+    html = Answer(body="<html></html>")
+    script = [Answer(text="hi"), *[html] * (MAX_FAILED_IN_ROW - 1), Answer(text="hi")]
+    script += [html] * MAX_FAILED_IN_ROW
+    async with serve(script) as served, asking(served.url) as endpoint:
+        ends = []
+        for _ in script:
+            try:
+                ends.append((await endpoint.ask(REQUEST)).text)
+            except RefusedReply as refused:
+                ends.append(refused.reason)
+            except EndpointError:
+                ends.append("broken")
+        few = ["endpoint"] * (MAX_FAILED_IN_ROW - 1)
+        assert ends == ["hi", *few, "hi", *few, "broken"]
+
+
+async def test_bytes_that_are_no_text_are_no_chat_completion() -> None:
+    with pytest.raises(ValueError, match="decode"):
+        read_completion(b'{"choices": [{"message": {"content": "\xff"}}]}')
+
+
+async def test_tokens_are_guessed_where_they_are_not_counted() -> None:
+    async with serve([Answer(text="x" * 400, tokens=(0, 0))]) as served, asking(served.url) as one:
+        reply = await one.ask(REQUEST)
+    assert (reply.prompt_tokens, reply.reply_tokens) == (1, 100)
 
 
 @pytest.mark.parametrize(
@@ -216,11 +256,26 @@ def test_a_missing_key_is_the_users_mistake() -> None:
     assert "api.example.com/v1" in str(caught.value) and "secret" not in str(caught.value)
 
 
+@pytest.mark.parametrize("key", ["sk one", "sk\u00e9", "sk\nX: y"])
+def test_a_key_that_is_none_is_refused_unseen(key: str) -> None:
+    with pytest.raises(ConfigError, match="LLM_TEST_KEY") as caught:
+        find_key(make_recipe(), "http://localhost/v1", {"LLM_TEST_KEY": key})
+    assert key not in str(caught.value)
+
+
 def test_the_address_is_the_recipes_or_the_environments() -> None:
     environ = {"OPENAI_BASE_URL": "http://b/v1"}
     assert find_url(make_recipe("http://a/v1"), environ) == "http://a/v1"
     assert find_url(make_recipe(""), environ) == "http://b/v1"
-    for url in ("", "localhost:8000", "ftp://a", "http://", "http://[::1"):
+    for url in (
+        "",
+        "localhost:8000",
+        "ftp://a",
+        "http://",
+        "http://[::1",
+        "http://a:99999",
+        "http://a b",
+    ):
         with pytest.raises(ConfigError, match=r"llm\.base_url"):
             find_url(make_recipe(url), {})
 

@@ -8,7 +8,6 @@ from synth.llm.replies import (
     Block,
     RefusedReply,
     Reply,
-    env_id,
     fields_of,
     read_environment,
     read_solver,
@@ -26,7 +25,7 @@ def test_a_good_reply_is_read() -> None:
 
 
 def test_thoughts_and_line_ends_are_no_matter() -> None:
-    thoughts = "<think>```python environment\nnot yet\n```</think>\n"
+    thoughts = "<think>\n```python environment\nnot yet\n```\n</think>\n"
     reply = Reply(text=thoughts + ENVIRONMENT.replace("\n", "\r\n"))
     assert read_environment(reply, PROBLEM) == read_environment(Reply(text=ENVIRONMENT), PROBLEM)
 
@@ -144,14 +143,6 @@ def test_a_program_on_standard_input_has_one_field() -> None:
     assert read_solver(Reply(text="```python solver\nprint(input())\n```"), problem)
 
 
-@pytest.mark.parametrize(
-    ("name", "words"),
-    [
-        ("LiftWear", "lift_wear"),
-        ("HTTPDesk2", "http_desk2"),
-        ("A", "a"),
-        ("Sort3Piles", "sort3_piles"),
-    ],
-)
-def test_an_id_is_the_class_names_words(name: str, words: str) -> None:
-    assert env_id(name) == words
+def test_an_environment_has_the_id_that_a_pool_gives_it() -> None:
+    text = ENVIRONMENT.replace("class LiftWear(", "class HTTPLift2Go(")
+    assert read_environment(Reply(text=text), PROBLEM).env == "http_lift2_go"
