@@ -205,8 +205,9 @@ class _Explorer:
 
     def _expand(self, state: _State) -> list[_State]:
         """Note what each call tells apart in a state; gives the states that they lead to, new ones."""
-        self._lockstep.restore(state.saved)
-        base = self._lockstep.save()
+        lockstep = self._lockstep
+        lockstep.restore(state.saved)
+        base = lockstep.key()
         found: set[int] = set()
         following: list[_State] = []
         for calls in self._calls:
@@ -218,29 +219,29 @@ class _Explorer:
                     found |= told
                     continue
                 self._changing.add(calls[0].name)
+                lockstep.restore(state.saved)
             for call in calls:
-                found.add(self._lockstep.apart(call))
-                if self._lockstep.save() != base:
-                    key = self._lockstep.key()
-                    if key not in self._known:
-                        self._known.add(key)
-                        following.append(_State(state.depth + 1, self._lockstep.save()))
-                    self._lockstep.restore(base)
+                found.add(lockstep.apart(call))
+                key = lockstep.key()
+                if key == base:
+                    continue
+                if key not in self._known:
+                    self._known.add(key)
+                    following.append(_State(state.depth + 1, lockstep.save()))
+                lockstep.restore(state.saved)
         self._sets += [(one, state.depth) for one in maximal(found)]
         return following
 
     def _quietly(self, calls: Sequence[Call], base: bytes) -> set[int] | None:
-        """What calls tell apart; None, and all is as before, if one of them changed something."""
+        """What calls tell apart; None if one of them changed something."""
         lockstep = self._lockstep
         few = lockstep.few()
         told: set[int] = set()
         for call in calls:
             told.add(lockstep.apart(call))
             if lockstep.few() != few:
-                lockstep.restore(base)
                 return None
-        if lockstep.save() != base:
-            lockstep.restore(base)
+        if lockstep.key() != base:
             return None
         if self._is_first:
             self._still += told
