@@ -6,6 +6,7 @@ over data are tools, one call each. Which call comes when is left to whoever pla
 
 import copy
 import functools
+import pickle
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
@@ -84,18 +85,27 @@ def operation(method: F) -> F:
 
     @functools.wraps(method)
     def carry_out(self: Stepwise, **arguments: Any) -> Any:
-        before = copy.deepcopy(self._now.__dict__)
+        before = _keep(self._now.__dict__)
         try:
             return method(self, **arguments)
         except (ToolInputError, *_NOT_NOW) as error:
             # In place: who holds the state holds it still.
             self._now.__dict__.clear()
-            self._now.__dict__.update(before)
+            self._now.__dict__.update(before())
             if isinstance(error, ToolInputError):
                 raise
             raise ToolInputError(f"not possible now: {_said(error)}") from error
 
     return tool(carry_out)  # pyright: ignore[reportReturnType] - it has the method's signature
+
+
+def _keep(values: dict[str, Any]) -> Callable[[], dict[str, Any]]:
+    """What gives the values as they are now; hardly any call needs that, so that keeping is to be cheap."""
+    try:
+        return functools.partial(pickle.loads, pickle.dumps(values, pickle.HIGHEST_PROTOCOL))
+    except (TypeError, AttributeError, pickle.PicklingError, RecursionError):
+        copied = copy.deepcopy(values)
+        return lambda: copied
 
 
 def check_count(number: int) -> None:

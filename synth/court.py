@@ -26,7 +26,7 @@ from envpool.task import Config, PoolKey, Task
 from envpool.tools import call_text
 from envpool.trust import refuse_untrusted
 
-__all__ = ["Answer", "Court", "Failure", "JobFault", "Room", "solution_name"]
+__all__ = ["Answer", "Court", "Failure", "JobFault", "Room", "solution_name", "told"]
 
 # Modules of ours that lie in every room, as a package of this name.
 INSIDE = "_inside"
@@ -193,7 +193,7 @@ class Court:
         timeout_s = self._recipe.solve_timeout_s
         job = f"{INSIDE}.solving:generate"
         found = await self.run({"_generator.py": source}, job, arguments, timeout_s=timeout_s)
-        return _as(found, list[Config])
+        return told(found, list[Config])
 
 
 class Room:
@@ -262,7 +262,7 @@ class Room:
                     answers.append(fault.failure)
                     continue
                 is_answer = isinstance(found, dict) and found.keys() == {"answer"}
-                answers.append(Answer(value=found["answer"]) if is_answer else _as(found, Failure))
+                answers.append(Answer(value=found["answer"]) if is_answer else told(found, Failure))
         return answers
 
 
@@ -334,7 +334,7 @@ def _as_job(fault: EnvFault) -> JobFault:
     return JobFault(_REASONS.get(fault.outcome, "crashed"), lines[-1])
 
 
-def _as(value: Any, kind: type[T]) -> T:
+def told(value: Any, kind: type[T]) -> T:
     """What a job gave, as what it should give: untrusted code ran in its process."""
     try:
         return msgspec.convert(value, kind)

@@ -7,9 +7,9 @@ Code of the draft and of the solutions runs in the sandbox alone, the two never 
 wrong with the code refuses the environment; what is wrong with one configuration refuses that one.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -17,8 +17,8 @@ from configs.synth import VerifyRecipe
 from envpool.task import Config, config_digest
 from envpool.tools import Schema
 from synth import oracle, shown
-from synth.certificate import GRACE_S, certify
-from synth.court import INSIDE, Answer, Court, Failure, JobFault, Room, solution_name
+from synth.certificate import certify, longest_s
+from synth.court import INSIDE, Answer, Court, Failure, JobFault, Room, solution_name, told
 from synth.oracle import OracleError
 from synth.problem import Problem
 from synth.records import Draft, Made, MadeTask, Move, Refusal
@@ -38,6 +38,8 @@ MAX_TESTS = 64
 POPULATION = 64
 # A solver that fails like this on a configuration has not said anything against the others.
 ABSTAINS = frozenset({"timeout", "memory"})
+
+T = TypeVar("T")
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
@@ -78,12 +80,31 @@ async def verify(
     return Verdict(made=made, refusals=tuple(trial.refusals))
 
 
+class _Facts(msgspec.Struct, frozen=True, kw_only=True):
+    """What the environment says of a configuration."""
+
+    refused: str = ""
+    statement: str = ""
+    again: list[str] = []
+    reference: Any = None
+    tools: list[Schema] = []
+
+
+class _Mishap(msgspec.Struct, frozen=True, kw_only=True):
+    """What a bad call did that it must not."""
+
+    reason: str
+    detail: str
+
+
 class _Known(msgspec.Struct, frozen=True, kw_only=True):
     """A configuration whose answer is settled."""
 
     config: Config
     level: int
     answer: Any
+    original: Any
+    """The original solution's answer, where several are right."""
     prompt: str
     tools: list[Schema]
 
@@ -116,10 +137,11 @@ class _Trial:
         self._screen()
         configs = self._distinct()
         answers = await self._solved(configs)
-        longest_s = self._recipe.certificate_s + GRACE_S
         files = {"draft.py": self._draft.source}
         async with AsyncExitStack() as stack:
-            room = await stack.enter_async_context(self._court.room(files, longest_s=longest_s))
+            room = await stack.enter_async_context(
+                self._court.room(files, longest_s=longest_s(self._recipe))
+            )
             if room.envs != [self._draft.env]:
                 raise _Refused(
                     "env id", f"its source defines {room.envs}, not {self._draft.env!r} alone"
@@ -235,9 +257,10 @@ class _Trial:
         if not self._draft.checker or not cases:
             return
         arguments = {"source": CHECKER, "cases": [list(case) for case in cases]}
-        verdicts = await room.run(f"{INSIDE}.solving:check", arguments)
+        verdicts = told(await room.run(f"{INSIDE}.solving:check", arguments), list[bool])
+        _match(verdicts, cases)
         for (answer, config), is_right in zip(cases, verdicts, strict=True):
-            if is_right is not True:
+            if not is_right:
                 words = f"the checker says that {in_brief(answer)} is wrong"
                 raise _Refused(reason, words, config)
 
@@ -249,49 +272,59 @@ class _Trial:
         for config, level, answer in solved:
             self.config = config
             try:
-                found = await self._ask("candidate:facts", config=config)
+                found = await self._ask("candidate:facts", _Facts, config=config)
                 known.append(self._fits(config, level, answer, found))
             except _ConfigRefused as refused:
                 self._put_aside(refused)
         if not known:
             raise _Refused("config", "the environment takes none of the configurations")
+        if self._draft.checker:
+            cases = [(one.answer, one.config) for one in known]
+            async with self._court.room({CHECKER: self._draft.checker}) as room:
+                await self._checked(room, cases, "reference")
         self.config = known[0].config
-        if mistake := await self._ask("candidate:conform", config=known[0].config):
-            raise _Refused("conformance", str(mistake), known[0].config)
+        if mistake := await self._ask("candidate:conform", str, config=known[0].config):
+            raise _Refused("conformance", mistake, known[0].config)
         return known
 
-    def _fits(self, config: Config, level: int, answer: Any, found: Mapping[str, Any]) -> _Known:
-        if "refused" in found:
-            raise _ConfigRefused("config", found["refused"], config)
-        prompt, tools = found["statement"], found["tools"]
-        for again in found["again"]:
+    def _fits(self, config: Config, level: int, answer: Any, found: _Facts) -> _Known:
+        if found.refused:
+            raise _ConfigRefused("config", found.refused, config)
+        prompt, tools, reference = found.statement, found.tools, found.reference
+        for again in found.again:
             if again != prompt:
                 words = f"two resets gave {prompt[-120:]!r} and {again[-120:]!r}"
                 raise _Refused("not deterministic", words, config)
         kind = shown.answer_type(tools)
-        reference = found["reference"]
         if not self._draft.checker and not shown.equal(reference, answer, kind):
             words = f"it gives {in_brief(reference)}, the original {in_brief(answer)}"
             raise _Refused("reference", words, config)
         if part := shown.gives_away(prompt, config):
             words = f"the statement prints {part[:200]}: leave out what is hidden, or change the example"
             raise _ConfigRefused("statement shows", words, config)
-        return _Known(config=config, level=level, answer=reference, prompt=prompt, tools=tools)
+        return _Known(
+            config=config,
+            level=level,
+            answer=reference,
+            original=answer,
+            prompt=prompt,
+            tools=tools,
+        )
 
     async def _tasks(self, known: Sequence[_Known]) -> list[MadeTask]:
         """Those that pass all the rest, as many as are wanted."""
         recipe = self._recipe
         others = [one.config for one in known]
-        told = await self._drawn(known)
-        for misdeed in await self._ask("agents:mishaps", config=known[0].config):
-            raise _Refused(str(misdeed["reason"]), str(misdeed["detail"]), known[0].config)
+        drawn = await self._drawn(known)
+        for mishap in await self._ask("agents:mishaps", list[_Mishap], config=known[0].config):
+            raise _Refused(mishap.reason, mishap.detail, known[0].config)
         tasks: list[MadeTask] = []
         for one in known:
             if len(tasks) == recipe.configs:
                 break
             self.config = one.config
             try:
-                tasks.append(await self._task(one, others, told))
+                tasks.append(await self._task(one, others, drawn))
             except _ConfigRefused as refused:
                 self._put_aside(refused)
             except OracleError as error:
@@ -306,6 +339,7 @@ class _Trial:
         """Statements and answers of more configurations, on which the original has to agree, too."""
         found = await self._ask(
             "nearby:population",
+            list[tuple[Config, str, Any]],
             others=[one.config for one in known],
             count=POPULATION,
             level=known[0].level,
@@ -329,24 +363,25 @@ class _Trial:
         return [(statement, answer) for _, statement, answer in found]
 
     async def _task(
-        self, one: _Known, others: Sequence[Config], told: Sequence[tuple[str, Any]]
+        self, one: _Known, others: Sequence[Config], drawn: Sequence[tuple[str, Any]]
     ) -> MadeTask:
-        rate = shown.guess_rate(one.prompt, told)
+        rate = shown.guess_rate(one.prompt, drawn)
         if rate > self._recipe.max_guess_rate:
             words = f"one answer is right for {rate:.0%} of configurations"
             raise _ConfigRefused(
                 "guessable", f"{words}, over {self._recipe.max_guess_rate:.0%}", one.config
             )
-        if won := await self._ask("agents:constants_that_win", config=one.config):
+        if won := await self._ask("agents:constants_that_win", list, config=one.config):
             words = f"{in_brief(won[0])} wins without a call"
             raise _ConfigRefused("null agent wins", words, one.config)
-        if won := await self._ask("agents:seen_that_win", config=one.config):
+        if won := await self._ask("agents:seen_that_win", list, config=one.config):
             words = f"{in_brief(won[0])} is shown by the tools without parameters, and wins"
             raise _ConfigRefused("observer wins", words, one.config)
         await self._graded(one)
         moves = await self._played(one)
         random_wins = await self._ask(
             "agents:wins_at_random",
+            int,
             config=one.config,
             episodes=self._recipe.random_episodes,
             seed=self._recipe.seed,
@@ -374,17 +409,19 @@ class _Trial:
 
     async def _graded(self, one: _Known) -> None:
         """Refuse a grader that depends on how an answer is written, or is asked twice."""
-        right, wrong = shown.right_forms(one.answer), shown.wrong_forms(one.answer)
+        right = [*shown.right_forms(one.answer), *shown.right_forms(one.original)]
+        wrong = shown.wrong_forms(one.answer)
         is_judged_by_author = bool(self._draft.checker)
         asked = right if is_judged_by_author else [*right, *wrong]
-        rewards = await self._ask("candidate:judged", config=one.config, answers=asked)
+        rewards = await self._ask("candidate:judged", list[float], config=one.config, answers=asked)
+        _match(rewards, asked)
         due = [1.0] * len(right) + [0.0] * len(wrong)
         for answer, reward, wanted in zip(asked, rewards, due, strict=False):
             if reward != wanted:
                 words = f"{answer!r} got {reward}, where {in_brief(one.answer)} is right"
                 raise _Refused("grading", words, one.config)
         pair = {"wrong": wrong[0], "right": one.answer}
-        rewards = await self._ask("candidate:after_done", config=one.config, **pair)
+        rewards = await self._ask("candidate:after_done", list[float], config=one.config, **pair)
         if not is_judged_by_author and any(rewards):
             raise _Refused("done twice", f"a second answer counted: {rewards}", one.config)
 
@@ -400,9 +437,8 @@ class _Trial:
             words = "an episode with another seed is told or answered differently"
             raise _Refused("not deterministic", words, config)
         calls = [[move.name, move.arguments] for move in moves]
-        changed = await self._ask("candidate:changing", config=config, calls=calls)
-        if len(changed) != len(moves):
-            raise JobFault("crashed", "the calls could not be played again")
+        changed = await self._ask("candidate:changing", list[bool], config=config, calls=calls)
+        _match(changed, moves)
         for move, is_change in zip(moves, changed, strict=True):
             self._used[move.name] = self._used.get(move.name, False) or bool(is_change)
         short = oracle.shortened(moves, changed)
@@ -435,9 +471,15 @@ class _Trial:
     def _has_stdin(self) -> bool:
         return all(config.keys() == {"stdin"} for config in self._draft.configs)
 
-    async def _ask(self, job: str, **arguments: Any) -> Any:
-        """What a job of ours tells of the draft, from a process with it."""
-        return await self._desk.run(f"{INSIDE}.{job}", arguments)
+    async def _ask(self, job: str, kind: type[T], **arguments: Any) -> T:
+        """What a job of ours tells of the draft, from a process with it. Raises JobFault."""
+        return told(await self._desk.run(f"{INSIDE}.{job}", arguments), kind)
 
     def _put_aside(self, refused: _ConfigRefused) -> None:
         self.refusals.append(self.refusal(refused))
+
+
+def _match(given: Sequence[Any], asked: Sequence[Any]) -> None:
+    """Raise JobFault unless a job has answered all that it was asked."""
+    if len(given) != len(asked):
+        raise JobFault("crashed", f"a job gave {len(given)} answers to {len(asked)} questions")

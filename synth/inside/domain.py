@@ -16,7 +16,7 @@ from .lockstep import Call
 # Whole numbers from 0 to the length of what is hidden, and at least and at most to these.
 MIN_TOP, MAX_TOP = 4, 16
 # Values of one type that are considered, and calls of one tool.
-MAX_VALUES, MAX_CALLS = 40, 200
+MAX_VALUES, MAX_CALLS = 24, 144
 
 Move = Sequence[Any]
 """Name, arguments and observation of a call of the oracle."""

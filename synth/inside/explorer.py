@@ -22,7 +22,9 @@ from .nearby import alternatives
 # holds for all.
 HARDEST = 16
 # Calls and copies that may be made for each second allowed, so that what is found depends on no clock.
-WORK_PER_S = 20_000
+WORK_PER_S = 12_000
+# How much more work may be done until as many calls as are wanted are proven to be needed.
+PROOF = 8
 # Share of the work left to states along the oracle's trace when the exploration is cut.
 TRACE_SHARE = 0.3
 # And what is added for a short sequence of calls that is enough.
@@ -39,19 +41,21 @@ def certify(
     level: int,
     seed: int,
     allowed_s: float,
+    wanted: int,
 ) -> dict[str, Any]:
     """`calls`, `is_exact`, `is_sampled` and `alternatives`, as in `Certificate`.
 
-    `trace`: the oracle's calls with what they showed, `done` left out.
+    `trace`: the oracle's calls with what they showed, `done` left out. Until `wanted` calls are proven to
+    be needed more work is done than after that.
     """
-    deadline = time.monotonic() + allowed_s
+    deadline = time.process_time() + allowed_s
     found = alternatives(config, others, count, level, seed)
     told = _told_apart(config, found, trace)
     found = [one for one, is_told in zip(found, told, strict=True) if is_told]
     if not found:
         return {"calls": 0, "is_exact": False, "is_sampled": False, "alternatives": 0}
     explorer = _Explorer(config, found, trace, int(allowed_s * WORK_PER_S), deadline)
-    low = explorer.lower()
+    low = explorer.lower(wanted)
     high = explorer.upper()
     return {
         "calls": min(low, high),
@@ -92,8 +96,10 @@ class _Explorer:
         deadline: float,
     ) -> None:
         self.is_sampled = False
+        """Whether the bound rests on some states only."""
         self._config, self._all_found = config, list(found)
-        self._work, self._deadline = work, deadline
+        self._work = self._allowed = work
+        self._deadline = deadline
         self._spent = 0
         # Tools that were seen to change something.
         self._changing: set[str] = set()
@@ -114,8 +120,8 @@ class _Explorer:
         self._root = _State(0, self._lockstep.save())
         self._known = {self._lockstep.key()}
 
-    def lower(self) -> int:
-        """Calls that are needed at least."""
+    def lower(self, wanted: int) -> int:
+        """Calls that are needed at least; what more than `wanted` are is looked into less."""
         following = self._expand(self._root)
         self._is_first = False
         if not following:
@@ -129,7 +135,7 @@ class _Explorer:
             # Sets of states that size - 1 changes reach are known after this.
             following = []
             for state in states:
-                if self._is_out_of_work():
+                if self._is_out_of_work(PROOF if size < wanted else 1):
                     return self._sampled(size)
                 following += self._expand(state)
             if self._is_enough(size):
@@ -143,7 +149,7 @@ class _Explorer:
         self._spent += self._lockstep.work
         self._lockstep = Lockstep([self._config, *self._all_found])
         self._start()
-        self._work += int(self._work * UPPER_SHARE)
+        self._work = self._spent + int(self._allowed * UPPER_SHARE)
         high = min(len(self._fewer(from_end=True)), len(self._fewer(from_end=False)))
         if self._union(self._still) == self._universe:
             high = min(high, least_cover(self._still, self._universe).high)
@@ -199,8 +205,9 @@ class _Explorer:
 
     def _expand(self, state: _State) -> list[_State]:
         """Note what each call tells apart in a state; gives the states that they lead to, new ones."""
-        self._lockstep.restore(state.saved)
-        base = self._lockstep.save()
+        lockstep = self._lockstep
+        lockstep.restore(state.saved)
+        base = lockstep.key()
         found: set[int] = set()
         following: list[_State] = []
         for calls in self._calls:
@@ -212,56 +219,57 @@ class _Explorer:
                     found |= told
                     continue
                 self._changing.add(calls[0].name)
+                lockstep.restore(state.saved)
             for call in calls:
-                found.add(self._lockstep.apart(call))
-                if self._lockstep.save() != base:
-                    key = self._lockstep.key()
-                    if key not in self._known:
-                        self._known.add(key)
-                        following.append(_State(state.depth + 1, self._lockstep.save()))
-                    self._lockstep.restore(base)
+                found.add(lockstep.apart(call))
+                key = lockstep.key()
+                if key == base:
+                    continue
+                if key not in self._known:
+                    self._known.add(key)
+                    following.append(_State(state.depth + 1, lockstep.save()))
+                lockstep.restore(state.saved)
         self._sets += [(one, state.depth) for one in maximal(found)]
         return following
 
     def _quietly(self, calls: Sequence[Call], base: bytes) -> set[int] | None:
-        """What calls tell apart; None, and all is as before, if one of them changed something."""
+        """What calls tell apart; None if one of them changed something."""
         lockstep = self._lockstep
         few = lockstep.few()
         told: set[int] = set()
         for call in calls:
             told.add(lockstep.apart(call))
             if lockstep.few() != few:
-                lockstep.restore(base)
                 return None
-        if lockstep.save() != base:
-            lockstep.restore(base)
+        if lockstep.key() != base:
             return None
         if self._is_first:
             self._still += told
         return told
 
     def _sampled(self, size: int) -> int:
-        """A bound for the states explored and some along the oracle's trace: the rest were too many."""
-        self.is_sampled = True
-        lockstep = self._lockstep
+        """A bound for the states explored and some along the oracle's trace: the rest were too many.
+
+        None of these is nearer to the start than `size - 1` changes, or it would have been explored; they
+        are taken to be no further.
+        """
+        lockstep, depth = self._lockstep, size - 1
         lockstep.restore(self._root.saved)
-        before, depth = lockstep.few(), 0
-        states: list[_State] = []
+        before, states = lockstep.few(), list[_State]()
         for call in self._trace:
             self._sets.append((lockstep.apart(call), depth))
             after = lockstep.few()
             if after != before:
-                before, depth = after, depth + 1
+                before = after
                 states.append(_State(depth, lockstep.save()))
-        states = [state for state in states if state.depth >= size - 1]
-        self._work += int(self._work * TRACE_SHARE)
-        for state in states[:: max(1, len(states) // MAX_TRACE_STATES)]:
+        self._work = self._spent + lockstep.work + int(self._allowed * TRACE_SHARE)
+        for state in states[depth :: max(1, len(states) // MAX_TRACE_STATES)]:
             if self._is_out_of_work():
                 break
             self._expand(state)
-        while size <= depth and not self._is_enough(size):
-            size += 1
-        return max(size, self._least(depth).low) if size > depth else size
+        low = self._least(depth).low
+        self.is_sampled = low > size  # what the states explored prove is so
+        return max(size, low)
 
     def _needed(self, calls: Sequence[Call]) -> int:
         """How many of the calls, from the first on, tell all apart; 0 where all of them do not."""
@@ -273,6 +281,6 @@ class _Explorer:
                 return number
         return 0
 
-    def _is_out_of_work(self) -> bool:
-        is_spent = self._spent + self._lockstep.work > self._work
-        return is_spent or time.monotonic() > self._deadline
+    def _is_out_of_work(self, times: int = 1) -> bool:
+        is_spent = self._spent + self._lockstep.work > self._work * times
+        return is_spent or time.process_time() > self._deadline
