@@ -22,7 +22,8 @@ class Check(StrEnum):
     REFERENCES_WRONG = "references_wrong"
     """Tasks whose reference is not the answer of a solution of the problem."""
     OBSERVE_ONLY_WINS = "observe_only_wins"
-    """Tasks whose answer, or whole hidden input, tools without parameters show when each is called once."""
+    """Tasks whose whole hidden input a tool without parameters prints, or whose answer stands at a place of what
+    such tools show that is right for other configurations too."""
     ANSWER_LEAKS = "answer_leaks"
     """Tasks whose prompt prints the answer or the whole hidden input, that tell the answer to who gave a
     wrong one, or that let a second answer count."""

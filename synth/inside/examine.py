@@ -25,6 +25,8 @@ COMMON = frozenset({"0", "1", "true", "false"})
 MAX_QUOTED = 160
 
 _Where = Mapping[str, str]
+# A tool, and which of the values that its reply holds.
+_Place = tuple[str, int]
 _Found = Iterator[tuple[str, str]]
 
 
@@ -80,7 +82,7 @@ def examine(
     prompt: str,
     right: Any,
     wrong: list[Any],
-    other: Any,
+    others: list[Any],
     trace: list[list[Any]],
 ) -> dict[str, Any]:
     """`{"findings", "is_changing", "has_oracle"}` of one task.
@@ -91,7 +93,7 @@ def examine(
         prompt: What an agent is told.
         right: The reference.
         wrong: Answers that may be wrong.
-        other: A configuration with another answer; None if none is known.
+        others: Configurations with other answers; may be none.
         trace: Calls that won, with their observations; may be empty.
     """
     subject = subject_of(where)
@@ -99,8 +101,8 @@ def examine(
     checks: list[tuple[str, Callable[[], _Found]]] = [
         ("not_deterministic", lambda: _steady(where, config, right)),
         ("answer_leaks", lambda: _told(subject, config, prompt, right)),
-        ("answer_leaks", lambda: _done_leaks(subject, config, right, wrong, other)),
-        ("observe_only_wins", lambda: _observed(subject, config)),
+        ("answer_leaks", lambda: _done_leaks(subject, config, right, wrong, others)),
+        ("observe_only_wins", lambda: _observed(subject, config, others)),
         ("type_brittle", lambda: _brittle(subject, config, right)),
         ("oracle_fails", lambda: _played(where, config, trace, seen)),
     ]
@@ -139,7 +141,9 @@ def _told(subject: Subject, config: Any, prompt: str, right: Any) -> _Found:
         yield "answer_leaks", f"the prompt prints the answer {_quoted(json.dumps(right))}"
 
 
-def _done_leaks(subject: Subject, config: Any, right: Any, wrong: list[Any], other: Any) -> _Found:
+def _done_leaks(
+    subject: Subject, config: Any, right: Any, wrong: list[Any], others: list[Any]
+) -> _Found:
     losing: list[tuple[Any, str]] = []
     for answer in wrong:
         subject.begin(config)
@@ -158,8 +162,8 @@ def _done_leaks(subject: Subject, config: Any, right: Any, wrong: list[Any], oth
     for answer, reply in losing:
         if is_shown(right, str(answer)) or not _has_reference(reply, right):
             continue
-        if other is not None:
-            subject.begin(other)
+        if others:
+            subject.begin(others[0])
             if subject.call(subject.done, {"answer": answer}) == reply:
                 continue
         elif json.dumps(right) in COMMON:
@@ -172,27 +176,56 @@ def _has_reference(reply: str, right: Any) -> bool:
     return right not in ("", [], {}) and is_shown(right, reply)
 
 
-def _observed(subject: Subject, config: Any) -> _Found:
-    """An agent that calls tools without parameters, each once, and answers with something it saw."""
-    subject.begin(config)
-    names = [name for name, needs_more in subject.tools().items() if not needs_more]
-    seen: list[Any] = []
-    for name in names:
-        text = subject.call(name, {})
+def _observed(subject: Subject, config: Any, others: list[Any]) -> _Found:
+    """An agent that calls each tool without parameters once, and answers what stands at one place of a reply.
+
+    Where other configurations are known, the same place has to win those: any number is right by chance once.
+    """
+    replies = _looked(subject, config)
+    for name, text in replies.items():
         if whole_input(subject.hidden, text):
             yield "observe_only_wins", f"{name} prints the whole hidden input: {_quoted(text)}"
             return
-        for value in _values(text):
-            if not any(type(value) is type(one) and value == one for one in seen):
-                seen.append(value)
-    for answer in seen[:MAX_SEEN]:
-        subject.begin(config)
-        for name in names:
-            subject.call(name, {})
-        subject.call(subject.done, {"answer": answer})
-        if subject.is_won():
-            yield "observe_only_wins", f"{_quoted(repr(answer))} is seen by {', '.join(names)}"
+    seen = [_places(replies), *(_places(_looked(subject, other)) for other in others)]
+    known: list[dict[str, bool]] = [{} for _ in seen]
+
+    def wins(number: int, place: _Place) -> bool:
+        if place not in seen[number]:
+            return False
+        answer = seen[number][place]
+        key = repr(answer)
+        if key not in known[number]:
+            known[number][key] = len(known[number]) < MAX_SEEN and _wins_seen(
+                subject, [config, *others][number], answer
+            )
+        return known[number][key]
+
+    for place, answer in seen[0].items():
+        if all(wins(number, place) for number in range(len(seen))):
+            yield "observe_only_wins", f"{place[0]} shows the answer {_quoted(repr(answer))}"
             return
+
+
+def _looked(subject: Subject, config: Any) -> dict[str, str]:
+    """What each tool without parameters replies, called one after the other."""
+    subject.begin(config)
+    names = [name for name, needs_more in subject.tools().items() if not needs_more]
+    return {name: subject.call(name, {}) for name in names}
+
+
+def _places(replies: dict[str, str]) -> dict[_Place, Any]:
+    """What an agent may take for a value, by tool and number."""
+    return {
+        (name, number): value
+        for name, text in replies.items()
+        for number, value in enumerate(_values(text))
+    }
+
+
+def _wins_seen(subject: Subject, config: Any, answer: Any) -> bool:
+    _looked(subject, config)
+    subject.call(subject.done, {"answer": answer})
+    return subject.is_won()
 
 
 def _brittle(subject: Subject, config: Any, right: Any) -> _Found:
