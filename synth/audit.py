@@ -1,6 +1,6 @@
 """`python launch.py synth audit`: what is wrong with the environments of a directory, whoever made them.
 
-    directory -> environments, tasks (synth/auditable.py)
+    directory -> environments, tasks (synth/audit_directory.py)
               -> sandbox: references, prompts, agents that only look, answers, programs (inside/examine.py)
               -> sandbox: solutions of their problems -> wrong references
               -> pairs that are one (synth/dedup.py)
@@ -13,6 +13,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -21,10 +22,11 @@ from configs.load import ConfigError
 from configs.synth import ProblemsRecipe, VerifyRecipe
 from rollout.supervise import root_cause
 from synth import audit_report, report, solvers
+from synth.audit_directory import found_in
 from synth.audit_pairs import duplicates
 from synth.audit_report import AuditReport, Check, Finding
 from synth.audit_trial import EXAMINE_S, Audited, examine
-from synth.auditable import Auditable, AuditTask, found_in
+from synth.auditable import Auditable, AuditTask
 from synth.court import Court, JobFault
 from synth.llm.recorded import recorded_drafts
 from synth.readers import read
@@ -55,16 +57,7 @@ SOLVE_S = 10.0
 
 async def audit(court: Court, directory: Path, *, solvers_at: str = "") -> AuditReport:
     """Audit a directory. Raises ConfigError for one that cannot be audited and for wrong solvers."""
-    found, notes = await asyncio.to_thread(found_in, directory)
-    known = await _known_solvers(solvers_at)
-    audited = [
-        Audited(one=one, number=number, solvers=solvers.of_words(known, one.words))
-        for number, one in enumerate(found)
-    ]
-    await _audit(court, audited)
-    if without := sum(not one.solvers for one in audited):
-        notes = [*notes, f"no solutions are known of {without} environments: --solvers names some"]
-    return _report(str(directory), audited, notes)
+    return await _audit_all(court, await _prepare(directory, solvers_at))
 
 
 async def audit_made(court: Court, made: Sequence[Made]) -> report.Audit:
@@ -133,8 +126,35 @@ def main(arguments: Sequence[str]) -> int:
 
 
 async def _main(directory: Path, solvers_at: str) -> AuditReport:
+    prepared = await _prepare(directory, solvers_at)
     async with Court(VerifyRecipe()) as court:
-        return await audit(court, directory, solvers_at=solvers_at)
+        return await _audit_all(court, prepared)
+
+
+@dataclass(slots=True, kw_only=True, frozen=True)
+class _Prepared:
+    """A directory that was read."""
+
+    directory: str
+    audited: list[Audited]
+    notes: list[str]
+
+
+async def _prepare(directory: Path, solvers_at: str) -> _Prepared:
+    found, notes = await asyncio.to_thread(found_in, directory)
+    known = await _known_solvers(solvers_at)
+    audited = [
+        Audited(one=one, number=number, solvers=solvers.of_words(known, one.words))
+        for number, one in enumerate(found)
+    ]
+    if without := sum(not one.solvers for one in audited):
+        notes = [*notes, f"no solutions are known of {without} environments: --solvers names some"]
+    return _Prepared(directory=str(directory), audited=audited, notes=notes)
+
+
+async def _audit_all(court: Court, prepared: _Prepared) -> AuditReport:
+    await _audit(court, prepared.audited)
+    return _report(prepared.directory, prepared.audited, prepared.notes)
 
 
 async def _known_solvers(solvers_at: str) -> Mapping[str, list[Solvers]]:

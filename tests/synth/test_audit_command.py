@@ -149,7 +149,10 @@ def test_what_takes_for_ever_or_lies_is_a_fault(
 ) -> None:
     """The other environments are audited all the same."""
     (tmp_path / "sound.py").write_text(env_files.SOUND)
-    for name, line in {"dies": "import os; os._exit(0)", "missing": "import no_such_module"}.items():
+    for name, line in {
+        "dies": "import os; os._exit(0)",
+        "missing": "import no_such_module",
+    }.items():
         (tmp_path / f"{name}.py").write_text(f"{line}\n{env_files.SOUND}")
     liar = "import sys\nfor m in list(sys.modules):\n    if m.endswith('_inside.examine'):\n"
     liar += "        sys.modules[m].examine = lambda *a, **k: {'findings': [['nonsense', 3]]}\n"

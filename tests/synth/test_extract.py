@@ -249,7 +249,9 @@ def test_a_player_is_not_told_a_whole_container() -> None:
 
 
 def test_a_variable_that_nobody_looks_at_has_a_name() -> None:
-    source = "def solve(a: list[list[int]]) -> int:\n  n = 0\n  for _, x in a:\n    n += x\n  return n"
+    source = (
+        "def solve(a: list[list[int]]) -> int:\n  n = 0\n  for _, x in a:\n    n += x\n  return n"
+    )
     one = draft(source)
     check_wins(one, {"a": [[1, 2], [3, 4]]})
     assert not screen(one.source)
