@@ -27,7 +27,7 @@ from synth import atomic
 from synth.exchange import demonstration, instances
 from synth.filters import Quarantined
 from synth.pool_files import Files, pool_files, pools_of, recipes
-from synth.records import Certificate, Made, MadeTask, Move, PassRate
+from synth.records import Certificate, Draft, Made, MadeTask, Move, PassRate
 from synth.splits import Side, Splits, check
 
 FORMAT = 1
@@ -44,6 +44,8 @@ class TraceRow(msgspec.Struct, frozen=True, kw_only=True):
     """A line of `traces.jsonl`: all that is known of a task."""
 
     env: str
+    problem: str
+    """Id of what it was made from: who has other solutions of it can tell whether the answer is right."""
     split: str
     config: Config
     level: int
@@ -56,10 +58,11 @@ class TraceRow(msgspec.Struct, frozen=True, kw_only=True):
     pass_rate: PassRate | None
 
     @classmethod
-    def of(cls, env: str, split: str, task: MadeTask) -> "TraceRow":
+    def of(cls, draft: Draft, split: str, task: MadeTask) -> "TraceRow":
         """The line of a task."""
         return cls(
-            env=env,
+            env=draft.env,
+            problem=draft.problem,
             split=split,
             config=task.config,
             level=task.level,
@@ -143,7 +146,7 @@ def contents(
     pools = pools_of(made, splits)
     files = {**pool_files(pools), **recipes(pools)}
     files["traces.jsonl"] = _lines(
-        TraceRow.of(one.draft.env, side, task)
+        TraceRow.of(one.draft, side, task)
         for one, side in zip(made, sides, strict=True)
         for task in one.tasks
     )
