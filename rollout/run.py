@@ -15,7 +15,7 @@ from typing import Protocol
 
 import msgspec
 
-from configs.load import ConfigError, find, make_importable
+from configs.load import RECIPES, ConfigError, find, make_importable
 from configs.schema import PoolSection, RunConfig
 from envpool import library
 from envpool.conformance import check_envs
@@ -126,11 +126,12 @@ def check(
 
 
 def _found(name: str, section: PoolSection, config: RunConfig) -> PoolSection:
-    """With an absolute path for a source that is one: here, or beside the recipe."""
+    """With an absolute path for a source that is one: here, beside the recipe, or beside ours."""
     if not is_path(section.source):
         return section
     path = Path(section.source).expanduser()
-    tried = [path.absolute(), *(Path(folder) / path for folder in config.run.imports)]
+    folders = [*config.run.imports, RECIPES]
+    tried = [path.absolute(), *(Path(folder) / path for folder in folders)]
     for candidate in tried:
         if candidate.exists():
             return msgspec.structs.replace(section, source=str(candidate))

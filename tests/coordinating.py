@@ -14,6 +14,7 @@ from rollout.coordinator import Coordinator
 from rollout.files import RolloutRow, RunFiles
 from rollout.metrics import MetricsWriter
 from tests.fakes import FakeActor, FakeLearner
+from tests.recipes import BASICS
 
 
 class Clock:
@@ -32,7 +33,7 @@ class Bench:
     def __init__(self, tmp_path: Path, *settings: str, **ends: object) -> None:
         self.run_dir = tmp_path
         overrides = ["learner.steps=6", "rollout.group_size=4", "rollout.groups_per_step=2"]
-        self.config: RunConfig = load(["local.toml", *overrides, "checkpoint.every=0", *settings])
+        self.config: RunConfig = load([BASICS, *overrides, "checkpoint.every=0", *settings])
         self.actors: list[FakeActor] = ends.get("actors") or [FakeActor()]  # type: ignore[assignment]
         self.learner: FakeLearner = ends.get("learner") or FakeLearner()  # type: ignore[assignment]
         self.files = RunFiles(tmp_path)

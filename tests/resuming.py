@@ -20,9 +20,10 @@ from rollout.scores import Scores
 from rollout.types import Grant, TrainBatch
 from rollout.weights import note_version, version_log
 from tests.fakes import FakeActor, FakeLearner, alternating
+from tests.recipes import BASICS
 
 SETTINGS = [
-    "local.toml",
+    BASICS,
     "learner.steps=12",
     "rollout.group_size=4",
     "rollout.groups_per_step=2",

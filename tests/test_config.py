@@ -151,7 +151,7 @@ def test_every_setting_is_described() -> None:
     [
         (["learner.lrr=1"], "lrr"),
         (["model.path=/nowhere"], "/nowhere"),
-        (["pools.basics.train=['sum_lost']"], "sum_list"),
+        (["pools.tiny.train=['sum_lost']"], "sum_list"),
         (["pools.more.source='no.such:thing'", "pools.more.trusted=true"], "no.such"),
         (["pools.more.source='no.such:thing'"], "pools.more"),
         (["eval.sets.fresh.envs=['nope']"], "nope"),

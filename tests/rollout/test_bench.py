@@ -18,6 +18,7 @@ from rollout.processes import describe, write_pids
 from rollout.scores import score
 from rollout.summary import BeforeAfter, Difference, Summary
 from tests.fakes import make_rollout
+from tests.recipes import BASICS
 
 SMALL = [f"eval.sets.{name}.count=8" for name in ("fresh", "harder", "held_out", "unseen")]
 
@@ -145,7 +146,7 @@ def test_odd_seeds_are_refused(text: str) -> None:
 
 
 def test_a_simulated_policy_is_the_same_for_a_seed_and_learns_of_signal_alone() -> None:
-    rollout = load(["local.toml", "rollout.draw=adaptive"]).rollout
+    rollout = load([BASICS, "rollout.draw=adaptive"]).rollout
     one = curriculum.play(rollout, seed=3, max_groups=200)
     assert one == curriculum.play(rollout, seed=3, max_groups=200)
     assert one.groups == 200 and one.steps == pytest.approx(one.signal_frac * 200 / 4, abs=1)

@@ -20,6 +20,7 @@ from rollout.control import ControlFile, serve
 from rollout.files import RolloutRow
 from rollout.status import Saved, Status
 from tests.coordinating import Bench, make_bench, playing, until, when
+from tests.recipes import BASICS
 
 LONG = ("learner.steps=100000", "checkpoint.every=0", "rollout.group_size=2")
 
@@ -143,7 +144,7 @@ async def test_pages_from_elsewhere_are_not_answered(
 
 
 async def test_the_token_is_in_no_file_but_control_json(tmp_path: Path) -> None:
-    settings = ["local.toml", "control.token=sesame", f"run.dir={tmp_path / 'run'}"]
+    settings = [BASICS, "control.token=sesame", f"run.dir={tmp_path / 'run'}"]
     config = await asyncio.to_thread(load, settings)
     run_dir = await asyncio.to_thread(rundir.prepare, config)
 

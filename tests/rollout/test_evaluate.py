@@ -12,6 +12,7 @@ from envpool.task import Split
 from rollout.evaluate import DEFAULT_COUNT, Evaluation, default_sets, draw_sets, place
 from rollout.run import check
 from tests.fakes import make_rollout, make_task
+from tests.recipes import BASICS
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +96,7 @@ def test_only_the_command_evaluates_a_bare_pool() -> None:
     assert not check(load(settings)).evaluation_sets
     checked = check(load(settings), evaluates_every_pool=True)
     assert checked.default_sets == tuple(checked.evaluation_sets) == ("mine",)
-    local = check(load(["local.toml"]), evaluates_every_pool=True)
+    local = check(load([BASICS]), evaluates_every_pool=True)
     assert not local.default_sets and next(iter(local.evaluation_sets)) == "fresh"
 
 
@@ -105,7 +106,7 @@ def test_only_the_command_evaluates_a_bare_pool() -> None:
         ("eval.samples=0", ["eval.samples=0", ">= 1"]),
         ("eval.samples=2.5", ["eval.samples=2.5", "int"]),
         ("eval.sets.fresh.count=0", [">= 1", "count"]),
-        ("eval.sets.fresh.envs=['nope']", ["eval.sets.fresh.envs", "'nope'", "basics/sum_list"]),
+        ("eval.sets.fresh.envs=['nope']", ["eval.sets.fresh.envs", "'nope'", "tiny/sum_list"]),
         ("eval.sets.mine.count=3", ["eval.sets.mine.envs is missing"]),
     ],
 )

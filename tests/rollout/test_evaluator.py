@@ -32,13 +32,14 @@ from rollout.tokens import ChatTokens
 from rollout.types import ActorEvent, EngineStats, Grant, StepReport, StopReason, TrainBatch
 from rollout.weights import Manifest, WeightsError, pin, pin_name, read_tensors, sweep, unpin
 from tests.fakes import FakeActor, FakeLearner, Verdict, alternating, make_task
+from tests.recipes import BASICS
 
 POLICY = Path(__file__).parents[2] / "configs" / "tiny_policy" / "policy"
 Sets = Mapping[str, list[Task]]
 
 SETS: Sets = {"fresh": [make_task(number=number) for number in range(20)]}
 SETTINGS = [
-    "local.toml",
+    BASICS,
     "learner.steps=6",
     "rollout.group_size=4",
     "rollout.groups_per_step=2",

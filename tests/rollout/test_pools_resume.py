@@ -18,6 +18,7 @@ from rollout.pools import PoolState
 from rollout.types import TrainBatch
 from tests.coordinating import when
 from tests.fakes import FakeLearner, make_task
+from tests.recipes import BASICS
 from tests.resuming import SETTINGS, Killed, go_on, play, sources
 
 ONE = PoolSection(source="tests.other_pools:one", trusted=True, weight=4)
@@ -59,7 +60,7 @@ async def test_a_pool_added_after_the_checkpoint_is_not_lost(tmp_path: Path) -> 
 
     await killed_after(tmp_path, operate)
     # Its recipe says what it said: it can be given again.
-    config, resumed = await go_on(tmp_path, "local.toml", "rollout.max_lag=6")
+    config, resumed = await go_on(tmp_path, BASICS, "rollout.max_lag=6")
     assert [key.name for key in resumed.snapshot.pools] == ["basics"]
     assert set(config.pools) == {"basics", "mine"} and config.pools["mine"] == ONE
     part = await play(tmp_path, config, resumed=resumed)

@@ -33,6 +33,7 @@ from rollout.scores import score
 from rollout.summary import Summary, cell, pair
 from rollout.types import Busy, Grant, Rollout, StepReport, StopReason
 from tests.fakes import make_rollout, make_turn
+from tests.recipes import BASICS
 
 HOSTILE = "<script>alert(1)</script><img src=http://example.org/x onerror=alert(2)>"
 ENV = "sum_$_list"  # a dollar sign begins a formula elsewhere
@@ -47,7 +48,7 @@ class Played:
         self.version = 0
         overrides = [f"learner.steps={STEPS}", f"rollout.groups_per_step={GROUPS}"]
         overrides += [f"rollout.group_size={MEMBERS}", f"run.dir={run_dir}"]
-        rundir.prepare(load(["local.toml", *overrides]))
+        rundir.prepare(load([BASICS, *overrides]))
         ticks = count(100)
         self.clock = lambda: float(next(ticks))
         self.files = RunFiles(run_dir)
@@ -273,7 +274,7 @@ def test_episodes_are_shown_side_by_side(html: str) -> None:
 
 
 def test_a_run_that_has_only_a_config_says_what_is_missing(tmp_path: Path) -> None:
-    rundir.prepare(load(["local.toml", f"run.dir={tmp_path / 'dry'}"]))
+    rundir.prepare(load([BASICS, f"run.dir={tmp_path / 'dry'}"]))
     html = page.write(tmp_path / "dry").read_text(encoding="utf-8")
     assert html.count('<p class="missing">') == len(page.SECTIONS) + 1
     assert "ended early" in html and "No evaluation episode was recorded" in html

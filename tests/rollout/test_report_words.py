@@ -9,10 +9,11 @@ from rollout import rundir
 from rollout.report import page
 from rollout.report.learning import set_notes
 from rollout.report.lines import read_settings
+from tests.recipes import BASICS
 
 
 def prepared(run_dir: Path, *settings: str) -> Path:
-    return rundir.prepare(load(["local.toml", f"run.dir={run_dir}", *settings]))
+    return rundir.prepare(load([BASICS, f"run.dir={run_dir}", *settings]))
 
 
 def test_the_command_that_makes_it_again_can_be_pasted(tmp_path: Path) -> None:

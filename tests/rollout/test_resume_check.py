@@ -12,6 +12,7 @@ from envpool.source import PoolSource
 from rollout import resume, rundir
 from rollout.files import line_files
 from rollout.processes import describe, is_alive, write_pids
+from tests.recipes import BASICS
 from tests.resuming import SETTINGS, go_on, killed_at, play, sources
 
 
@@ -49,7 +50,7 @@ async def test_the_runs_own_recipe_names_the_same_model(tmp_path: Path) -> None:
     model = msgspec.structs.replace(config.model, path=str(path))
     written = msgspec.structs.replace(config, model=model)
     await asyncio.to_thread(rundir.write_config, tmp_path, written)
-    config, _ = await go_on(tmp_path, "local.toml", "rollout.max_lag=3")
+    config, _ = await go_on(tmp_path, BASICS, "rollout.max_lag=3")
     assert config.model == model and config.rollout.max_lag == 3
 
 

@@ -19,6 +19,7 @@ from rollout.scores import score
 from rollout.summary import BeforeAfter, Summary
 from rollout.types import StopReason, Turn
 from tests.fakes import make_rollout, make_turn
+from tests.recipes import BASICS
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -299,7 +300,7 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Three runs, one done, one going on, one broken off before its first step; and a stranger."""
     monkeypatch.chdir(tmp_path)
     for age, name in enumerate(("done", "going", "broken")):
-        run_dir = rundir.prepare(load(["local.toml", f"run.dir=runs/{name}", "learner.steps=9"]))
+        run_dir = rundir.prepare(load([BASICS, f"run.dir=runs/{name}", "learner.steps=9"]))
         os.utime(run_dir / "config.json", (age * 1e6, age * 1e6))
     files = RunFiles(tmp_path / "runs" / "done")
     for step in range(1, 10):

@@ -24,6 +24,7 @@ from rollout.scores import score
 from rollout.types import StopReason
 from tests.fakes import FakeLearner, make_rollout
 from tests.fakes import make_task as make_any_task
+from tests.recipes import BASICS
 
 SECTION = PoolSection(source="envpool.envs:basics", trusted=True)
 VERSION = PoolSource.load("basics", SECTION).version
@@ -102,7 +103,7 @@ def make_state(run_dir: Path, config: RunConfig, lineage: Lineage) -> State:
 
 
 async def test_all_that_a_checkpoint_holds_comes_back(tmp_path: Path) -> None:
-    config = await asyncio.to_thread(load, ["local.toml", "learner.steps=9"])
+    config = await asyncio.to_thread(load, [BASICS, "learner.steps=9"])
     old = await asyncio.to_thread(make_state, tmp_path, config, LINEAGE)
     old.queue.resume(next_id=7, steps_done=1)
     for _ in range(3):
@@ -148,7 +149,7 @@ async def test_all_that_a_checkpoint_holds_comes_back(tmp_path: Path) -> None:
 async def test_what_belongs_to_a_pool_that_is_gone_is_trained_on_and_not_drawn(
     tmp_path: Path,
 ) -> None:
-    config = await asyncio.to_thread(load, ["local.toml", "learner.steps=9"])
+    config = await asyncio.to_thread(load, [BASICS, "learner.steps=9"])
     old = await asyncio.to_thread(make_state, tmp_path, config, LINEAGE)
     old.queue.resume(next_id=7, steps_done=1)
     queued = old.play(0.0, 1.0, pool_version="gone")

@@ -439,7 +439,7 @@ def test_a_run_without_steps_speaks_of_evaluation_alone(
 
 def test_eval_after_a_run_is_given_what_shapes_it_and_nothing_of_training() -> None:
     run_dir = Path("/tmp/a")
-    shaping = ["mine.toml", "pools.basics.train=[]", "eval.samples=4", "rollout.max_turns=3"]
+    shaping = ["mine.toml", "pools.tiny.train=[]", "eval.samples=4", "rollout.max_turns=3"]
     others = ["eval.after=false", "eval.every=4", "learner.lr=1", "logging.wandb=off"]
     others += ["checkpoint.every=1", "rollout.max_lag=0", "rollout.group_size=4"]
     config = load(["local.toml", *shaping[1:], *others])
