@@ -231,7 +231,7 @@ def _report(directory: str, audited: Sequence[Audited], notes: Sequence[str]) ->
         check.value: sum(item.looked_at.get(check, 0) for item in audited) for check in Check
     }
     looked_at[Check.DUPLICATES] = len(audited) * (len(audited) - 1) // 2
-    looked_at[Check.FAULTS] = sum(item.num_tasks for item in audited)
+    looked_at[Check.FAULTS] = sum(max(1, item.num_tasks) for item in audited)
     return AuditReport(
         directory=directory,
         envs=len(audited),

@@ -46,6 +46,7 @@ class _Looked(msgspec.Struct, frozen=True, kw_only=True):
     findings: list[tuple[Check, str]]
     is_changing: bool
     has_oracle: bool
+    is_enough: bool
 
 
 class _Judged(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,6 +66,8 @@ class Known:
     """As solutions take it; None where it is no JSON."""
     reference: Any
     statement: str
+    is_enough: bool = True
+    """Whether the answer wins alone, without calls before it."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -113,6 +116,7 @@ async def examine(item: Audited) -> None:
             except JobFault as fault:
                 item.find(Check.FAULTS, str(fault), known.config)
                 continue
+            known.is_enough = found.is_enough
             is_changing = is_changing or found.is_changing
             has_oracle = has_oracle or found.has_oracle
             for check, detail in found.findings:
@@ -191,7 +195,7 @@ async def _look(item: Audited, desk: Desk, known: Known) -> _Looked:
 
 def _constant(item: Audited) -> None:
     told = [*item.known, *item.variants]
-    if len(told) < MIN_ANSWERS:
+    if len(told) < MIN_ANSWERS or not all(one.is_enough for one in item.known):
         return
     item.looked_at[Check.CONSTANT_ANSWERS] = 1
     if all(_is_same(one.reference, told[0].reference) for one in told):
@@ -269,7 +273,7 @@ async def _judge(
         if (is_strict and not is_equal) or not (is_equal or wins):
             words = f"the reference is {in_brief(known.reference)}, {who} says {in_brief(said)}"
             item.find(Check.REFERENCES_WRONG, words, known.config)
-        elif not wins:
+        elif not wins and known.is_enough:
             item.find(Check.TYPE_BRITTLE, f"{in_brief(said)} loses, of {who}", known.config)
 
 

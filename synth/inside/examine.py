@@ -85,7 +85,7 @@ def examine(
     others: list[Any],
     trace: list[list[Any]],
 ) -> dict[str, Any]:
-    """`{"findings", "is_changing", "has_oracle"}` of one task.
+    """`{"findings", "is_changing", "has_oracle", "is_enough"}` of one task; the last: the answer alone wins.
 
     Args:
         where: Which environment.
@@ -97,13 +97,13 @@ def examine(
         trace: Calls that won, with their observations; may be empty.
     """
     subject = subject_of(where)
-    seen: dict[str, Any] = {"is_changing": False, "has_oracle": False}
+    seen: dict[str, Any] = {"is_changing": False, "has_oracle": False, "is_enough": False}
     checks: list[tuple[str, Callable[[], _Found]]] = [
         ("not_deterministic", lambda: _steady(where, config, right)),
         ("answer_leaks", lambda: _told(subject, config, prompt, right)),
         ("answer_leaks", lambda: _done_leaks(subject, config, right, wrong, others)),
         ("observe_only_wins", lambda: _observed(subject, config, others)),
-        ("type_brittle", lambda: _brittle(subject, config, right)),
+        ("type_brittle", lambda: _brittle(subject, config, right, trace, seen)),
         ("oracle_fails", lambda: _played(where, config, trace, seen)),
     ]
     findings: list[tuple[str, str]] = []
@@ -228,18 +228,35 @@ def _wins_seen(subject: Subject, config: Any, answer: Any) -> bool:
     return subject.is_won()
 
 
-def _brittle(subject: Subject, config: Any, right: Any) -> _Found:
-    subject.begin(config)
-    subject.call(subject.done, {"answer": right})
-    if not subject.is_won():
-        yield "type_brittle", f"the reference itself loses: {_quoted(json.dumps(right))}"
-        return
-    if isinstance(right, str):
-        return
-    subject.begin(config)
-    subject.call(subject.done, {"answer": json.dumps(right)})
-    if not subject.is_won():
+def _brittle(
+    subject: Subject, config: Any, right: Any, trace: list[list[Any]], seen: dict[str, Any]
+) -> _Found:
+    """The right answer wins, as it is and as text; where calls have to be made before it, after them."""
+    seen["is_enough"] = _wins_after(subject, config, [], right)
+    calls: list[list[Any]] = []
+    if not seen["is_enough"]:
+        won = trace or _oracle_calls(subject, config)
+        calls = [call for call in won if call[0] != subject.done]
+        if won and not subject.is_strict:  # what is right may depend on what was done
+            right = won[-1][1].get("answer", right)
+        if not calls or not _wins_after(subject, config, calls, right):
+            yield "type_brittle", f"the reference itself loses: {_quoted(json.dumps(right))}"
+            return
+    if not isinstance(right, str) and not _wins_after(subject, config, calls, json.dumps(right)):
         yield "type_brittle", f"the right answer as text loses: {_quoted(repr(json.dumps(right)))}"
+
+
+def _oracle_calls(subject: Subject, config: Any) -> list[list[Any]]:
+    subject.begin(config)
+    return [list(call) for call in subject.oracle() or ()]
+
+
+def _wins_after(subject: Subject, config: Any, calls: list[list[Any]], answer: Any) -> bool:
+    subject.begin(config)
+    for name, arguments, _ in calls:
+        subject.call(name, arguments)
+    subject.call(subject.done, {"answer": answer})
+    return subject.is_won()
 
 
 def _played(where: _Where, config: Any, trace: list[list[Any]], seen: dict[str, Any]) -> _Found:

@@ -191,3 +191,66 @@ def test_a_result_that_is_not_whole_is_refused(result: Path, tmp_path: Path) -> 
     (copy / "manifest.json").unlink()
     with pytest.raises(ConfigError, match="the factory was not done"):
         main([str(copy)])
+
+
+SORTING = '''
+"""Swaps have to be made before the answer, which is how many there were."""
+
+import msgspec
+
+from envpool.env import ToolEnv, at, tool
+
+
+class Given(msgspec.Struct, frozen=True, kw_only=True):
+    values: list[int]
+
+
+class Swaps(ToolEnv):
+    Config = Given
+    Answer = int
+
+    def setup(self, config):
+        self._values, self._swaps = list(config.values), 0
+
+    def statement(self):
+        return "Sort the numbers, and tell how many swaps you made."
+
+    def reference(self):
+        return self._swaps
+
+    def check(self, answer):
+        return answer == self._swaps and self._values == sorted(self._values)
+
+    @tool
+    def compare_and_swap(self, place: int) -> str:
+        """Swap a number with the next one if it is larger.
+
+        Args:
+            place: Of the first.
+        """
+        if at(self._values, place) > at(self._values, place + 1):
+            self._values[place : place + 2] = self._values[place + 1], self._values[place]
+            self._swaps += 1
+            return "swapped"
+        return "left"
+
+    def oracle(self):
+        swaps = 0
+        for _ in range(4):
+            for place in range(4):
+                swaps += (yield "compare_and_swap", {"place": place}) == "swapped"
+        yield "done", {"answer": swaps}
+'''
+
+
+@needs_sandbox
+def test_what_is_right_may_depend_on_what_was_done(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No constant answer, although nothing was swapped at the beginning, and graded as it should be."""
+    (tmp_path / "swaps.py").write_text(SORTING)
+    rows = [{"env": "swaps", "config": {"values": [5, seed, 9, 2, 7]}} for seed in range(9)]
+    lines = b"".join(msgspec.json.encode(row) + b"\n" for row in rows)
+    (tmp_path / "tasks.jsonl").write_bytes(lines)
+    report = audited(capsys, str(tmp_path))
+    assert report.findings == [] and report.looked_at["type_brittle"] == 9
