@@ -157,7 +157,7 @@ def test_the_exported_checkpoint_loads_with_transformers(run_dir: Path) -> None:
 @pytest.mark.timeout(600)
 def test_no_process_is_left(run_dir: Path) -> None:
     recorded = read_pids(run_dir)
-    assert {"launch", "actor-0", "learner", "actor-0/zygote-basics"} <= {p.name for p in recorded}
+    assert {"launch", "actor-0", "learner", "actor-0/zygote-tiny"} <= {p.name for p in recorded}
     assert [process.name for process in recorded if is_alive(process)] == []
 
 

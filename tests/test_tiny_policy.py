@@ -12,13 +12,18 @@ from configs.load import convert, find, read
 from configs.schema import PoolSection
 from configs.sft import SftRecipe
 from envpool.envs import basics
+from envpool.folder import is_path
 from envpool.source import PoolSource
 from learner.sft import recipe_hash
 from rollout.model import load_model
 from rollout.tokens import ChatTokens
 from tests.play import play
 
-_RL_ENVS = ["sum_list", "find_max", "count_even", "guess_number", "walk_list"]
+# What it is trained on: in the default run, and in the tests' own.
+_RL_ENVS = {
+    "tiny_pool/pool/train": ["sum_list", "find_max", "sum_even", "find_place", "walk_steps"],
+    "envpool.envs:basics": ["sum_list", "find_max", "count_even", "guess_number", "walk_list"],
+}
 
 
 @pytest.fixture(scope="module")
@@ -74,19 +79,26 @@ def test_conversations_are_short(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("temperature", "lowest", "highest"), [(1.0, 0.3, 0.55), (0.0, 0.45, 0.75)]
+    ("pool", "temperature", "lowest", "highest"),
+    [
+        ("tiny_pool/pool/train", 1.0, 0.1, 0.4),
+        ("tiny_pool/pool/train", 0.0, 0.1, 0.6),
+        ("envpool.envs:basics", 1.0, 0.3, 0.6),
+        ("envpool.envs:basics", 0.0, 0.4, 0.85),
+    ],
 )
 def test_success_on_unseen_configurations(
-    path: Path, temperature: float, lowest: float, highest: float
+    path: Path, pool: str, temperature: float, lowest: float, highest: float
 ) -> None:
-    source = PoolSource.load("basics", PoolSection(source="envpool.envs:basics", trusted=True))
+    folder = str(find(pool)) if is_path(pool) else ""
+    source = PoolSource.load("shown", PoolSection(source=pool, trusted=True), folder=folder)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     played = play(
         load_model(path, "float32"),
         ChatTokens.load(path),
         source,
-        _RL_ENVS,
+        _RL_ENVS[pool],
         count=100,
         temperature=temperature,
     )
