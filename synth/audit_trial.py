@@ -21,6 +21,8 @@ from synth.solvers import Solvers
 
 # Longest that all checks of one task may take.
 EXAMINE_S = 60.0
+# Configurations begun in one job.
+PER_JOB = 64
 # Configurations drawn where none are listed, and answers needed to call one constant.
 DRAWN, MIN_ANSWERS = 8, 8
 # Configurations with other answers that are played beside each task.
@@ -155,9 +157,12 @@ async def _begin(item: Audited, desk: Desk) -> None:
 
 async def begun(item: Audited, desk: Desk, tasks: Sequence[AuditTask]) -> list[Known | str]:
     """Each task with its reference; or why there is none. Raises JobFault."""
-    given = [item.given(task) for task in tasks]
-    told = await _run(item, desk, list[_Begun], "references", configs=given)
-    _check_number(told, tasks)
+    told: list[_Begun] = []
+    for start in range(0, len(tasks), PER_JOB):
+        given = [item.given(task) for task in tasks[start : start + PER_JOB]]
+        some = await _run(item, desk, list[_Begun], "references", configs=given)
+        _check_number(some, given)
+        told += some
     found: list[Known | str] = []
     for task, one in zip(tasks, told, strict=True):
         if one.fault:

@@ -117,10 +117,20 @@ FAULTS: dict[str, tuple[tuple[str, str], ...]] = {
         ("import json\n", "import json\nimport random\n"),
         ('return "noted"', "return str(random.random())"),
     ),
+    "accepts_all": ((_JUDGED, "is_right = True"),),
     "loses": (('"answer": count}', '"answer": count + 1}'),),
     "observed_answer": ((_OBSERVE, _OBSERVE.replace('}', ', "all": self.get_ref_answer()}')),),
     "raises": (("        self.noted = 0\n", '        raise ValueError("of no use")\n'),),
 }  # fmt: skip
+
+# Changes that are no faults: a number of a rule that happens to be an answer, a tool that calls another.
+SOUND_TOO: dict[str, tuple[str, str]] = {
+    "rule_four": ('return f"You said {answer}."', 'return f"You said {answer}, by rule 4."'),
+    "nested": (
+        'return "noted"',
+        'return self.step(json.dumps({"name": "Observe", "parameters": {}}))[1]',
+    ),
+}
 
 # What an auditor has: two solutions, and the same problem under the names of the fault.
 SOLUTION = "def solve(numbers, limit):\n    return sum(number > limit for number in numbers)\n"

@@ -13,6 +13,7 @@ from synth.court import Court
 from synth.records import Made
 from synth.report import Audit
 from tests.synth import seeded
+from tests.synth.made import make
 
 pytestmark = pytest.mark.skipif(bool(sandbox.lacking()), reason=str(sandbox.lacking()))
 
@@ -58,3 +59,46 @@ async def test_nobody_finds_them_without_a_second_solution(
         for one in mistaken
     ]
     assert await audit_made(court, alone) == CLEAN
+
+
+def with_draft(one: Made, **changes: object) -> Made:
+    return msgspec.structs.replace(one, draft=msgspec.structs.replace(one.draft, **changes))
+
+
+async def test_the_solutions_and_the_checker_have_the_last_word(court: Court) -> None:
+    raises = "def solve(numbers):\n    return 1 // 0\n"
+    refuses = "def check(answer, numbers):\n    return answer != sum(numbers)\n"
+    likes = "def check(answer, numbers):\n    return answer in (sum(numbers), -sum(numbers))\n"
+    minus = "def solve(numbers):\n    return -sum(numbers)\n"
+    made = [
+        with_draft(make("fails", "sum(numbers)"), solutions=(raises,)),
+        with_draft(make("refused", "sum(numbers) + 0"), checker=refuses),
+        # The checker takes both, the environment only one.
+        with_draft(make("both", "0 + sum(numbers)"), checker=likes, solutions=(minus,)),
+    ]
+    findings = await findings_of(court, made)
+    wrong = [one for one in findings if one.check is Check.REFERENCES_WRONG]
+    assert {one.env for one in wrong} == {"fails", "refused", "both"} and len(wrong) == 12
+    told = {one.env: one.detail for one in wrong}
+    assert "has no answer: raised: ZeroDivisionError" in told["fails"]
+    assert "the checker of refused says" in told["refused"]
+    assert "the solution of both says -" in told["both"]
+
+
+async def test_traces_are_played_again(court: Court) -> None:
+    one = make("total", "sum(numbers)")
+    first, second, third, fourth = one.tasks
+    lost = msgspec.structs.replace(first.trace[-1], arguments={"answer": first.answer + 1})
+    told = msgspec.structs.replace(second.trace[1], observation="100")
+    tasks = (
+        msgspec.structs.replace(first, trace=(*first.trace[:-1], lost)),
+        msgspec.structs.replace(second, trace=(second.trace[0], told, *second.trace[2:])),
+        third,
+        fourth,
+    )
+    findings = await findings_of(court, [msgspec.structs.replace(one, tasks=tasks)])
+    failing = [one for one in findings if one.check is Check.ORACLE_FAILS]
+    assert [(one.config, one.detail) for one in failing] == [
+        (first.config, "the trace does not win"),
+        (second.config, "the trace is answered otherwise in call 2"),
+    ]
