@@ -18,7 +18,6 @@ from synth.court import Court
 from synth.filters import task_key
 from synth.player import Measured, Player, measure
 from synth.player_endpoint import EndpointPlayer
-from synth.player_local import LocalPlayer
 from synth.progress import Stages
 from synth.records import Made, MadeTask, PassRate
 from synth.store import Store
@@ -93,6 +92,9 @@ async def _player(
         )
         player = EndpointPlayer(chat, court.sessions, limits)
     else:
+        # It takes torch, whose import takes seconds that no other stage needs.
+        from synth.player_local import LocalPlayer
+
         player = await LocalPlayer.start(model, court.sessions, limits)
     try:
         yield player
