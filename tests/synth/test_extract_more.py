@@ -8,7 +8,6 @@ from random import Random
 from typing import Any
 
 import pytest
-from test_extract import check_wins, env_of
 
 from configs.synth import ExtractRecipe
 from envpool import stepwise
@@ -17,6 +16,7 @@ from synth.extract.synthesizer import drafts
 from synth.problem import Problem, Test
 from synth.records import Draft, Refusal
 from synth.screen import screen
+from tests.synth.test_extract import check_wins, env_of
 
 Draw = Callable[[Random], dict[str, Any]]
 
