@@ -54,15 +54,15 @@ class State:
 
 
 class Cursor:
-    """A place in a sequence that was fixed when the walk over it began."""
+    """A place in a list, which may change meanwhile, or in what else there was when the walk began."""
 
     def __init__(self, items: Iterable[Any]) -> None:
-        self.items = list(items)
+        self.items = items if isinstance(items, list) else list(items)
         self.num_seen = 0
 
     @property
     def is_at_end(self) -> bool:
-        return self.num_seen == len(self.items)
+        return self.num_seen >= len(self.items)
 
     def next(self) -> Any:
         """The next item; it moves on."""

@@ -11,7 +11,7 @@ from configs.load import ConfigError, convert, read
 from configs.synth import DEFAULT_RECIPE, SynthRecipe
 from rollout.rundir import claimed, short
 from rollout.supervise import root_cause
-from synth import audit, progress
+from synth import audit, contradictions, progress
 from synth.court import Court
 from synth.export import MANIFEST
 from synth.llm.endpoint import EndpointError
@@ -43,6 +43,7 @@ def main(arguments: Sequence[str]) -> int:
     files = [word for word in arguments if word.endswith(".toml") and "=" not in word]
     given = [*([] if files else [DEFAULT_RECIPE]), *arguments]
     recipe = convert(read(given), SynthRecipe)
+    contradictions.check(recipe)
     out = _prepared(recipe.out)
     again = shlex.join(["python", "launch.py", "synth", *arguments])
     with claimed(out):

@@ -5,6 +5,7 @@ rows, and numbers that never pass a list's length. What a statement demands beyo
 inputs that the solution fails on are left out later.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import combinations, pairwise
 from random import Random
@@ -30,7 +31,10 @@ class _Numbers(msgspec.Struct, frozen=True, kw_only=True):
     def draw(self, rng: Random, length: int | None = None) -> Any:
         if self.is_whole:
             return rng.randint(int(self.low), int(self.high))
-        return round(rng.uniform(self.low, self.high), 3)
+        # As many digits as tell a thousand numbers of the range apart.
+        span = self.high - self.low
+        digits = 3 - min(0, math.floor(math.log10(span))) if span else 3
+        return min(max(round(rng.uniform(self.low, self.high), digits), self.low), self.high)
 
 
 class _Choice(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,12 +72,17 @@ class _List(msgspec.Struct, frozen=True, kw_only=True):
         if self.is_rectangular and isinstance(self.item, _List | _Text):
             width = rng.randint(*self.item.lengths)
         items: list[Any] = []
+        seen: set[bytes] = set()
         for _ in range(20 * size):
             if len(items) == size:
                 break
             item = self.item.draw(rng, width)
-            if not (self.is_distinct and item in items):
-                items.append(item)
+            if self.is_distinct:
+                text = _text_of(item)
+                if text in seen:
+                    continue
+                seen.add(text)
+            items.append(item)
         return sorted(items) if self.is_sorted else items
 
 
@@ -98,7 +107,9 @@ def inputs(examples: Sequence[Config], count: int, seed: int) -> list[Config]:
         found[encode(example)] = dict(example)
     if not examples:
         return []
-    kinds = {name: _kind([one[name] for one in examples]) for name in examples[0]}
+    # Arguments with a default need not be in all of them.
+    names = dict.fromkeys(name for one in examples for name in one)
+    kinds = {name: _kind([one[name] for one in examples if name in one]) for name in names}
     equal = _equal_lengths(examples)
     bounded = _bounded(examples)
     rng = Random(f"inputs/{seed}")
@@ -106,7 +117,8 @@ def inputs(examples: Sequence[Config], count: int, seed: int) -> list[Config]:
         if len(found) >= count:
             break
         drawn = _draw(rng.choice(examples), kinds, equal, bounded, rng)
-        found.setdefault(encode(drawn), drawn)
+        if all(len(drawn[later]) == len(drawn[first]) for later, first in equal.items()):
+            found.setdefault(encode(drawn), drawn)
     return list(found.values())[:count]
 
 
@@ -119,6 +131,8 @@ def _draw(
 ) -> Config:
     drawn: Config = {}
     for name, kind in kinds.items():
+        if name not in base:
+            continue
         if name in equal:
             drawn[name] = kind.draw(rng, len(drawn[equal[name]]))
         elif rng.random() < _KEEP and not any(other == name for other in equal.values()):
@@ -189,12 +203,22 @@ def _is_sorted(value: list[Any]) -> bool:
 
 
 def _is_distinct(value: list[Any]) -> bool:
-    return all(a != b for a, b in combinations(value, 2))
+    return len({_text_of(item) for item in value}) == len(value)
+
+
+def _text_of(item: Any) -> bytes:
+    """What two items have in common if they are the same."""
+    return msgspec.json.encode(item, order="sorted")
+
+
+def _all_are(kind: Any, name: str, examples: Sequence[Config]) -> bool:
+    """Whether all examples have an argument, and of that kind."""
+    return all(name in one and isinstance(one[name], kind) for one in examples)
 
 
 def _equal_lengths(examples: Sequence[Config]) -> dict[str, str]:
     """Lists that were always as long as an earlier one, by the later one's name."""
-    lists = [name for name, value in examples[0].items() if isinstance(value, list | str)]
+    lists = [name for name in examples[0] if _all_are(list | str, name, examples)]
     found: dict[str, str] = {}
     for first, later in combinations(lists, 2):
         is_equal = all(len(one[first]) == len(one[later]) for one in examples)
@@ -207,11 +231,11 @@ def _equal_lengths(examples: Sequence[Config]) -> dict[str, str]:
 def _bounded(examples: Sequence[Config]) -> dict[str, str]:
     """Numbers that never passed a list's length, by name."""
     found: dict[str, str] = {}
-    for name, value in examples[0].items():
-        if type(value) is not int:
+    for name in examples[0]:
+        if not _all_are(int, name, examples) or isinstance(examples[0][name], bool):
             continue
-        for of, items in examples[0].items():
-            if isinstance(items, list | str) and all(
+        for of in examples[0]:
+            if _all_are(list | str, of, examples) and all(
                 0 <= one[name] <= len(one[of]) for one in examples
             ):
                 found.setdefault(name, of)

@@ -75,6 +75,8 @@ async def prepare(court: Court, problem: Problem, recipe: VerifyRecipe) -> Prepa
         for (config, level), answer in zip(drawn, original[len(tests) :], strict=True)
         if isinstance(answer, Answer)
     ]
+    if not original:
+        return refuse("no input", "it has neither tests nor a generator: give it one of them")
     if not kept:
         first = original[-1]
         why = (

@@ -7,6 +7,8 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -46,18 +48,30 @@ async def rate(
     found: dict[str, PassRate] = {}
     stage = stages.begin("pass rate", len(made))
     max_calls = max((task.num_calls for one in made for task in one.tasks), default=0)
+    decides = await asyncio.to_thread(_decides, recipe, model)
     async with _player(court, recipe, model, max_calls + SPARE_CALLS) as player:
         for one in made:
             keys = [task_key(one.draft.env, task) for task in one.tasks]
-            key = store.key(one.draft.source, keys, model, recipe.base_url, recipe.samples)
+            key = store.key(one.draft.source, keys, *decides)
             rated = await asyncio.to_thread(store.get, KIND, key, Rated)
             if rated is None:
                 rated = Rated(rates=await _rates(court, player, one, one.tasks, recipe))
-                await asyncio.to_thread(store.put, KIND, key, rated)
+                if len(rated.rates) == len(keys):
+                    # What failed of an endpoint or an engine is asked again next time.
+                    await asyncio.to_thread(store.put, KIND, key, rated)
             found |= rated.rates
             stage.advance(f"{len(found)} tasks measured")
     stage.end(f"{len(found)} tasks measured")
     return found
+
+
+def _decides(recipe: FilterRecipe, model: str) -> list[Any]:
+    """What but the tasks decides rates: the model, which may change in its directory, and its limits."""
+    folder = Path(model)
+    files = sorted(folder.iterdir()) if not recipe.base_url and folder.is_dir() else []
+    stamps = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    limits = [recipe.max_reply_tokens, recipe.max_context_tokens, recipe.episode_timeout_s]
+    return [model, stamps, recipe.base_url, recipe.samples, limits]
 
 
 async def _rates(

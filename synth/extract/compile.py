@@ -14,34 +14,30 @@ The program is the solution again, with calls in place of these: it wins by cons
 import ast
 import copy
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 
 from synth.extract import words
 from synth.extract.errors import NotExtractableError
 from synth.extract.normal import Normaliser
 from synth.extract.operation import Compiled, Operation
+from synth.extract.scope import Scope
 from synth.extract.state import changed_by, names_in, to_state
 from synth.extract.trees import Rename, Replace, call_of, cursor_of, named, nothing
-from synth.extract.variables import bound_inside, calls, counters_of, set_once, stored_in
+from synth.extract.variables import (
+    bound_at_top,
+    bound_inside,
+    calls,
+    can_end_without_value,
+    counters_of,
+    is_value,
+    natural,
+    set_once,
+    stored_in,
+    unfit_names,
+)
 
 # How many changed variables an operation tells.
 MAX_TOLD = 4
 _SIMPLE = (ast.Assign, ast.AugAssign, ast.Expr, ast.Delete)
-
-
-@dataclass(slots=True, kw_only=True)
-class _Scope:
-    """One function under compilation."""
-
-    function: ast.FunctionDef
-    counters: dict[str, ast.Call]
-    """Variables that only ever count through a range, which the player can do."""
-    once: set[str]
-    """Whole numbers that are set once: told once, known from then on."""
-    result: str = ""
-    """Variable that a helper leaves its result in; empty in the entry function."""
-    known: set[str] = field(default_factory=set)
-    """Those of `once` that the player was told, in the program so far."""
 
 
 class _Compiler:
@@ -51,6 +47,8 @@ class _Compiler:
         self._functions = {
             node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)
         }
+        self._tree = tree
+        self._module = bound_at_top(tree)
         self._entry = entry
         self._depth = depth
         self._whole = whole
@@ -59,10 +57,12 @@ class _Compiler:
         self._names: set[str] = set()
         self._taken: set[str] = set()
         self._helpers: dict[str, list[ast.stmt]] = {}
-        self._scopes: dict[str, _Scope] = {}
+        self._scopes: dict[str, Scope] = {}
         self._reads: list[ast.stmt] = []
 
     def run(self) -> Compiled:
+        if any(isinstance(node, ast.Global) for node in ast.walk(self._tree)):
+            raise NotExtractableError("global", "what a function leaves there outlasts an episode")
         scope = self._open(self._functions[self._entry])
         body = scope.function.body
         start = 0
@@ -91,15 +91,24 @@ class _Compiler:
 
     # -- functions ----------------------------------------------------------------------------
 
-    def _open(self, function: ast.FunctionDef, result: str = "") -> _Scope:
+    def _open(self, function: ast.FunctionDef, result: str = "") -> Scope:
         """Bring a function in form, and find out what its variables are."""
-        function = Normaliser(function).run()
-        # In the state it would look like something private.
-        function = Rename({"_": "ignored"}).visit(function)
-        bound = {argument.arg for argument in function.args.args}
-        bound |= {argument.arg for argument in function.args.kwonlyargs}
-        bound |= set(changed_by(function.body)) - set(self._functions)
+        normaliser = Normaliser(function)
+        function = normaliser.run()
+        arguments = {argument.arg for argument in (*function.args.args, *function.args.kwonlyargs)}
+        # In the state these would look like something private, or like an environment's own.
+        words_of = unfit_names(function, () if result else arguments)
+        renamed = {name: normaliser.fresh(word) for name, word in words_of.items()}
+        function = Rename(renamed).visit(function)
+        if result and can_end_without_value(function):
+            # So that what it left behind when it was played before is not taken for its result.
+            function.body.append(ast.Return(value=ast.Constant(value=None)))
+        bound = {renamed.get(one, one) for one in arguments}
         bound |= stored_in(function) - bound_inside(function)
+        changed = set(changed_by(function.body)) - bound
+        bound |= changed - self._module.keys()
+        if any(is_value(self._module.get(name, "")) for name in changed):
+            raise NotExtractableError("global", f"changes {', '.join(sorted(changed))}")
         # One state for all functions: what another calls so, also for counting, is renamed here.
         if taken := self._taken & bound:
             function = Rename({name: f"{function.name}_{name}" for name in taken}).visit(function)
@@ -107,12 +116,16 @@ class _Compiler:
         counters = counters_of(function)
         self._taken |= bound
         self._names |= bound - set(counters)
-        scope = _Scope(function=function, counters=counters, once=set(), result=result)
         whole = self._whole if not result else frozenset[str]()
-        scope.once = set_once(function, whole) - set(counters)
-        return scope
+        return Scope(
+            function=function,
+            counters=counters,
+            natural=natural(function, counters),
+            once=set_once(function, whole) - set(counters),
+            result=result,
+        )
 
-    def _helper(self, name: str) -> _Scope:
+    def _helper(self, name: str) -> Scope:
         """Compile a helper function, once; its result lies in a variable of its own."""
         if name not in self._scopes:
             result = f"{name}_result"
@@ -141,14 +154,15 @@ class _Compiler:
             return None
         has_loop = any(isinstance(inner, ast.For | ast.While) for inner in ast.walk(function))
         plain = not (function.args.defaults or function.args.vararg or function.args.kwonlyargs)
-        if not has_loop or not plain or calls(function, function.name):
+        is_starred = any(isinstance(one, ast.Starred) for one in call.args)
+        if not has_loop or not plain or is_starred or calls(function, function.name):
             return None
         return call
 
     # -- programs -----------------------------------------------------------------------------
 
     def _top(
-        self, scope: _Scope, statements: list[ast.stmt], *, begun: bool = False
+        self, scope: Scope, statements: list[ast.stmt], *, begun: bool = False
     ) -> list[ast.stmt]:
         """The program for statements at the top of a function: what it needs to know is read before."""
         program: list[ast.stmt] = []
@@ -182,7 +196,7 @@ class _Compiler:
         return not any(isinstance(inner, ast.Return) for inner in ast.walk(node))
 
     def _program(
-        self, scope: _Scope, statements: list[ast.stmt], level: int, *, begun: bool = False
+        self, scope: Scope, statements: list[ast.stmt], level: int, *, begun: bool = False
     ) -> list[ast.stmt]:
         program: list[ast.stmt] = []
         for group in self._groups(statements, level):
@@ -215,13 +229,13 @@ class _Compiler:
                     raise NotExtractableError(kind, f"line {getattr(first, 'lineno', '?')}")
         return program
 
-    def _if(self, scope: _Scope, node: ast.If, level: int) -> list[ast.stmt]:
+    def _if(self, scope: Scope, node: ast.If, level: int) -> list[ast.stmt]:
         test = self._condition(scope, node.test)
         body = self._program(scope, node.body, level)
         orelse = self._program(scope, node.orelse, level)
         return [ast.If(test=test, body=body or nothing(), orelse=orelse)]
 
-    def _block(self, scope: _Scope, statements: list[ast.stmt]) -> list[ast.stmt]:
+    def _block(self, scope: Scope, statements: list[ast.stmt]) -> list[ast.stmt]:
         body = [to_state(node, self._names) for node in statements]
         told = [name for name in changed_by(statements) if name in self._names][:MAX_TOLD]
         names = "".join(f", {name!r}" for name in told)
@@ -236,7 +250,7 @@ class _Compiler:
         )
         return [ast.Expr(value=call_of(operation))]
 
-    def _condition(self, scope: _Scope, test: ast.expr) -> ast.expr:
+    def _condition(self, scope: Scope, test: ast.expr) -> ast.expr:
         if (own := self._own(scope, test)) is not None:
             return own
         operation = self._operation(
@@ -252,7 +266,7 @@ class _Compiler:
         )
 
     def _for(
-        self, scope: _Scope, node: ast.For, level: int, *, begun: bool = False
+        self, scope: Scope, node: ast.For, level: int, *, begun: bool = False
     ) -> list[ast.stmt]:
         if self._is_counted(node, scope):
             assert isinstance(node.iter, ast.Call)
@@ -290,7 +304,7 @@ class _Compiler:
     def _begin(self, node: ast.For) -> str:
         return f"s.{cursor_of(node)} = stepwise.Cursor({to_state(node.iter, self._names)})"
 
-    def _begin_tool(self, scope: _Scope, node: ast.For) -> list[ast.stmt]:
+    def _begin_tool(self, scope: Scope, node: ast.For) -> list[ast.stmt]:
         operation = self._operation(
             scope,
             [node.iter],
@@ -301,7 +315,7 @@ class _Compiler:
         )
         return [ast.Expr(value=call_of(operation))]
 
-    def _return(self, scope: _Scope, node: ast.Return) -> list[ast.stmt]:
+    def _return(self, scope: Scope, node: ast.Return) -> list[ast.stmt]:
         value = node.value or ast.Constant(value=None)
         if scope.result:
             kept = ast.Assign(targets=[ast.Name(id=scope.result, ctx=ast.Store())], value=value)
@@ -330,7 +344,7 @@ class _Compiler:
         done = Replace("_", answer).visit(done)
         return [*before, done, ast.parse("return").body[0]]
 
-    def _call(self, scope: _Scope, node: ast.stmt, call: ast.Call) -> list[ast.stmt]:
+    def _call(self, scope: Scope, node: ast.stmt, call: ast.Call) -> list[ast.stmt]:
         """A statement whose value a helper gives."""
         before, value = self._called(scope, call)
         if isinstance(node, ast.Expr):
@@ -340,7 +354,7 @@ class _Compiler:
         node.value = value
         return [*before, *self._block(scope, [node])]
 
-    def _called(self, scope: _Scope, call: ast.Call) -> tuple[list[ast.stmt], ast.expr]:
+    def _called(self, scope: Scope, call: ast.Call) -> tuple[list[ast.stmt], ast.expr]:
         """Hand a helper its arguments and let it play; its result is then in the state."""
         assert isinstance(call.func, ast.Name)
         name = call.func.id
@@ -374,7 +388,7 @@ class _Compiler:
 
     # -- what the player works out by itself --------------------------------------------------
 
-    def _own(self, scope: _Scope, node: ast.expr) -> ast.expr | None:
+    def _own(self, scope: Scope, node: ast.expr) -> ast.expr | None:
         """An expression as the player evaluates it, or None where it takes hidden data."""
         match node:
             case ast.Constant():
@@ -405,7 +419,7 @@ class _Compiler:
             case _:
                 return None
 
-    def _tell(self, scope: _Scope, name: str) -> None:
+    def _tell(self, scope: Scope, name: str) -> None:
         """Have a number read before the statement at the top that needs it."""
         if name in scope.known:
             return
@@ -413,12 +427,12 @@ class _Compiler:
         read = self._told_number(scope, ast.Name(id=name, ctx=ast.Load()))
         self._reads.append(ast.Assign(targets=[ast.Name(id=name, ctx=ast.Store())], value=read))
 
-    def _number(self, scope: _Scope, node: ast.expr) -> ast.expr:
+    def _number(self, scope: Scope, node: ast.expr) -> ast.expr:
         """A whole number that the player works out, or is told where it cannot."""
         own = self._own(scope, node)
         return self._told_number(scope, node) if own is None else own
 
-    def _told_number(self, scope: _Scope, node: ast.expr) -> ast.expr:
+    def _told_number(self, scope: Scope, node: ast.expr) -> ast.expr:
         name = words.reading(node)
         match node:
             case ast.Call(func=ast.Name(id="len"), args=[of]):
@@ -435,14 +449,14 @@ class _Compiler:
             func=ast.Name(id="int", ctx=ast.Load()), args=[call_of(operation)], keywords=[]
         )
 
-    def _is_counted(self, node: ast.For, scope: _Scope) -> bool:
+    def _is_counted(self, node: ast.For, scope: Scope) -> bool:
         return isinstance(node.target, ast.Name) and node.target.id in scope.counters
 
     # -- tools --------------------------------------------------------------------------------
 
     def _operation(
         self,
-        scope: _Scope,
+        scope: Scope,
         nodes: list[ast.stmt] | list[ast.expr],
         name: str,
         doc: str,
@@ -468,6 +482,7 @@ class _Compiler:
             doc=doc,
             body=body,
             counters=counters,
+            natural=scope.natural & counters.keys(),
             returns=returns,
             is_change=is_change,
         )
@@ -480,7 +495,6 @@ def compile_solution(
 ) -> Compiled:
     """Compile `entry` of a solution. Raises NotExtractableError.
 
-    Loops nested deeper than `depth` are carried out in one go. `whole`: parameters that are whole
-    numbers; `is_text`: the answer is text.
+    Loops nested deeper than `depth` are carried out in one go. `whole`: parameters that are whole numbers.
     """
     return _Compiler(tree, entry, depth, whole, is_text).run()

@@ -8,7 +8,7 @@ from synth.extract.operation import Compiled, Operation
 from synth.extract.words import code
 
 _WIDTH = 96
-_HEAD = '''\
+HEAD = '''\
 """{title}
 
 Compiled from a solution: its variables are the hidden state, its steps the tools.
@@ -64,6 +64,11 @@ def class_name(env: str) -> str:
     return "".join(word.capitalize() for word in env.split("_"))
 
 
+def config_name(env_class: str) -> str:
+    """What the class of an environment's configurations is called."""
+    return f"{env_class}Input"
+
+
 def write(
     env: str,
     statement: str,
@@ -81,14 +86,15 @@ def write(
     source with `generate(rng, level)`.
     """
     name = class_name(env)
-    title = textwrap.shorten(statement.split(". ")[0].replace('"', "'").replace("\\", ""), 84)
-    parts = [_HEAD.format(title=title.rstrip(".") + "."), _plain(solution)]
+    title = "".join(letter for letter in " ".join(statement.split()) if letter.isprintable())
+    title = textwrap.shorten(title.split(". ")[0].replace('"', "'").replace("\\", ""), 84)
+    parts = [HEAD.format(title=title.rstrip(".") + "."), _plain(solution)]
     if generator:
         parts.append(_plain(generator))
     parts.append(
         _CLASS.format(
             statement=_text(statement),
-            config=f"{name}Input",
+            config=config_name(name),
             name=name,
             title=title.rstrip(".") + ".",
             fields="\n".join(f"    {key}: {kind}" for key, kind in fields.items()) or "    pass",
@@ -108,9 +114,14 @@ def write(
 
 
 def without_docstrings(tree: ast.Module) -> ast.Module:
-    """A module's code without its own docstring, which belonged to another file."""
+    """A module's code without what has its place at the top of a file only, which is ours."""
     if ast.get_docstring(tree) is not None:
         tree.body = tree.body[1:]
+    tree.body = [
+        node
+        for node in tree.body
+        if not (isinstance(node, ast.ImportFrom) and node.module == "__future__")
+    ]
     return tree
 
 
@@ -126,21 +137,21 @@ def _text(statement: str) -> str:
         drop_whitespace=False,
         replace_whitespace=False,
         break_on_hyphens=False,
+        expand_tabs=False,
     )
     return "\n".join(f"    {line!r}" for line in lines) or "    ''"
 
 
 def _operation(operation: Operation) -> str:
     parameters = "".join(f", {name}: int" for name in operation.counters)
-    doc = textwrap.fill(operation.doc, _WIDTH - 8)
+    # Cut between two backslashes, a word would go on with an escape of another kind.
+    doc = textwrap.fill(operation.doc, _WIDTH - 8, break_long_words=False)
     if operation.counters:
         ranges = [f"    {name}: {_counted(over)}" for name, over in operation.counters.items()]
         doc = "\n".join([doc, "", "Args:", *ranges])
     doc = f'"""{doc}' + ('\n"""' if "\n" in doc else '"""')
     checks = [
-        f"stepwise.check_count({name})"
-        for name, over in operation.counters.items()
-        if not _is_below_0(over)
+        f"stepwise.check_count({name})" for name in operation.counters if name in operation.natural
     ]
     lines = [doc, *checks, *(["s = self._now"] if _uses_state(operation) else []), *operation.body]
     head = f"@stepwise.operation\ndef {operation.name}(self{parameters}) -> {operation.returns}:"
@@ -158,17 +169,6 @@ def _counted(over: ast.Call) -> str:
     begin, end = ("0", texts[0]) if len(texts) == 1 else (texts[0], texts[1])
     step = f" in steps of {texts[2]}" if len(texts) == 3 else ""
     return f"A number that you count, from {begin} up to, and without, {end}{step}."
-
-
-def _is_below_0(over: ast.Call) -> bool:
-    """Whether a range can begin below 0."""
-    begin = over.args[0] if len(over.args) > 1 else ast.Constant(value=0)
-    return isinstance(begin, ast.UnaryOp) or _subtracts(begin)
-
-
-def _subtracts(node: ast.expr) -> bool:
-    is_downward = isinstance(node, ast.BinOp) and isinstance(node.op, ast.Sub)
-    return is_downward and not isinstance(getattr(node, "right", None), ast.Constant)
 
 
 def _program(name: str, parameter: str, body: Sequence[ast.stmt], *, indent: int) -> str:

@@ -9,6 +9,7 @@ import copy
 from collections.abc import Iterator
 
 from synth.extract.errors import NotExtractableError
+from synth.extract.state import CHANGING
 
 # Statements that an environment cannot carry out one by one, by the reason a report counts.
 _REFUSED: dict[type[ast.AST], str] = {
@@ -27,6 +28,7 @@ _REFUSED: dict[type[ast.AST], str] = {
     ast.YieldFrom: "generator",
     ast.NamedExpr: "assignment in an expression",
 }
+_UNORDERED = frozenset(("Counter", "OrderedDict", "defaultdict", "dict", "frozenset", "set"))
 _REDUCERS = ("sum", "max", "min", "any", "all", "list", "set", "sorted", "len", "tuple")
 
 
@@ -135,7 +137,7 @@ class Normaliser:
                 iter=ast.Call(
                     func=ast.Name(id="enumerate"), args=[ast.Name() as items], keywords=[]
                 ),
-            ):
+            ) if items.id not in self._unordered():
                 node.target = ast.Name(id=index.id, ctx=ast.Store())
                 node.iter = _expression(f"range(len({items.id}))")
                 take = ast.Assign(targets=[item], value=_expression(f"{items.id}[{index.id}]"))
@@ -148,6 +150,8 @@ class Normaliser:
         """Statements that build what `value` reduces in one go, and what is left of it."""
         before: list[ast.stmt] = []
         taken = self
+        if any(_changes(node) for node in ast.walk(value)):
+            return before, value  # what is changed first would be looked at first
 
         class Take(ast.NodeTransformer):
             def visit_Lambda(self, node: ast.Lambda) -> ast.expr:
@@ -232,6 +236,16 @@ class Normaliser:
             body = list(self._for(ast.fix_missing_locations(ast.copy_location(loop, made))))
         return body
 
+    def _unordered(self) -> set[str]:
+        """Names that the function binds to what has no positions: tables and sets."""
+        return {
+            target.id
+            for node in ast.walk(self._function)
+            if isinstance(node, ast.Assign) and _is_unordered(node.value)
+            for target in node.targets
+            if isinstance(target, ast.Name)
+        }
+
     def _assigned(self) -> set[str]:
         """Names that the function binds outside comprehensions."""
         found = {argument.arg for argument in self._function.args.args}
@@ -245,6 +259,25 @@ class Normaliser:
 
 def _expression(text: str) -> ast.expr:
     return ast.parse(text, mode="eval").body
+
+
+def _changes(node: ast.AST) -> bool:
+    """Whether it changes something as it is evaluated."""
+    return (
+        isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr in CHANGING
+    )
+
+
+def _is_unordered(value: ast.expr) -> bool:
+    match value:
+        case ast.Dict() | ast.Set() | ast.DictComp() | ast.SetComp():
+            return True
+        case ast.Call(func=ast.Name(id=name) | ast.Attribute(attr=name)):
+            return name in _UNORDERED
+        case _:
+            return False
 
 
 def _is_of_data(made: ast.ListComp | ast.GeneratorExp) -> bool:

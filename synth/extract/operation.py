@@ -14,6 +14,8 @@ class Operation:
     """Lines of its body, on the state."""
     counters: dict[str, ast.Call]
     """Its parameters, which the player counts, and the ranges they go through."""
+    natural: set[str]
+    """Those of them that never go below 0."""
     returns: str
     """Text of the type that it returns."""
     is_change: bool

@@ -2,14 +2,15 @@
 
 import ast
 import copy
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 
 from synth.extract.words import root_of
 
-# The state's name in a tool's body.
-STATE = "s"
+# The state's name in a tool's body, and what a variable of that name is called that an expression binds.
+STATE, OWN = "s", "s_"
 # Methods that change what they are called on.
-_CHANGING = frozenset(
+CHANGING = frozenset(
     (
         *("add", "append", "appendleft", "clear", "discard", "extend", "extendleft", "insert"),
         *("pop", "popitem", "popleft", "remove", "reverse", "rotate", "setdefault", "sort"),
@@ -24,15 +25,30 @@ class _ToState(ast.NodeTransformer):
 
     def __init__(self, names: Collection[str]) -> None:
         self._names = set(names)
+        self._is_bound = False
+        """Whether an inner scope has a variable that is called like the state."""
 
     def visit_Name(self, node: ast.Name) -> ast.expr:
         if node.id not in self._names:
+            if self._is_bound and node.id == STATE:
+                node.id = OWN
             return node
         holder = ast.Name(id=STATE, ctx=ast.Load())
         return ast.copy_location(ast.Attribute(value=holder, attr=node.id, ctx=node.ctx), node)
 
     def visit_Lambda(self, node: ast.Lambda) -> ast.expr:
-        return self._within(node, {argument.arg for argument in node.args.args})
+        taken = node.args
+        own = [*taken.posonlyargs, *taken.args, *taken.kwonlyargs, taken.vararg, taken.kwarg]
+        # Defaults are looked up outside.
+        taken.defaults = [self.visit(value) for value in taken.defaults]
+        taken.kw_defaults = [value and self.visit(value) for value in taken.kw_defaults]
+        with self._within({one.arg for one in own if one is not None}):
+            if self._is_bound:
+                for one in own:
+                    if one is not None and one.arg == STATE:
+                        one.arg = OWN
+            node.body = self.visit(node.body)
+        return node
 
     def visit_ListComp(self, node: ast.ListComp) -> ast.expr:
         return self._comprehension(node)
@@ -55,15 +71,23 @@ class _ToState(ast.NodeTransformer):
             for inner in ast.walk(generator.target)
             if isinstance(inner, ast.Name)
         }
-        # The first sequence is looked up outside; a name that is bound inside cannot be meant there.
-        return self._within(node, bound)
-
-    def _within(self, node: ast.expr, bound: set[str]) -> ast.expr:
-        hidden = self._names & bound
-        self._names -= hidden
-        self.generic_visit(node)
-        self._names |= hidden
+        # The first sequence is looked up outside.
+        first = node.generators[0]
+        items, first.iter = self.visit(first.iter), ast.Constant(value=None)
+        with self._within(bound):
+            self.generic_visit(node)
+        first.iter = items
         return node
+
+    @contextmanager
+    def _within(self, bound: set[str]) -> Iterator[None]:
+        """A scope that binds these."""
+        hidden, outer = self._names & bound, self._is_bound
+        self._names -= hidden
+        self._is_bound = outer or STATE in bound
+        yield
+        self._names |= hidden
+        self._is_bound = outer
 
 
 def to_state(node: ast.AST, names: Collection[str]) -> str:
@@ -85,7 +109,7 @@ def changed_by(statements: list[ast.stmt]) -> list[str]:
                     found |= dict.fromkeys(_bound(target))
                 case ast.Delete(targets=targets):
                     found |= dict.fromkeys(root_of(target) for target in targets)
-                case ast.Call(func=ast.Attribute(attr=method, value=on)) if method in _CHANGING:
+                case ast.Call(func=ast.Attribute(attr=method, value=on)) if method in CHANGING:
                     found[root_of(on)] = None
                 case ast.Call(func=ast.Name(id=name) | ast.Attribute(attr=name), args=[on, *_]) if (
                     name in _HEAP

@@ -1,6 +1,7 @@
 """The synthesizer that needs no model: drafts of environments from a problem's own solutions."""
 
 import ast
+import keyword
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -8,13 +9,16 @@ from configs.synth import ExtractRecipe
 from envpool.task import Config
 from synth.extract import types
 from synth.extract.compile import compile_solution
-from synth.extract.emit import write
+from synth.extract.emit import HEAD, class_name, config_name, write
 from synth.extract.errors import NotExtractableError
+from synth.extract.variables import bound_at_top
 from synth.problem import Problem, ProblemError, Test, entry_of, parameters_of
 from synth.records import Draft, Refusal
 
 # Loops are carried out step by step down to this depth: the finest first.
 DEPTHS = (9, 2, 1)
+# How a syntax tree fails that is too deep, or a text that cannot be written down.
+_UNFIT = (RecursionError, MemoryError, SyntaxError, ValueError, TypeError, KeyError)
 STAGE = "extract"
 
 
@@ -38,7 +42,8 @@ def drafts(
                 draft = _draft(
                     problem, number, solution, depth, examples, configs, levels, recipe.hint
                 )
-            except (NotExtractableError, ProblemError) as error:
+            # What nobody thought of in one solution must not end all others.
+            except (NotExtractableError, ProblemError, *_UNFIT) as error:
                 reason = getattr(error, "reason", "not parsed")
                 detail = f"solution {number + 1}: {getattr(error, 'detail', '') or error}"
                 yield Refusal(problem=problem.id, stage=STAGE, reason=reason, detail=detail)
@@ -67,7 +72,7 @@ def _draft(
     fields = _fields(function, parameters, examples)
     answer = types.declared(function.returns) or types.seen(one.answer for one in examples)
     tree = ast.parse(solution)
-    _check_names(tree, parameters)
+    _check_names(tree, parameters, class_name(problem.id))
     compiled = compile_solution(
         tree,
         problem.entry,
@@ -117,20 +122,23 @@ def _fields(
     return fields
 
 
-def _check_names(tree: ast.Module, parameters: Sequence[str]) -> None:
+def _check_names(tree: ast.Module, parameters: Sequence[str], env_class: str) -> None:
     """Raise NotExtractableError for names that the environment's own text uses."""
     if not parameters:
         raise NotExtractableError("no input", "the function takes no argument")
-    names = {node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
-    if taken := sorted(names & _TAKEN):
+    ours, theirs = bound_at_top(ast.parse(HEAD)), bound_at_top(tree)
+    names = {name for name, meaning in theirs.items() if ours.get(name) != meaning}
+    if taken := sorted(names & {*_TAKEN, env_class, config_name(env_class)}):
         raise NotExtractableError("name that is taken", ", ".join(taken))
+    if keyword.iskeyword(env_class) or not env_class.isidentifier():
+        raise NotExtractableError("name that is taken", f"no class can be called {env_class}")
     if wrong := [name for name in parameters if name.startswith("_")]:
         raise NotExtractableError("name that is taken", ", ".join(wrong))
 
 
 # Of the module that is written; a solution may use any other.
 _TAKEN = frozenset(
-    ("json", "msgspec", "stepwise", "Oracle", "Random", "Any", "STATEMENT", "generate")
+    ("json", "msgspec", "s", "stepwise", "Oracle", "Random", "Any", "STATEMENT", "generate")
 )
 
 
@@ -138,12 +146,5 @@ def _go_together(solution: str, generator: str) -> bool:
     """Whether solution and generator can stand in one module."""
     if not generator:
         return False
-    first, second = (
-        {
-            node.name: ast.dump(node)
-            for node in ast.parse(text).body
-            if isinstance(node, ast.FunctionDef | ast.ClassDef)
-        }
-        for text in (solution, generator)
-    )
+    first, second = (bound_at_top(ast.parse(text)) for text in (solution, generator))
     return all(first[name] == second[name] for name in first.keys() & second.keys())

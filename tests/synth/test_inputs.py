@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import pytest
+
 from synth.inputs import inputs
 
 EXAMPLES: list[dict[str, Any]] = [
@@ -42,3 +44,35 @@ def test_fewer_come_where_there_are_no_more() -> None:
     assert inputs([{"is_open": True}], 10, seed=0) == [{"is_open": True}, {"is_open": False}]
     assert inputs([], 10, seed=0) == []
     assert inputs([{"nothing": []}], 10, seed=0) == [{"nothing": []}]
+
+
+def test_arguments_that_are_none_or_left_out_are_so_in_what_is_made() -> None:
+    examples = [
+        {"a": [1, 2, 3], "k": 1, "b": [4, 4, 4]},
+        {"a": [4, 5], "k": None, "b": None},
+        {"a": [6]},
+    ]
+    for order in (examples, examples[::-1]):
+        made = inputs(order, 60, seed=1)
+        assert len(made) == 60
+        assert {frozenset(one) for one in made} == {frozenset("abk"), frozenset("a")}
+        assert {one.get("k") for one in made} == {None, 1}
+
+
+def test_equal_lengths_hold_where_items_may_not_repeat() -> None:
+    examples = [{"a": [1, 2, 3], "b": [9, 9, 8]}, {"a": [3, 1], "b": [7, 7]}]
+    made = inputs(examples, 40, seed=0)
+    assert len(made) > 10
+    assert all(len(one["a"]) == len(one["b"]) == len(set(one["a"])) for one in made)
+
+
+def test_small_fractions_stay_within_their_range() -> None:
+    examples = [{"x": 0.0001}, {"x": 0.0004}]
+    made = [one["x"] for one in inputs(examples, 20, seed=0)]
+    assert len(made) > 2 and all(0.0001 <= x <= 0.0004 for x in made)
+
+
+@pytest.mark.timeout(20)
+def test_long_examples_take_no_time_that_grows_with_their_square() -> None:
+    example = {"a": list(range(0, 80_000, 2)), "k": 7}
+    assert len(inputs([example], 3, seed=0)) == 3
