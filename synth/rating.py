@@ -118,6 +118,6 @@ async def _player(
 
 def _key(environ: Mapping[str, str], name: str) -> str:
     """The endpoint's key, which an endpoint of one's own may not need."""
-    if name and name not in environ and name != FilterRecipe.key_env:
+    if name and name not in environ and name != FilterRecipe().key_env:
         raise ConfigError(f"filters.key_env={name!r}: the environment has no such variable: set it")
     return environ.get(name, "")
