@@ -111,6 +111,8 @@ def _wanted(hint: Any) -> str:
     if origin is Annotated:
         words = bounds(hint)
         return f"{_wanted(get_args(hint)[0])} {'from ' if ' to ' in words else ''}{words}"
+    if origin is list and get_origin(get_args(hint)[0]) is Literal:
+        return f"a list of words from {bounds(get_args(hint)[0])}"
     if origin is list:
         return f"a list of {_wanted(get_args(hint)[0]).partition(' ')[2]}s"
     if origin is dict:

@@ -102,6 +102,8 @@ async def _write_batch(recipe: SynthRecipe, out: Path) -> int:
 
 def _prepared(name: str) -> Path:
     """The output directory: a new one, an empty one, or one that the factory works in."""
+    if not name:
+        raise ConfigError("out='' names no directory: choose one, e.g. out=runs/synth")
     out = Path(name).expanduser().absolute()
     try:
         out.mkdir(parents=True, exist_ok=True)

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import msgspec
+
 from configs.load import ConfigError
 from configs.synth import SynthRecipe
 
@@ -35,8 +37,23 @@ def check(recipe: SynthRecipe) -> None:
                 f"filters.{name}={value!r} does nothing without filters.model: name the model whose pass "
                 "rate is measured"
             )
-    for name, value in (("model", filters.model), ("stronger", filters.stronger)):
-        if value and not filters.base_url and not (Path(value) / "config.json").is_file():
-            raise ConfigError(
-                f"filters.{name}={value!r} is no directory of a model: name one, or set filters.base_url"
-            )
+    if not filters.base_url:
+        for name, value in (("model", filters.model), ("stronger", filters.stronger)):
+            if value:
+                _check_directory(name, value, filters.max_context_tokens)
+
+
+def _check_directory(name: str, value: str, max_context_tokens: int) -> None:
+    """Raise ConfigError for a model that the embedded engine could not play."""
+    try:
+        config = msgspec.json.decode((Path(value) / "config.json").read_bytes())
+    except (OSError, msgspec.MsgspecError) as error:
+        raise ConfigError(
+            f"filters.{name}={value!r} is no directory of a model: name one, or set filters.base_url"
+        ) from error
+    limit = config.get("max_position_embeddings") if isinstance(config, dict) else None
+    if isinstance(limit, int) and max_context_tokens > limit:
+        raise ConfigError(
+            f"filters.max_context_tokens={max_context_tokens} is more than the {limit} of the model in "
+            f"filters.{name}={value!r}: lower it"
+        )

@@ -215,14 +215,6 @@ def test_what_is_wrong_with_a_problem_is_said_and_the_others_go_on(
         (['problems.paths=["nowhere"]'], "nowhere"),
         (["verify.confgs=3"], "confgs"),
         (["llm.enabled=true"], "llm.model"),
-        (["nonsense"], "nonsense"),
-        (["filters.min_calls=99", "filters.max_calls=9"], "filters.min_calls=99"),
-        (["filters.above=0.9", "filters.up_to=0.9"], "filters.above=0.9"),
-        (["verify.configs=9", "verify.drawn=2"], "verify.drawn=2"),
-        (["split.validation=0.5", "split.test=0.5"], "split.test=0.5"),
-        (["filters.stronger=big"], "filters.stronger='big'"),
-        (["filters.base_url=http://localhost:1"], "filters.base_url="),
-        (["filters.model=nowhere"], "filters.model='nowhere'"),
     ],
 )
 def test_a_mistake_is_said_before_anything_is_made(
