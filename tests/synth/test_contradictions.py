@@ -44,5 +44,5 @@ def test_a_directory_without_a_name_is_refused() -> None:
 
 
 def test_a_list_of_words_names_them() -> None:
-    with pytest.raises(ConfigError, match="a list of words from rename | distract"):
+    with pytest.raises(ConfigError, match=r"a list of words from rename \| distract"):
         recipe("variation.kinds=7")
