@@ -73,7 +73,7 @@ Examples:
   python launch.py synth out=runs/mine problems.paths='["my.jsonl"]'   rows: id, statement, solution, tests
   python launch.py synth problems.format=apps problems.paths='["apps.jsonl"]'
   python launch.py synth llm.enabled=true llm.model=NAME llm.base_url=URL   key: OPENAI_API_KEY
-  python launch.py local.toml runs/synth/train.toml                 what it is for
+  python launch.py mine.toml runs/synth/train.toml model.path=DIR   what it is for
 
 Exit codes: 0 done, 1 nothing passed or it could not be finished, 2 a mistake here, 130 interrupted.
 

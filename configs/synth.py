@@ -186,7 +186,7 @@ class SynthRecipe(_Section, frozen=True, kw_only=True):
     extract: ExtractRecipe = ExtractRecipe()
     llm: LlmRecipe = LlmRecipe()
     recorded: bool = True
-    """Whether the environments that ship as a language model's go in, verified again."""
+    """Whether the environments that ship as a language model's go in beside the problems that ship."""
     verify: VerifyRecipe = VerifyRecipe()
     filters: FilterRecipe = FilterRecipe()
     variation: VariationRecipe = VariationRecipe()

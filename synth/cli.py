@@ -3,9 +3,12 @@
 import asyncio
 import logging
 import shlex
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+
+import msgspec
 
 from configs.load import ConfigError, convert, read
 from configs.synth import DEFAULT_RECIPE, SynthRecipe
@@ -13,7 +16,7 @@ from rollout.rundir import claimed, short
 from rollout.supervise import root_cause
 from synth import audit, contradictions, progress
 from synth.court import Court
-from synth.export import MANIFEST
+from synth.export import MANIFEST, read_manifest
 from synth.llm.endpoint import EndpointError
 from synth.llm.synthesizer import Synthesizer
 from synth.pipeline import WORK, Factory
@@ -24,6 +27,8 @@ from synth.report import Report
 EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED = 0, 1, 130
 # The batch request file that `llm.batch=write` leaves.
 BATCH = "batch_requests.jsonl"
+# Reasons that are told where nothing passed.
+MAX_REASONS = 5
 # How failures end the factory that are neither a bug nor a mistake in the recipe.
 _FAILURES = (OSError, EndpointError, PlayerError)
 
@@ -44,7 +49,7 @@ def main(arguments: Sequence[str]) -> int:
     given = [*([] if files else [DEFAULT_RECIPE]), *arguments]
     recipe = convert(read(given), SynthRecipe)
     contradictions.check(recipe)
-    out = _prepared(recipe.out)
+    out = _prepared(recipe)
     again = shlex.join(["python", "launch.py", "synth", *arguments])
     with claimed(out):
         try:
@@ -100,8 +105,9 @@ async def _write_batch(recipe: SynthRecipe, out: Path) -> int:
     return EXIT_DONE
 
 
-def _prepared(name: str) -> Path:
+def _prepared(recipe: SynthRecipe) -> Path:
     """The output directory: a new one, an empty one, or one that the factory works in."""
+    name = recipe.out
     if not name:
         raise ConfigError("out='' names no directory: choose one, e.g. out=runs/synth")
     out = Path(name).expanduser().absolute()
@@ -113,13 +119,37 @@ def _prepared(name: str) -> Path:
                 f"out={name!r} holds something that the factory did not write: choose a new directory"
             )
         (out / WORK).mkdir(exist_ok=True)
+        _check_same(recipe, out)
     except OSError as error:
         raise ConfigError(f"out={name!r} cannot be written to: {error}") from error
     return out
 
 
+def _check_same(recipe: SynthRecipe, out: Path) -> None:
+    """Raise ConfigError where a result of other settings would be replaced."""
+    manifest = read_manifest(out)
+    if manifest is None:
+        return
+    before, now = (msgspec.to_builtins(one) for one in (manifest.recipe, recipe))
+    # Where it lies, and how fast it was made, is no matter of content.
+    changed = sorted(name for name in now if before.get(name) != now[name])
+    changed = [name for name in changed if name not in ("out", "workers")]
+    if changed:
+        raise ConfigError(
+            f"out={recipe.out!r} holds a finished result of another recipe ({', '.join(changed)}): choose "
+            "a new directory, or remove that one"
+        )
+
+
 def _closing(report: Report, out: Path) -> None:
     """Say what there is now, and what to do with it."""
+    if not report.tasks:
+        why = Counter(f"{one.stage}: {one.reason}" for one in report.refusals).most_common(
+            MAX_REASONS
+        )
+        reasons = ", ".join(f"{reason} ({count})" for reason, count in why)
+        logger.warning("none of %d problems gave an environment: %s", report.problems, reasons)
+        return
     wrong = {
         "wrong references": report.audit.references_wrong,
         "won by looking only": report.audit.observe_only_wins,
@@ -135,9 +165,10 @@ def _closing(report: Report, out: Path) -> None:
     )
     logger.info("audit: %s", ", ".join(f"{count} {what}" for what, count in wrong.items()))
     logger.info("report: %s", short(out / "report.html"))
-    if (out / "train.toml").exists():
+    if not (out / "eval.toml").exists():
         logger.info(
-            "next:\n  python launch.py local.toml %s", shlex.quote(short(out / "train.toml"))
+            "there are too few concepts for a test side: nothing is set apart to measure on"
         )
-    if not report.tasks:
-        logger.warning("nothing passed: %s says why", short(out / "report.md"))
+    if (out / "train.toml").exists():
+        recipe = shlex.quote(short(out / "train.toml"))
+        logger.info("next:\n  python launch.py MY_RECIPE.toml %s model.path=MY_MODEL", recipe)

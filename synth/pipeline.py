@@ -8,6 +8,7 @@ Stages after `make` are quick and done again each time, but for pass rates, whic
 """
 
 import asyncio
+import logging
 import os
 import re
 from collections.abc import Sequence
@@ -18,7 +19,8 @@ import msgspec
 
 from configs.synth import SynthRecipe
 from synth import exchange, export, report
-from synth.audit import audit_made
+from synth.audit import audit_made, findings_of
+from synth.audit_report import Check
 from synth.court import Answer, Court
 from synth.dedup import Deduped, dedup
 from synth.extract import emit
@@ -30,7 +32,7 @@ from synth.progress import Stages
 from synth.rating import rate
 from synth.readers import read
 from synth.records import Draft, Made, Refusal
-from synth.splits import split
+from synth.splits import Splits, split
 from synth.store import Store
 from synth.varying import with_variants
 
@@ -38,6 +40,12 @@ from synth.varying import with_variants
 WORK = "work"
 # How long a solution may take for an input of another problem.
 ANSWER_TIMEOUT_S = 0.5
+# Rows that are no problems, of which it is said at once what is wrong.
+MAX_SAID = 5
+# Why the model was not asked any more, in a refusal.
+BUDGET = "budget"
+
+logger = logging.getLogger(__name__)
 
 
 class Factory:
@@ -62,26 +70,35 @@ class Factory:
         self._counts.stage(
             "read", len(problems) + len(unread), len(problems), unread, unit="problems"
         )
-        shipped = await asyncio.to_thread(recorded_problems) if recipe.recorded else []
-        drafts = await recorded_drafts() if recipe.recorded else []
+        for one in unread[:MAX_SAID]:
+            logger.warning("not a problem: %s", one.detail)
+        if len(unread) > MAX_SAID:
+            logger.warning("and %d more: report.md has them all", len(unread) - MAX_SAID)
+        # Beside problems of somebody's own they would pass for what these gave.
+        has_shipped = recipe.recorded and not recipe.problems.paths
+        shipped = await asyncio.to_thread(recorded_problems) if has_shipped else []
+        drafts = await recorded_drafts() if has_shipped else []
         made = await self._make(problems, shipped, drafts)
         rated = await self._filter(made)
         different = await self._dedup(rated.kept)
         varied, refused = await with_variants(self._court, different.kept, recipe.variation)
         if recipe.variation.share:
             self._counts.stage("vary", len(different.kept), len(varied), refused)
+        varied = await self._audited(varied)
         near = [(pair.first, pair.second) for pair in different.near]
         splits = split(varied, recipe.split, near)
-        audit = await audit_made(self._court, varied)
         told = report.build(
             problems=[*problems, *shipped],
             made=varied,
             splits=splits,
             counts=self._counts,
-            audit=audit,
+            audit=await audit_made(self._court, varied),
             quarantined=rated.quarantined,
         )
-        await asyncio.to_thread(self._write, told, varied, splits, rated.quarantined)
+        if told.tasks or export.read_manifest(self._out) is None:
+            await asyncio.to_thread(self._write, told, varied, splits, rated.quarantined)
+        else:
+            logger.warning("nothing passed: what was there before is kept as it was")
         return told
 
     async def _make(
@@ -101,7 +118,9 @@ class Factory:
                         found = await self._maker.of_problem(item)
                     else:
                         found = await self._maker.of_draft(item, by_id.get(item.problem))
-                await asyncio.to_thread(self._store.put, "made", key, found)
+                # What the budget cut short is made again once there is more of it.
+                if not any(one.reason == BUDGET for one in found.refusals):
+                    await asyncio.to_thread(self._store.put, "made", key, found)
             num_made += len(found.made)
             stage.advance(f"{num_made} pass")
             return found
@@ -152,9 +171,10 @@ class Factory:
 
     def _decides(self) -> list[Any]:
         """What of the recipe decides what becomes of a problem."""
-        recipe = self._recipe
+        recipe, llm = self._recipe, self._recipe.llm
+        asked = (llm.enabled, llm.model, llm.samples, llm.solvers, llm.temperature)
         window = (recipe.filters.min_calls, recipe.filters.max_calls, recipe.filters.min_tools)
-        return [recipe.verify, recipe.extract, recipe.llm, window]
+        return [recipe.verify, recipe.extract, asked, llm.max_tokens, llm.repairs, window]
 
     async def _filter(self, made: Sequence[Made]) -> Filtered:
         recipe = self._recipe.filters
@@ -191,6 +211,29 @@ class Factory:
         self._counts.stage("dedup", len(made), len(found.kept), found.refusals)
         return found
 
+    async def _audited(self, made: Sequence[Made]) -> list[Made]:
+        """Without the environments that the audit has something against, whatever passed before."""
+        found = [
+            one
+            for one in await findings_of(self._court, made)
+            if one.check in (Check.REFERENCES_WRONG, Check.OBSERVE_ONLY_WINS, Check.ANSWER_LEAKS)
+        ]
+        problems = {one.draft.env: one.draft.problem for one in made}
+        refusals = [
+            Refusal(
+                problem=problems.get(one.env, ""),
+                env=one.env,
+                stage="audit",
+                reason=one.check.value,
+                detail=one.detail,
+            )
+            for one in found
+        ]
+        wrong = {one.env for one in found}
+        kept = [one for one in made if one.draft.env not in wrong]
+        self._counts.stage("audit", len(made), len(kept), refusals)
+        return kept
+
     async def _answers(self, one: Made, configs: Sequence[dict[str, Any]]) -> list[Any]:
         """What an environment's original solution says of other configurations; None where it fails."""
         draft = one.draft
@@ -204,7 +247,7 @@ class Factory:
         self,
         told: report.Report,
         made: Sequence[Made],
-        splits: Any,
+        splits: Splits,
         quarantined: Sequence[Quarantined],
     ) -> None:
         files = report.render_report(told, name=self._out.name)
