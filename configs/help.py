@@ -115,7 +115,8 @@ usage: python launch.py pool ACTION --run DIR|URL [--token T] [--json]
 Changes the pools of a run while it trains; nothing restarts, and --resume knows them.
 
   pool list                      every version of a pool that the run had, and where it is
-  pool add NAME SOURCE           draw from a pool as well: SOURCE is module:attribute, as in a recipe
+  pool add NAME SOURCE           draw from a pool as well: SOURCE is the path of a .py file or a
+                                 directory of them, or module:attribute, as in a recipe
   pool replace NAME SOURCE       the same in place of the version there is, which finishes its groups
   pool remove NAME               draw nothing of it any more; what is on its way is trained on
   pool lift NAME                 draw again what was quarantined because it kept failing
@@ -127,12 +128,13 @@ Changes the pools of a run while it trains; nothing restarts, and --resume knows
   --run DIR|URL    the directory of the run, or where it listens (DIR/control.json has it)
   --token T        what a run on another address asks for (of a DIR it is read from control.json)
 
-The module must be importable where the run plays: beside its recipe, or in one of run.imports.
+A module must be importable where the run plays: beside its recipe, or in one of run.imports.
 Exit codes: 0 done, 1 the run refused and is as it was, 2 a mistake here, or nothing runs there.
 
 Examples:
   python launch.py pool list --run runs/short
   python launch.py pool add mine my_pool:envs --trusted --weight 2 --run runs/short
+  python launch.py pool add made runs/synth/pool/train --run runs/short
   python launch.py pool replace mine my_pool:envs --trusted --run runs/short
 """
 

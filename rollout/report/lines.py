@@ -30,6 +30,7 @@ class _Model(msgspec.Struct, frozen=True):
 
 class _Pool(msgspec.Struct, frozen=True):
     train: list[str] = []
+    split: str = "train"
 
 
 class _Pacing(msgspec.Struct, frozen=True):

@@ -114,6 +114,7 @@ def what(found: Digest) -> str:
     pools = ", ".join(
         f"{name} ({', '.join(pool.train) or 'all its environments'})"
         for name, pool in settings.pools.items()
+        if pool.split == "train"
     )
     if not settings.learner.steps:
         return f"Recipe {settings.run.name}: evaluates the model {model}, trains nothing."

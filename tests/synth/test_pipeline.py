@@ -228,3 +228,18 @@ def test_a_directory_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("dear")
     said = synth(f"out={tmp_path}", code=2)
     assert "did not write" in said and [one.name for one in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_a_result_is_not_replaced_by_one_of_other_settings_or_by_nothing(
+    problems: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    synth(*given(problems, out))
+    before = read_manifest(out)
+    said = synth(*given(problems, out, "filters.min_calls=4"), code=2)
+    assert "finished result of another recipe (filters)" in said
+    for path in problems.glob("*/*.py"):
+        path.write_text(path.read_text().replace("answer", "").replace("TESTS = [", "TESTS = [1, "))
+    said = synth(*given(problems, out), code=1)
+    assert "none of 0 problems gave an environment: read: " in said and "not a problem: " in said
+    assert read_manifest(out) == before and faults(out) == []
