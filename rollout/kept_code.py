@@ -45,6 +45,12 @@ def drop(run_dir: Path, code: str) -> None:
         shutil.rmtree(run_dir / code, ignore_errors=True)
 
 
+def in_their_words(text: str, copy: str, source: str) -> str:
+    """A message about a copy, as one about what was copied: a file, or a directory."""
+    path = Path(source)
+    return text.replace(copy, str(path.parent if path.suffix == ".py" else path))
+
+
 def _real(path: str | Path) -> Path:
     # Unlike `Path.expanduser`, this leaves the home of nobody as it is: reading says what is wrong.
     return Path(os.path.expanduser(path)).resolve()

@@ -292,8 +292,8 @@ class Pools:
                 await self._unplug(plugged.key, self._ports())
                 raise
         except ConfigError as error:
-            told = str(error).replace(folder, section.source) if code else str(error)
-            raise ConfigError(told) from error
+            told = kept_code.in_their_words(str(error), folder, section.source)
+            raise ConfigError(told if code else str(error)) from error
         version.code = code
         return version
 
