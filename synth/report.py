@@ -25,7 +25,7 @@ from synth.splits import Side, Splits
 FORMAT = 1
 # Characters of one refusal's detail on a page; report.json has all of it.
 MAX_DETAIL = 240
-# Refusals that a page lists; report.json has all of them.
+# Refusals that a page lists, alike ones once; report.json has all of them.
 MAX_REFUSALS = 400
 
 _FOLDER = Path(__file__).parent
@@ -213,14 +213,15 @@ def _words(
     shown: Sequence[Picture],
 ) -> bytes:
     page = _environment(escapes=template.endswith(".html.j2")).get_template(template)
+    told = alike(report.refusals)
     text = page.render(
         name=name,
         report=report,
         images=images,
         pictures=shown,
         reasons=reasons(report.refusals),
-        refusals=report.refusals[:MAX_REFUSALS],
-        num_left_out=max(0, len(report.refusals) - MAX_REFUSALS),
+        refusals=told[:MAX_REFUSALS],
+        num_left_out=max(0, len(told) - MAX_REFUSALS),
         max_detail=MAX_DETAIL,
         longest=max(report.calls, default=0),
         middle=sorted(report.calls)[len(report.calls) // 2] if report.calls else 0,
@@ -232,6 +233,14 @@ def reasons(refusals: Iterable[Refusal]) -> list[tuple[str, str, int]]:
     """Stage, reason and number, the commonest first."""
     counted = Counter((one.stage, one.reason) for one in refusals)
     return [(stage, reason, count) for (stage, reason), count in counted.most_common()]
+
+
+def alike(refusals: Iterable[Refusal]) -> list[tuple[Refusal, int]]:
+    """The first refusal of each problem and environment for each reason, and how many there were."""
+    found: dict[tuple[str, ...], list[Refusal]] = {}
+    for one in refusals:
+        found.setdefault((one.stage, one.problem, one.env, one.reason), []).append(one)
+    return [(same[0], len(same)) for same in found.values()]
 
 
 def _sources(problems: Sequence[Problem], made: Sequence[Made]) -> list[Origin]:

@@ -12,7 +12,7 @@ from synth.filters import Quarantined
 from synth.pictures import pictures
 from synth.problem import Problem
 from synth.records import PassRate, Refusal
-from synth.report import Audit, Counts, Report, build, render_card, render_report
+from synth.report import Audit, Counts, Report, alike, build, render_card, render_report
 from synth.splits import split
 from tests.synth.made import draw, make
 
@@ -176,3 +176,10 @@ def test_a_factory_that_made_nothing_has_a_report() -> None:
     assert b"Nothing was." in files["report.md"]
     assert not pictures(nothing)
     render_card(nothing, name="nothing")
+
+
+def test_alike_refusals_are_told_once_with_their_number() -> None:
+    one = Refusal(problem="p", env="e", stage="verify", reason="shortcut", detail="first")
+    other = msgspec.structs.replace(one, detail="second")
+    third = msgspec.structs.replace(one, reason="guessable")
+    assert alike([one, third, other]) == [(one, 2), (third, 1)]
