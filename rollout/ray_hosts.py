@@ -114,6 +114,8 @@ async def close_actor(name: str, handle: Handle) -> None:
     try:
         async with asyncio.timeout(CLOSE_S):
             await handle.close.remote()
-    except (TimeoutError, RayError) as error:
-        logger.warning("%s did not close by itself and is killed: %r", name, error)
+    except TimeoutError:
+        logger.warning("%s did not close within %g s and is killed", name, CLOSE_S)
+    except RayError as error:
+        logger.warning("%s cannot close by itself and is killed: %s", name, type(error).__name__)
     ray.kill(handle)

@@ -25,6 +25,8 @@ from synth.records import Move
 TRACES = "traces.jsonl"
 # Classes of this project that environments are made of.
 _BASES = frozenset({"ToolEnv", "Stepwise"})
+# Directories below one without environments that a message names.
+MAX_NAMED = 5
 
 
 def found_in(directory: Path) -> tuple[list[Auditable], list[str]]:
@@ -44,9 +46,12 @@ def found_in(directory: Path) -> tuple[list[Auditable], list[str]]:
     notes: list[str] = []
     found = [*_pool(directory), *env_files(directory, notes)]
     if not found:
+        inner = sorted({path.parent for path in directory.glob("*/**/*.py")})[:MAX_NAMED]
+        below = f"; below it are {', '.join(map(str, inner))}" if inner else ""
         raise ConfigError(
             f"{directory} holds no environments: name a result of `synth` ({MANIFEST}), a pool (.py "
             "files with a ToolEnv), or env files of CodeGym (a class with get_ref_answer in each)"
+            f"{below}"
         )
     return found, notes
 
