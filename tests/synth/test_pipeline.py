@@ -243,3 +243,22 @@ def test_a_result_is_not_replaced_by_one_of_other_settings_or_by_nothing(
     said = synth(*given(problems, out), code=1)
     assert "none of 0 problems gave an environment: read: " in said and "not a problem: " in said
     assert read_manifest(out) == before and faults(out) == []
+
+
+def test_what_the_audit_finds_wrong_is_not_exported(problems: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    synth(*given(problems, out))
+    # As if the verifier had let through an environment whose solutions say otherwise.
+    for path in (out / "work" / "made").glob("*.json"):
+        record = json.loads(path.read_text())
+        for one in record["made"]:
+            if one["draft"]["env"] == "odd_total":
+                wrong = [text.replace("% 2", "% 5") for text in one["draft"]["solutions"]]
+                one["draft"]["solutions"] = wrong
+        path.write_text(json.dumps(record))
+    said = synth(*given(problems, out))
+    assert "1 environments and 3 tasks" in said
+    refused = [one for one in report_of(out)["refusals"] if one["stage"] == "audit"]
+    assert {one["env"] for one in refused} == {"odd_total"}
+    assert {one["reason"] for one in refused} == {"references_wrong"}
+    assert faults(out) == []
