@@ -100,7 +100,10 @@ def operation(method: F) -> F:
 
 
 def _keep(values: dict[str, Any]) -> Callable[[], dict[str, Any]]:
-    """What gives the values as they are now; hardly any call needs that, so that keeping is to be cheap."""
+    """What gives the values as they are now; hardly any call needs that, so that keeping is to be cheap.
+
+    The bytes never leave this process, in which all that could be in them ran already.
+    """
     try:
         return functools.partial(pickle.loads, pickle.dumps(values, pickle.HIGHEST_PROTOCOL))
     except (TypeError, AttributeError, pickle.PicklingError, RecursionError):

@@ -154,8 +154,8 @@ def test_a_run_trains_on_a_pool_that_nobody_trusts(tmp_path: Path) -> None:
     root = Path(__file__).parents[2]
     settings = [
         f"run.dir={tmp_path / 'run'}",
-        "pools.basics.trusted=false",
-        "pools.basics.sessions_per_process=1",
+        "pools.tiny.trusted=false",
+        "pools.tiny.sessions_per_process=1",
         "learner.steps=3",
         "logging.wandb=off",
         *(f"eval.sets.{name}.count=4" for name in ("fresh", "harder", "held_out", "unseen")),

@@ -177,7 +177,9 @@ def test_command_trains_on_the_traces_of_its_recipe(
     arguments = [f"out={tmp_path / 'out'}", "max_steps=1", "policy.hidden=32", "policy.layers=1"]
     assert cli.sft([*arguments, "traces.count=7"], given) == 0
     assert [traces.count for traces in asked] == [7]
-    assert set(asked[0].envs) == set(basics) - {"price_total"}
+    shown = {name for name in asked[0].envs if name.startswith("basics/")}
+    assert shown == {f"basics/{name}" for name in set(basics) - {"price_total"}}
+    assert "price_total" not in asked[0].envs and "walk_steps" in asked[0].envs
     opening, closing = caplog.text.split("sft: 1 steps")
     assert str(tmp_path / "out") in opening and "tiny_policy/recipe.toml" in opening
     assert f"launch.py model.path={tmp_path / 'out'}" in closing
