@@ -128,7 +128,7 @@ def test_a_run_takes_the_recipes(out: Path, tmp_path: Path, splits: Splits) -> N
         config = msgspec.convert({key: text[key] for key in text if key != "format"}, RunConfig)
         assert config.rollout.max_turns == 22
         sides = {pool: section.split for pool, section in config.pools.items()}
-        assert sides.pop("basics") == "train"
+        assert (sides.pop("tiny"), sides.pop("unseen")) == ("train", "eval")
         if name == "train.toml":
             assert sides == {"train": "train", "validation": "eval"}
             assert config.pools["train"].train == list(splits.train)
