@@ -112,7 +112,7 @@ class VerifyRecipe(_Section, frozen=True, kw_only=True):
     """Configurations sampled against each task for its certificate."""
     min_certificate: Whole = 3
     """Calls that any agent must need at least to be sure of the answer."""
-    certificate_s: Positive = 1.0
+    certificate_s: Positive = 5.0
     """Time for one certificate, after which its bound may be looser."""
 
 
