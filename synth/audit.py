@@ -62,7 +62,12 @@ async def audit(court: Court, directory: Path, *, solvers_at: str = "") -> Audit
 
 async def audit_made(court: Court, made: Sequence[Made]) -> report.Audit:
     """What is wrong with environments that a factory made, counted."""
-    counted = audit_report.counts(await findings_of(court, made))
+    return counted_in(await findings_of(court, made))
+
+
+def counted_in(findings: Sequence[Finding]) -> report.Audit:
+    """What a report says of findings."""
+    counted = audit_report.counts(findings)
     return report.Audit(
         references_wrong=counted[Check.REFERENCES_WRONG],
         observe_only_wins=counted[Check.OBSERVE_ONLY_WINS],

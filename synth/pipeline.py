@@ -19,7 +19,7 @@ import msgspec
 
 from configs.synth import SynthRecipe
 from synth import exchange, export, report
-from synth.audit import audit_made, findings_of
+from synth.audit import counted_in, findings_of
 from synth.audit_report import Check
 from synth.court import Answer, Court
 from synth.dedup import Deduped, dedup
@@ -84,7 +84,7 @@ class Factory:
         varied, refused = await with_variants(self._court, different.kept, recipe.variation)
         if recipe.variation.share:
             self._counts.stage("vary", len(different.kept), len(varied), refused)
-        varied = await self._audited(varied)
+        varied, audit = await self._audited(varied)
         near = [(pair.first, pair.second) for pair in different.near]
         splits = split(varied, recipe.split, near)
         told = report.build(
@@ -92,7 +92,7 @@ class Factory:
             made=varied,
             splits=splits,
             counts=self._counts,
-            audit=await audit_made(self._court, varied),
+            audit=audit,
             quarantined=rated.quarantined,
         )
         if told.tasks or export.read_manifest(self._out) is None:
@@ -211,11 +211,12 @@ class Factory:
         self._counts.stage("dedup", len(made), len(found.kept), found.refusals)
         return found
 
-    async def _audited(self, made: Sequence[Made]) -> list[Made]:
-        """Without the environments that the audit has something against, whatever passed before."""
+    async def _audited(self, made: Sequence[Made]) -> tuple[list[Made], report.Audit]:
+        """The environments that the audit has nothing against, whatever passed before; what it says of them."""
+        findings = await findings_of(self._court, made)
         found = [
             one
-            for one in await findings_of(self._court, made)
+            for one in findings
             if one.check in (Check.REFERENCES_WRONG, Check.OBSERVE_ONLY_WINS, Check.ANSWER_LEAKS)
         ]
         problems = {one.draft.env: one.draft.problem for one in made}
@@ -232,7 +233,7 @@ class Factory:
         wrong = {one.env for one in found}
         kept = [one for one in made if one.draft.env not in wrong]
         self._counts.stage("audit", len(made), len(kept), refusals)
-        return kept
+        return kept, counted_in([one for one in findings if one.env not in wrong])
 
     async def _answers(self, one: Made, configs: Sequence[dict[str, Any]]) -> list[Any]:
         """What an environment's original solution says of other configurations; None where it fails."""
