@@ -33,7 +33,7 @@ from synth.readers import read
 from synth.records import Made
 from synth.solvers import Solvers
 
-__all__ = ["audit", "audit_made", "findings_of", "main"]
+__all__ = ["audit", "counted_in", "findings_of", "main"]
 
 HELP = """\
 usage: python launch.py synth audit DIR [--solvers FILE|DIR] [--json]
@@ -58,11 +58,6 @@ SOLVE_S = 10.0
 async def audit(court: Court, directory: Path, *, solvers_at: str = "") -> AuditReport:
     """Audit a directory. Raises ConfigError for one that cannot be audited and for wrong solvers."""
     return await _audit_all(court, await _prepare(directory, solvers_at))
-
-
-async def audit_made(court: Court, made: Sequence[Made]) -> report.Audit:
-    """What is wrong with environments that a factory made, counted."""
-    return counted_in(await findings_of(court, made))
 
 
 def counted_in(findings: Sequence[Finding]) -> report.Audit:

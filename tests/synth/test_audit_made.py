@@ -7,7 +7,7 @@ import pytest
 
 from configs.synth import VerifyRecipe
 from envpool import sandbox
-from synth.audit import audit_made, findings_of
+from synth.audit import counted_in, findings_of
 from synth.audit_report import Check
 from synth.court import Court
 from synth.records import Made
@@ -46,7 +46,7 @@ async def test_all_ten_seeded_mistakes_are_found(court: Court, mistaken: list[Ma
 
 async def test_without_mistakes_nothing_is_found(court: Court, sound: list[Made]) -> None:
     assert await findings_of(court, sound) == []
-    assert await audit_made(court, sound) == CLEAN
+    assert counted_in(await findings_of(court, sound)) == CLEAN
 
 
 async def test_nobody_finds_them_without_a_second_solution(
@@ -58,7 +58,7 @@ async def test_nobody_finds_them_without_a_second_solution(
         )
         for one in mistaken
     ]
-    assert await audit_made(court, alone) == CLEAN
+    assert counted_in(await findings_of(court, alone)) == CLEAN
 
 
 def with_draft(one: Made, **changes: object) -> Made:
