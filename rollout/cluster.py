@@ -27,11 +27,12 @@ from rollout import types
 from rollout.actor import Actor
 from rollout.answers import DrawAnswer, PlugAnswer, TryAnswer
 from rollout.engine import UpdateMode, UpdateReport
+from rollout.engines import start_engine
 from rollout.episode import Limits
 from rollout.evaluator import MAX_IN_FLIGHT, NAME, is_wanted
 from rollout.hosting import Whereabouts
 from rollout.laps import Laps
-from rollout.logs import log_to_file
+from rollout.logs import log_path, log_to_file
 from rollout.processes import Process, describe
 from rollout.ray_hosts import Handle, RayHosts, close_actor
 from rollout.resume import Resumed
@@ -70,8 +71,7 @@ class ActorProcess:
         `hosts`: packed `Whereabouts`; where it names none, this process has an env pool of its own.
         """
         laps = Laps()
-        # The engine brings torch: only the processes that compute import it.
-        from rollout.engine_local import LocalEngine
+        # It brings transformers: only the processes that compute import it.
         from rollout.tokens import ChatTokens
 
         # The stepping thread gives the interpreter up at every torch call, and would wait 5 ms to get
@@ -98,12 +98,12 @@ class ActorProcess:
             # The engine's threads inherit it: they get what actors and learner leave, however nice
             # those are. Environments, which have deadlines, do not.
             os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-        engine = await LocalEngine.start(
+        engine = await start_engine(
+            config,
             weights,
-            dtype=config.model.dtype,
             section=section,
-            max_context_tokens=config.rollout.max_context_tokens,
             version=version,
+            log=log_path(Path(run_dir), f"{name}-vllm"),
         )
         self._actor = await Actor.start(
             name=name,
@@ -115,11 +115,12 @@ class ActorProcess:
         )
         laps.end("engine")
         pids = self._pool.pids() if isinstance(self._pool, EnvPool) else {}
-        zygotes = [describe(f"{name}/zygote-{pool}", pid) for pool, pid in pids.items()]
+        others = [describe(f"{name}/zygote-{pool}", pid) for pool, pid in pids.items()]
+        others += [describe(f"{name}/engine-{i}", pid) for i, pid in enumerate(engine.pids)]
         info = ProcessInfo(
             name=name,
             node=os.uname().nodename,
-            processes=[describe(name), *zygotes],
+            processes=[describe(name), *others],
             num_parameters=engine.num_parameters,
             start_s=laps.seconds,
             layers=self._pool.layers(),

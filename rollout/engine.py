@@ -1,7 +1,7 @@
 """The engine's contract: tokens in, tokens out, and weights that change while requests run.
 
-`engine_local` implements it here with torch; another implementation drives vLLM. Tests and actors
-know only this protocol. Log-probs are those of the sampling distribution (same temperature).
+`engine_local` implements it here with torch, `engine_vllm` with vLLM. Tests and actors know only this
+protocol. Log-probs are those of the sampling distribution (same temperature).
 """
 
 import math
@@ -73,6 +73,11 @@ class Engine(Protocol):
 
     @property
     def num_parameters(self) -> int: ...
+
+    @property
+    def pids(self) -> list[int]:
+        """Processes of its own that it computes in, as of now; none where it computes in this one."""
+        ...
 
     async def generate(
         self, prompt_ids: Sequence[int], sampling: Sampling, *, priority: int = 0

@@ -126,6 +126,10 @@ class LocalEngine:
     def num_parameters(self) -> int:
         return sum(parameter.numel() for parameter in self._model.parameters())
 
+    @property
+    def pids(self) -> list[int]:
+        return []
+
     async def generate(
         self, prompt_ids: Sequence[int], sampling: Sampling, *, priority: int = 0
     ) -> Generation:

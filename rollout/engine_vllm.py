@@ -126,6 +126,7 @@ class VllmEngine:
         section: EngineSection,
         max_context_tokens: int,
         version: int,
+        log: Path | None,
     ) -> None:
         self._api = api
         self._make_core = make_core
@@ -134,6 +135,7 @@ class VllmEngine:
         self._num_parameters = sum(map(math.prod, api.shapes_of(model_path).values()))
         self._timeout_s = section.vllm.update_timeout_s
         self._start_version = version
+        self._log = log
         self._version = version
         self._manifest: Manifest | None = None
         """Of the weights that are served; None while they are those of the model's directory."""
@@ -166,8 +168,12 @@ class VllmEngine:
         section: EngineSection,
         max_context_tokens: int,
         version: int = 0,
+        log: Path | None = None,
     ) -> "VllmEngine":
-        """Load the model, whose weights are `version`, and be ready. Raises EngineError."""
+        """Load the model, whose weights are `version`, and be ready. Raises EngineError.
+
+        `log`: the file that its processes write their errors to.
+        """
         check_installed()
         _settle_environment(section)
         api = await asyncio.to_thread(_import_api)
@@ -187,6 +193,7 @@ class VllmEngine:
             section=section,
             max_context_tokens=max_context_tokens,
             version=version,
+            log=log,
         )
         engine._settle(await engine._open())
         return engine
@@ -226,7 +233,7 @@ class VllmEngine:
             except EngineError as error:
                 if not core.is_dead or self._end_reason:
                     raise
-                self._replace(core, str(error))
+                self._replace(core, f"{error}{f' (see {self._log})' if self._log else ''}")
                 continue
             finally:
                 self._asked.discard(name)
@@ -320,7 +327,7 @@ class VllmEngine:
         core = await asyncio.to_thread(self._make_core)
         try:
             async with asyncio.timeout(self._timeout_s):
-                await core.prepare(self._start_version)
+                await core.prepare(self._start_version, self._log)
                 if manifest is not None:
                     await core.pause("keep", clears_cache=True)
                     await core.load(manifest)

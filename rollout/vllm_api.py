@@ -9,15 +9,18 @@ Traps that end here, so that nobody else meets them:
 - on a CPU the cache's blocks hold 128 tokens by default, more than most prompts share;
 - after a reload on a CPU, a head tied to the embeddings keeps the old packed weights;
 - a step that runs between the start and the end of an update ends the engine: it is paused first;
+- on a CPU, a request with a seed of its own ends the engine once its prompt is computed in parts;
 - the CPU's attention has kernels for some head sizes alone;
 - processes of an engine outlive the process that started them.
 """
 # pyright: reportMissingImports=false
 
+import asyncio
 import json
 import os
 import select
 import signal
+import sys
 import threading
 import time
 import warnings
@@ -124,9 +127,9 @@ class Core:
     def is_dead(self) -> bool:
         return bool(self._llm.errored)
 
-    async def prepare(self, version: int) -> None:
-        """Say which version the weights are, and let its processes end with this one."""
-        await self._llm.collective_rpc("end_with", args=(os.getpid(),))
+    async def prepare(self, version: int, log: Path | None) -> None:
+        """Say which version the weights are, let its processes end with this one and write to `log`."""
+        await self._llm.collective_rpc("settle", args=(os.getpid(), str(log) if log else ""))
         await self._llm.update_weight_version(str(version))
 
     async def sample(
@@ -145,7 +148,7 @@ class Core:
         params = SamplingParams(
             max_tokens=sampling.max_tokens,
             temperature=sampling.temperature,
-            seed=sampling.seed,
+            seed=None if current_platform.is_cpu() else sampling.seed,
             stop_token_ids=list(sampling.stop_token_ids),
             ignore_eos=True,  # only what the request names ends it
             logprobs=0,  # that of the sampled token alone
@@ -157,8 +160,10 @@ class Core:
         try:
             async for output in self._llm.generate(asked, params, request_id, priority=priority):
                 last = output
-        except (EngineDeadError, EngineGenerateError) as error:
-            raise EngineError(f"vLLM failed: {type(error).__name__}: {error}") from error
+        except EngineDeadError as error:
+            raise EngineError(f"vLLM died: {await asyncio.to_thread(self._ending)}") from error
+        except EngineGenerateError as error:
+            raise EngineError(f"vLLM failed: {error.__cause__ or error}") from error
         if last is None:
             return Reply(token_ids=[], logprobs=[], versions=[], finish_reason="abort")
         (said,) = last.outputs
@@ -169,6 +174,17 @@ class Core:
             versions=[(int(one.version), one.start, one.end) for one in said.weight_versions or []],
             finish_reason=said.finish_reason or "",
         )
+
+    def _ending(self) -> str:
+        """How its processes ended; waits a moment for them."""
+        owner = self._llm.engine_core.resources.engine_manager
+        said = []
+        for process in owner.processes if owner is not None else []:
+            process.join(timeout=1)
+            code = process.exitcode
+            what = signal.Signals(-code).name if code is not None and code < 0 else code
+            said.append(f"process {process.pid} ended with {what}")
+        return "; ".join(said) or "its processes are gone"
 
     async def abort(self, request_ids: Sequence[str]) -> None:
         """End requests with what they have."""
@@ -255,7 +271,8 @@ def _arguments(
         "max_num_seqs": section.max_running,
         "logprobs_mode": "processed_logprobs",
         "generation_config": "vllm",  # nothing that the model's directory recommends
-        "seed": 0,
+        # Of all that is drawn without a seed of its own: two engines must not draw the same.
+        "seed": int.from_bytes(os.urandom(4)),
         "skip_tokenizer_init": True,
         "scheduling_policy": "priority",
         "disable_log_stats": True,
@@ -348,8 +365,11 @@ FILE = "millrace_file"
 class Worker:
     """Added to vLLM's worker class; its methods can be called from the front end."""
 
-    def end_with(self, pid: int) -> None:
-        """End this engine's processes when process `pid` ends, however it ends."""
+    def settle(self, pid: int, log: str) -> None:
+        """End this engine's processes when process `pid` ends, however it ends; append errors to `log`."""
+        if log:
+            with open(log, "ab") as file:
+                os.dup2(file.fileno(), sys.stderr.fileno())
         threading.Thread(target=_end_with, args=(pid,), daemon=True, name="parent").start()
 
 
