@@ -12,16 +12,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from random import Random
 
-import msgspec
-
-from configs.load import find, load
-from configs.schema import EngineSection, RunConfig
+from configs.load import load
+from configs.schema import RunConfig
 from envpool.pool import EnvPool
-from envpool.source import PoolSource
+from envpool.source import Source
 from envpool.task import Split
 from rollout.actor import Actor
 from rollout.engine import Engine, Generation, UpdateMode, UpdateReport
 from rollout.episode import Limits
+from rollout.run import Checked, check
 from rollout.tokens import ChatTokens
 from rollout.types import EngineStats, Grant, RolloutDone, Sampling
 from rollout.weights import Manifest
@@ -97,22 +96,19 @@ class Recorder:
         """Leave the engine to its owner."""
 
 
-def load_recipe(kind: str) -> tuple[RunConfig, EngineSection]:
-    """The run whose tasks are played, and its engine as one of this kind."""
-    config = load([RECIPE])
-    return config, msgspec.structs.replace(config.engine, kind=kind)
+def load_recipe(kind: str) -> Checked:
+    """The run whose tasks are played, with an engine of this kind. Not inside an event loop."""
+    return check(load([RECIPE, f"engine.kind={kind}"]))
 
 
-async def measure(config: RunConfig, engine: Engine) -> Share:
+async def measure(checked: Checked, engine: Engine) -> Share:
     """Play, ask the same again, and so on in turns."""
     sys.setswitchinterval(5e-4)  # as in an actor's process
-    section = config.pools[POOL]
-    section = msgspec.structs.replace(section, source=str(find(section.source)))
-    pool = await EnvPool.start({POOL: section}, limits=config.envpool)
+    config = checked.config
+    pool = await EnvPool.start({POOL: config.pools[POOL]}, limits=config.envpool)
     played, asked = [], []
     try:
-        source = PoolSource.load(POOL, section, folder=section.source)
-        grants = _grants(source)
+        grants = _grants(checked.sources[POOL])
         for _ in range(REPEATS):
             recorder = Recorder(engine)
             seconds = await _play(config, recorder, pool, grants)
@@ -123,7 +119,7 @@ async def measure(config: RunConfig, engine: Engine) -> Share:
     return Share(actor=max(played), raw=max(asked))
 
 
-def _grants(source: PoolSource) -> list[Grant]:
+def _grants(source: Source) -> list[Grant]:
     rng = Random(0)
     grants = []
     for index in range(GROUPS):
@@ -141,7 +137,7 @@ async def _play(config: RunConfig, engine: Engine, pool: EnvPool, grants: list[G
         name="bench",
         engine=engine,
         sessions=pool,
-        tokens=await asyncio.to_thread(ChatTokens.load, find(config.model.path)),
+        tokens=await asyncio.to_thread(ChatTokens.load, config.model.path),
         limits=Limits(
             max_turns=config.rollout.max_turns,
             max_reply_tokens=config.rollout.max_reply_tokens,

@@ -26,13 +26,13 @@ import torch
 from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
-from configs.load import find
 from configs.schema import EngineSection
 from rollout.bench import actor_loop, update_stalls
 from rollout.engine import Engine, EngineError
 from rollout.engine_local import LocalEngine
 from rollout.engine_vllm import VllmEngine, check_installed
 from rollout.model import load_model
+from rollout.run import Checked
 from rollout.stepper import Request
 from rollout.types import Sampling
 
@@ -98,7 +98,8 @@ def main(arguments: list[str]) -> int:
             results.walls = asyncio.run(_compare(Path(folder)))
             _show(_wall_lines(results.walls))
     for kind in kinds:
-        results.shares[kind], results.stalls[kind] = asyncio.run(_as_in_a_run(kind))
+        checked = actor_loop.load_recipe(kind)
+        results.shares[kind], results.stalls[kind] = asyncio.run(_as_in_a_run(checked))
     _show(_share_lines(results.shares))
     _show(_stall_lines(results.stalls))
     if lacking:
@@ -189,18 +190,18 @@ async def _wall(engine: Engine, work: list[Request]) -> float:
     return asked / (time.perf_counter() - start)
 
 
-async def _as_in_a_run(kind: str) -> tuple[actor_loop.Share, dict[str, float]]:
+async def _as_in_a_run(checked: Checked) -> tuple[actor_loop.Share, dict[str, float]]:
     """The actor's share of the default run's engine, and the stalls of that engine."""
-    config, section = actor_loop.load_recipe(kind)
-    model = find(config.model.path)
-    engine: Engine = await _KINDS[kind].start(
-        model,
+    config = checked.config
+    engine: Engine = await _KINDS[config.engine.kind].start(
+        config.model.path,
         dtype=config.model.dtype,
-        section=section,
+        section=config.engine,
         max_context_tokens=config.rollout.max_context_tokens,
     )
     try:
-        return await actor_loop.measure(config, engine), await update_stalls.measure(engine, model)
+        share = await actor_loop.measure(checked, engine)
+        return share, await update_stalls.measure(engine, Path(config.model.path))
     finally:
         await engine.close()
 
