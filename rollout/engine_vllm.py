@@ -131,7 +131,7 @@ class VllmEngine:
         self._api = api
         self._make_core = make_core
         self._max_context_tokens = max_context_tokens
-        self._vocab_size: int = json.loads((model_path / "config.json").read_bytes())["vocab_size"]
+        self._vocab_size = _vocab_size(model_path)
         self._num_parameters = sum(map(math.prod, api.shapes_of(model_path).values()))
         self._timeout_s = section.vllm.update_timeout_s
         self._start_version = version
@@ -174,9 +174,7 @@ class VllmEngine:
 
         `log`: the file that its processes write their errors to.
         """
-        check_installed()
-        _settle_environment(section)
-        api = await asyncio.to_thread(_import_api)
+        api = await asyncio.to_thread(_prepared_api, section)
         path = Path(model_path)
         make = partial(
             api.Core.start,
@@ -454,6 +452,21 @@ class VllmEngine:
             self._busy_since = None
         if is_busy and self._busy_since is None:
             self._busy_since = now
+
+
+def _vocab_size(model: Path) -> int:
+    try:
+        return json.loads((model / "config.json").read_bytes())["vocab_size"]
+    except (OSError, ValueError, KeyError) as error:
+        raise EngineError(
+            f"model.path={str(model)!r} has no config.json that says vocab_size: {error!r}"
+        ) from error
+
+
+def _prepared_api(section: EngineSection) -> Any:
+    check_installed()
+    _settle_environment(section)
+    return _import_api()
 
 
 def _import_api() -> Any:
