@@ -115,7 +115,9 @@ class Served:
         self._of_version = {0: models[0]}
         self._published = 0
 
-    def publish(self, which: int, *, change: Callable[[dict[str, Tensor]], None] | None = None) -> Manifest:
+    def publish(
+        self, which: int, *, change: Callable[[dict[str, Tensor]], None] | None = None
+    ) -> Manifest:
         """A next version, with the weights of a model; `change` is made to them before."""
         self._published += 1
         tensors = dict(self.models[which].state_dict())
@@ -194,9 +196,7 @@ def ask(
 ) -> list[asyncio.Task[Generation]]:
     """Requests under way, one for each prompt."""
     return [
-        tasks.create_task(
-            engine.generate(prompt, Sampling(max_tokens=max_tokens, seed=i, **more))
-        )
+        tasks.create_task(engine.generate(prompt, Sampling(max_tokens=max_tokens, seed=i, **more)))
         for i, prompt in enumerate(prompts)
     ]
 
@@ -204,8 +204,8 @@ def ask(
 async def until(is_so: Callable[[], bool]) -> None:
     """Wait for what an engine does meanwhile."""
     async with asyncio.timeout(60):
-        while not is_so():
-            await asyncio.sleep(0.001)  # counters of an engine: nothing tells of their change
+        while not is_so():  # noqa: ASYNC110 nothing tells of the change of an engine's counters
+            await asyncio.sleep(0.001)
 
 
 async def sampling(engine: Engine, count: int, *, since: int) -> None:

@@ -59,6 +59,8 @@ async def served(
     path = checkpoint(folder / "v0")
     plain = load_model(path, "float32")
     async with started(request.param, path, max_running=MAX_RUNNING, max_cached=8) as engine:
+        # What an engine makes for its first request is not of the test that comes first.
+        await engine.generate([1], Sampling(max_tokens=1))
         yield Served(engine, folder, [plain])
 
 
@@ -82,13 +84,11 @@ async def converse(
 @pytest.mark.parametrize(
     "make",
     [
-        partial(tiny_qwen3, head_dim=64),
-        partial(tiny_qwen3, tied=True),
-        partial(tiny_qwen2, head_dim=32),
+        partial(tiny_qwen3, head_dim=64, tied=True),
         partial(tiny_qwen2, head_dim=32, tied=False),
         partial(tiny_llama, head_dim=32),
     ],
-    ids=["qwen3", "qwen3-tied", "qwen2-tied", "qwen2", "llama"],
+    ids=["qwen3-tied", "qwen2", "llama"],
 )
 async def test_logprobs_equal_a_plain_forward_over_turns(
     kind: str, make: Callable[..., Path], tmp_path: Path
