@@ -373,7 +373,8 @@ class Worker:
         """End this engine's processes when process `pid` ends, however it ends; append errors to `log`."""
         if log:
             with open(log, "ab") as file:
-                os.dup2(file.fileno(), sys.stderr.fileno())
+                for stream in (sys.stdout, sys.stderr):  # vLLM's logger writes to the former
+                    os.dup2(file.fileno(), stream.fileno())
         threading.Thread(target=_end_with, args=(pid,), daemon=True, name="parent").start()
 
 
