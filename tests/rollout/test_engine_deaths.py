@@ -24,7 +24,6 @@ from tests.engines import (
     sampling,
     start,
     started,
-    until,
 )
 from tests.faults import ARGUMENTS, spoil
 from tests.models import publish
@@ -98,7 +97,7 @@ async def test_an_update_that_fails_half_way_is_loaded_by_another_engine(
         asked = ask(engine, tasks, prompts, 400)
         await sampling(engine, 20, since=engine.stats().sampled_tokens)
         report = await engine.update_weights(manifest, UpdateMode.RECOMPUTE)
-    assert not fault.exists()
+    assert not await asyncio.to_thread(fault.exists)
     assert_replaced(served, old)
     assert report.version == engine.version == manifest.version
     for prompt, task in zip(prompts, asked, strict=True):
@@ -142,6 +141,20 @@ async def test_an_engine_that_hangs_is_replaced_after_the_deadline(served: Serve
         served.assert_exact(prompt, task.result())
 
 
+async def test_a_drain_goes_on_when_the_engine_dies(served: Served) -> None:
+    engine, old_version, prompts = served.engine, await update(served, 0), ragged(4)
+    manifest = await asyncio.to_thread(served.publish, 1)
+    async with asyncio.TaskGroup() as tasks:
+        asked = ask(engine, tasks, prompts, 450)
+        updating = tasks.create_task(engine.update_weights(manifest, UpdateMode.DRAIN))
+        await sampling(engine, 40, since=engine.stats().sampled_tokens)
+        old = send(served, signal.SIGKILL)
+    assert_replaced(served, old)
+    assert updating.result().version == engine.version == manifest.version > old_version
+    for prompt, task in zip(prompts, asked, strict=True):
+        served.assert_exact(prompt, task.result())
+
+
 async def test_an_update_cancelled_half_way_leaves_an_engine_that_serves(served: Served) -> None:
     engine, version, prompts = served.engine, await update(served, 1), ragged(4)
     manifest = await asyncio.to_thread(served.publish, 2)
@@ -150,7 +163,9 @@ async def test_an_update_cancelled_half_way_leaves_an_engine_that_serves(served:
         asked = ask(engine, tasks, prompts, 400)
         await sampling(engine, 20, since=engine.stats().sampled_tokens)
         updating = tasks.create_task(engine.update_weights(manifest, UpdateMode.RECOMPUTE))
-        await until(lambda: not os.access(fault, os.F_OK))
+        async with asyncio.timeout(60):
+            while await asyncio.to_thread(fault.exists):
+                continue
         updating.cancel()
     assert updating.cancelled() and engine.version == version
     for prompt, task in zip(prompts, asked, strict=True):
