@@ -15,9 +15,9 @@ from configs.synth import DEFAULT_RECIPE, SynthRecipe
 from rollout.rundir import claimed, short
 from rollout.supervise import root_cause
 from synth import audit, contradictions, progress
+from synth.chat import EndpointError
 from synth.court import Court
 from synth.export import MANIFEST, read_manifest
-from synth.llm.endpoint import EndpointError
 from synth.llm.synthesizer import Synthesizer
 from synth.pipeline import WORK, Factory
 from synth.player import PlayerError

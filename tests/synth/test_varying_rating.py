@@ -126,7 +126,7 @@ async def test_what_an_endpoint_failed_is_asked_again(court: Court, tmp_path: Pa
 
 async def test_a_key_that_is_not_there_is_said(court: Court, tmp_path: Path) -> None:
     recipe = msgspec.structs.replace(
-        FILTERS, base_url="http://127.0.0.1:9/v1", model="x", key_env="NO_SUCH_KEY"
+        FILTERS, base_url="https://api.example.com/v1", model="x", key_env="NO_SUCH_KEY"
     )
     with pytest.raises(ConfigError, match="NO_SUCH_KEY"):
         await rate(
