@@ -8,7 +8,7 @@ import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -23,6 +23,9 @@ from synth.player_endpoint import EndpointPlayer
 from synth.progress import Stages
 from synth.records import Made, MadeTask, PassRate
 from synth.store import Store
+
+if TYPE_CHECKING:
+    from synth.player_local import LocalPlayer
 
 KIND = "rates"
 # Calls beyond an oracle's that a model may make.
@@ -106,11 +109,16 @@ async def _player(
         chat = await asyncio.to_thread(Chat, url=url, key=key, section=section_of(recipe))
         player = EndpointPlayer(chat, model, court.sessions, limits)
     else:
-        # It takes torch, whose import takes seconds that no other stage needs.
-        from synth.player_local import LocalPlayer
-
-        player = await LocalPlayer.start(model, court.sessions, limits)
+        kind = await asyncio.to_thread(_local_player)
+        player = await kind.start(model, court.sessions, limits)
     try:
         yield player
     finally:
         await player.close()
+
+
+def _local_player() -> "type[LocalPlayer]":
+    """It takes torch, whose import takes seconds that no other stage needs. Blocks."""
+    from synth.player_local import LocalPlayer
+
+    return LocalPlayer

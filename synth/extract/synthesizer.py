@@ -65,7 +65,9 @@ def _draft(
 ) -> Draft:
     if problem.kind != "function":
         raise NotExtractableError(
-            "standard input", "a function's arguments become the hidden state"
+            "standard input",
+            "it reads its input from text, and a function's arguments become the hidden state: give it as "
+            "a function, or use llm.enabled=true",
         )
     function = entry_of(solution, problem.entry)
     parameters = parameters_of(function)
