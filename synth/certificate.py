@@ -79,5 +79,6 @@ def too_short(certificate: Certificate, recipe: VerifyRecipe) -> str:
     return (
         f"not proven: at least {wanted} calls are wanted, and {certificate.calls} were proven to be needed "
         f"to tell it from {others} others: there is a shortcut, or the bounded work ended first; to "
-        f"go on longer raise verify.certificate_s={recipe.certificate_s:g}"
+        f"prove more raise verify.certificate_s={recipe.certificate_s:g} or "
+        f"verify.alternatives={recipe.alternatives}"
     )

@@ -40,7 +40,7 @@ def main(arguments: Sequence[str]) -> int:
     Raises ConfigError for a user's mistake.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    for noisy in ("httpx", "openai"):
+    for noisy in ("httpx", "httpx2", "openai"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     if arguments[:1] == ["audit"]:
         return audit.main(arguments[1:])

@@ -114,7 +114,8 @@ class Maker:
                     tried.add(verdict)
                     break
                 repaired = await asking.repair(draft, _told(verdict.refusals))
-                if repaired is None:
+                if not isinstance(repaired, Draft):
+                    # What the model did not mend.
                     tried.add(verdict)
                 draft = repaired
 

@@ -98,7 +98,8 @@ class Factory:
             audit=audit,
             quarantined=rated.quarantined,
         )
-        if told.tasks or export.read_manifest(self._out) is None:
+        before = await asyncio.to_thread(export.read_manifest, self._out)
+        if told.tasks or before is None:
             await asyncio.to_thread(self._write, told, varied, splits, rated.quarantined)
         else:
             logger.warning("nothing passed: what was there before is kept as it was")

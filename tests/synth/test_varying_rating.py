@@ -17,7 +17,7 @@ from synth.court import Court, step
 from synth.filters import task_key
 from synth.progress import Stages
 from synth.rating import KIND, rate
-from synth.records import Made
+from synth.records import Made, PassRate
 from synth.store import Store
 from synth.varying import with_variants
 from tests.synth.made import draw, make
@@ -56,6 +56,10 @@ async def test_no_share_changes_nothing(court: Court) -> None:
 
 async def test_each_variant_is_won_and_stands_beside_the_plain_task(court: Court) -> None:
     made = total(3, 4, 5, 6)
+    # Of the plain task: nobody has played the variant.
+    rate = PassRate(model="m", won=1, samples=2)
+    tasks = tuple(msgspec.structs.replace(one, pass_rate=rate) for one in made.tasks)
+    made = msgspec.structs.replace(made, tasks=tasks)
     recipe = VariationRecipe(share=1.0, seed=3)
     (varied,), refusals = await with_variants(court, [made], recipe)
     assert not refusals and varied.tasks[:4] == made.tasks
