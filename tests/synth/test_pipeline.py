@@ -254,8 +254,10 @@ def test_an_unfinished_result_of_other_settings_is_made_anew(
     synth(*given(problems, out))
     (out / "manifest.json").unlink()
     before = records(out)
-    said = synth(*given(problems, out, "verify.configs=2"))
-    assert "it is not taken over" in said and "2 environments and 4 tasks" in said
+    said = synth(*given(problems, out, "extract.hint=Look twice."))
+    assert "it is not taken over" in said and "2 environments and 6 tasks" in said
+    rows = [json.loads(line) for line in (out / "traces.jsonl").read_text().splitlines()]
+    assert all(row["prompt"].endswith("Look twice.") for row in rows)
     assert faults(out) == [] and len(records(out)) == 2 * len(before)
 
 

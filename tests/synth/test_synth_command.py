@@ -180,9 +180,8 @@ async def test_replies_of_a_model_become_a_pool(tmp_path: Path) -> None:
             "llm.key_env=LLM_TEST_KEY",
             "llm.solvers=1",
             *QUICK,
-            # This environment takes more to be proven.
-            "verify.certificate_s=0.5",
-            "verify.alternatives=16",
+            # More takes longer to be proven.
+            "verify.min_certificate=2",
         ]
         said = await asyncio.to_thread(synth, *words, **ENVIRON)
         assert sorted(map(is_about_solver, served.bodies)) == [False, True]
