@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -110,14 +111,14 @@ PROGRAM = {
 }
 
 
-def synth(*words: str, code: int = 0, **environ: str) -> str:
+def synth(*words: str, code: int = 0, environ: Mapping[str, str] | None = None) -> str:
     """What the command says."""
     done = subprocess.run(
         [sys.executable, str(LAUNCH), "synth", *words],
         capture_output=True,
         text=True,
         check=False,
-        env={**os.environ, **environ},
+        env={**os.environ, **(environ or {})},
     )
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout + done.stderr
@@ -183,11 +184,11 @@ async def test_replies_of_a_model_become_a_pool(tmp_path: Path) -> None:
             # More takes longer to be proven.
             "verify.min_certificate=2",
         ]
-        said = await asyncio.to_thread(synth, *words, **ENVIRON)
+        said = await asyncio.to_thread(synth, *words, environ=ENVIRON)
         assert sorted(map(is_about_solver, served.bodies)) == [False, True]
         assert served.headers[0]["Authorization"] == f"Bearer {KEY}"
         # Another time nothing is asked, and nothing made.
-        again = await asyncio.to_thread(synth, *words, **ENVIRON)
+        again = await asyncio.to_thread(synth, *words, environ=ENVIRON)
         assert len(served.bodies) == 2 and "1 of 1 are finished already" in again
     assert re.search("1 environments and [12] tasks of 1 problems", said) and "model tiny: " in said
     report = json.loads(await asyncio.to_thread((out / "report.json").read_text))
