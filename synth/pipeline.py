@@ -147,11 +147,9 @@ class Factory:
 
     def _kept(self, items: Sequence[_Item]) -> list[tuple[str, Making | None]]:
         """Each item's key, and its record where it is finished. Blocks."""
-        decides = self._decides()
         kept = []
-        for item, of in items:
-            told = (type(item).__name__, item.digest, of.digest if of else "")
-            key = self._store.key(*told, *decides)
+        for item, problem in items:
+            key = record_key(self._store, self._recipe, item, problem)
             kept.append((key, self._store.get("made", key, Making)))
         if num_kept := sum(found is not None for _, found in kept):
             logger.info("%d of %d are finished already, under these settings", num_kept, len(kept))
@@ -160,13 +158,6 @@ class Factory:
                 "what is finished here is of other settings, problems or code: it is not taken over"
             )
         return kept
-
-    def _decides(self) -> list[Any]:
-        """What of the recipe decides what becomes of a problem."""
-        recipe, llm = self._recipe, self._recipe.llm
-        asked = (llm.enabled, llm.model, llm.samples, llm.solvers, llm.temperature)
-        window = (recipe.filters.min_calls, recipe.filters.max_calls, recipe.filters.min_tools)
-        return [recipe.verify, recipe.extract, asked, llm.max_tokens, llm.repairs, window]
 
     async def _filter(self, made: Sequence[Made]) -> Filtered:
         recipe = self._recipe.filters
@@ -237,6 +228,26 @@ class Factory:
             quarantined=quarantined,
             told=files,
         )
+
+
+def record_key(
+    store: Store, recipe: SynthRecipe, item: Problem | Draft, problem: Problem | None = None
+) -> str:
+    """What a finished problem, or draft of `problem`, is kept under: all that decides what becomes of it."""
+    llm, filters = recipe.llm, recipe.filters
+    asked = (llm.enabled, llm.model, llm.samples, llm.solvers, llm.temperature)
+    window = (filters.min_calls, filters.max_calls, filters.min_tools)
+    return store.key(
+        type(item).__name__,
+        item.digest,
+        problem.digest if problem else "",
+        recipe.verify,
+        recipe.extract,
+        asked,
+        llm.max_tokens,
+        llm.repairs,
+        window,
+    )
 
 
 def audited(

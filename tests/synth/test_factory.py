@@ -23,11 +23,12 @@ from envpool import sandbox
 from synth.audit_report import Check, Finding
 from synth.court import Court
 from synth.making import Making, count_made
-from synth.pipeline import Factory, audited, with_own_ids
+from synth.pipeline import Factory, audited, record_key, with_own_ids
 from synth.problem import Problem
 from synth.progress import Stages
 from synth.records import Draft, Refusal
 from synth.report import Counts, Report
+from synth.store import Store
 from tests.synth.made import draw, make
 from tests.synth.scripted_endpoint import Body, observations, serve, tool_calls
 
@@ -149,6 +150,23 @@ async def test_what_other_settings_accepted_is_not_taken_over(
     assert "1 of 1 are finished already" in caplog.text
 
 
+def test_a_draft_is_judged_by_its_problem_which_its_record_says(tmp_path: Path) -> None:
+    draft, store, recipe = make("total", "sum(numbers)").draft, Store(tmp_path), SynthRecipe()
+    problem = Problem(id="total", statement="Add.", solutions=draft.solutions)
+    cases = [
+        (draft, None),
+        (draft, problem),
+        (draft, msgspec.structs.replace(problem, checker="def check(answer, numbers): return 1")),
+        (msgspec.structs.replace(draft, notes=("other",)), problem),
+        (problem, None),
+    ]
+    keys = [record_key(store, recipe, *case) for case in cases]
+    assert len(set(keys)) == len(keys)
+    # Where it was read from is no part of it.
+    moved = msgspec.structs.replace(problem, place="rows.jsonl:3")
+    assert record_key(store, recipe, moved) == keys[-1]
+
+
 def plays(body: Body) -> Body:
     """Reads all numbers and answers what the statement asks for, if the model named in it can."""
     seen, text = observations(body), body["messages"][0]["content"]
@@ -176,7 +194,8 @@ async def test_models_duplicates_and_likeness_decide_what_is_kept_and_where(
         make(env, value, title=f"Tell the {word} of the numbers.", concept=env, configs=configs)
         for env, value, word in (
             ("total", "sum(numbers)", "total"),
-            ("twin", "sum(sorted(numbers))", "total"),
+            # Another sample of a model may have the same name.
+            ("total", "sum(sorted(numbers))", "total"),
             ("largest", "max(numbers)", "largest"),
             ("smallest", "min(numbers)", "smallest"),
         )
@@ -185,7 +204,7 @@ async def test_models_duplicates_and_likeness_decide_what_is_kept_and_where(
         recipe = await asyncio.to_thread(
             recipe_for,
             tmp_path,
-            *(one.draft.env for one in made),
+            *(f"problem_{number}" for number in range(len(made))),
             filters=FilterRecipe(
                 model="weak",
                 stronger="strong",
@@ -212,7 +231,7 @@ async def test_models_duplicates_and_likeness_decide_what_is_kept_and_where(
     assert reasons.pop(("pass rate", "smallest")) == "no task left"
     ((stage, env), reason) = reasons.popitem()
     assert not reasons and (stage, reason) == ("dedup", "duplicate by answers")
-    assert env in ("total", "twin")
+    assert env in ("total", "total_v2")
     text = await asyncio.to_thread((tmp_path / "out" / "quarantine.jsonl").read_text)
     lines = [msgspec.json.decode(line) for line in text.splitlines()]
     assert [(one["env"], one["reason"]) for one in lines] == [("smallest", "never won")] * 3
