@@ -34,6 +34,7 @@ from rollout.ports import ActorPort, LearnerPort
 from rollout.resume import Resumed, check_pools
 from rollout.summary import Summary, differences, pair
 from rollout.terminal import Screen
+from rollout.untouched import trained_ids, untouched
 from rollout.weights import run_id
 
 logger = logging.getLogger(__name__)
@@ -106,13 +107,15 @@ def check(
         pools={name: _found(name, section, config) for name, section in config.pools.items()},
     )
     sources = _sources(config, evaluates_every_pool=evaluates_every_pool)
-    sets = draw_sets(config.eval.sets, sources, seed=config.run.seed)
+    earlier = resumed.trained if resumed is not None else ()
+    drawn_whole = untouched(config.pools, sources, trained_ids(config.pools, sources, earlier))
+    sets = draw_sets(config.eval.sets, sources, seed=config.run.seed, untouched=drawn_whole)
     wanting = {
         name: source
         for name, source in sources.items()
         if evaluates_every_pool or config.pools[name].split == "eval"
     }
-    missing = default_sets(wanting, sets, seed=config.run.seed)
+    missing = default_sets(wanting, sets, seed=config.run.seed, untouched=drawn_whole)
     model = msgspec.structs.replace(config.model, path=str(model_path))
     if resumed is not None:
         check_pools(resumed, sources)

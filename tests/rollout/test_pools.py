@@ -68,9 +68,9 @@ async def check_balance(bench: Bench) -> None:
 
 
 async def written(bench: Bench) -> set[tuple[str, str]]:
-    records = await asyncio.to_thread(pools.read, bench.run_dir)
-    assert records is not None
-    return {(record.name, str(record.state)) for record in records}
+    found = await asyncio.to_thread(pools.read, bench.run_dir)
+    assert found is not None
+    return {(record.name, str(record.state)) for record in found.pools}
 
 
 async def test_an_added_pool_is_drawn_from_and_trained_on(tmp_path: Path) -> None:
