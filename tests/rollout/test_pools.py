@@ -404,6 +404,19 @@ async def test_a_pool_for_evaluation_can_be_replaced_by_one_to_train_on(tmp_path
         await when(lambda: trained_pools(bench)["mine"] > 3)
 
 
+async def test_what_is_evaluated_on_its_split_alone_may_be_trained_on(tmp_path: Path) -> None:
+    bench = await make_bench(tmp_path, *LONG)
+    source = bench.coordinator._pools.live("basics").source
+    assert "price_total" not in source.train
+    config = source.draw("price_total", Random(0), Split.EVAL)
+    sets = {"unseen": [source.task("price_total", config, seed=0)]}
+    settings = [*LONG, "eval.before=false"]
+    bench = await make_bench(tmp_path / "run", *settings, evaluation_sets=sets)
+    async with served(bench) as client:
+        await ask(client, "POST", "/pools", APART)
+        await when(lambda: trained_pools(bench)["mine"] > 3)
+
+
 async def test_a_set_of_another_name_stays_and_so_does_what_it_is_about(tmp_path: Path) -> None:
     pool = ["source=tests.other_pools:apart", "trusted=true", "split=eval"]
     settings = [*LONG, "eval.before=false", *(f"pools.mine.{one}" for one in pool)]
