@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 import pytest
@@ -19,7 +20,7 @@ from rollout.types import TrainBatch
 from tests.coordinating import when
 from tests.fakes import FakeLearner
 from tests.recipes import BASICS
-from tests.resuming import SETTINGS, Killed, go_on, play
+from tests.resuming import SETTINGS, Killed, Part, go_on, play
 
 APART = PoolSection(source="tests.other_pools:apart", trusted=True)
 Sides = dict[str, set[Split]]
@@ -82,7 +83,9 @@ def test_it_is_said_of_what_configurations_a_pool_is_evaluated_on(
     assert caplog.messages[-1].endswith("100 configurations of its evaluation split")
 
 
-async def killed_after(run_dir: Path, *settings: str, change: str) -> RunConfig:
+async def killed_after(
+    run_dir: Path, *settings: str, change: str, split: Literal["train", "eval"] = "train"
+) -> Part:
     """A run that trains on `sum_list` in pool `more` alone; its pools change at step 4, it ends at 8."""
     given = [*SETTINGS, "pools.basics.train=['find_max']", *pool("more", "one"), *settings]
     config = await asyncio.to_thread(load, [*given, f"run.dir={run_dir}"])
@@ -99,7 +102,8 @@ async def killed_after(run_dir: Path, *settings: str, change: str) -> RunConfig:
         if change == "remove":
             await desk.remove_pool("more")
         else:
-            await desk.add_pool("late", APART, replace=False)
+            section = msgspec.structs.replace(APART, split=split)
+            await desk.add_pool("late", section, replace=False)
 
     async def beside(coordinator: Coordinator, learner: FakeLearner) -> None:
         learners.append(learner)
@@ -107,13 +111,12 @@ async def killed_after(run_dir: Path, *settings: str, change: str) -> RunConfig:
         await operate(coordinator.desk)
         learner.gate.set()
 
-    await play(run_dir, config, on_train=on_train, beside=beside)
-    return config
+    return await play(run_dir, config, on_train=on_train, beside=beside)
 
 
 async def test_a_run_that_goes_on_draws_the_sets_that_it_had(tmp_path: Path) -> None:
     first = await killed_after(tmp_path, *MINE, change="remove")
-    before = await asyncio.to_thread(sets_of, first)
+    before = await asyncio.to_thread(sets_of, first.coordinator._config)
     assert sides(before["mine"])["sum_list"] == {Split.EVAL}
     config, resumed = await go_on(tmp_path)
     assert "more" not in config.pools
@@ -143,6 +146,16 @@ async def test_what_was_added_to_train_on_is_not_evaluated_whole_later(tmp_path:
         learner.gate.set()
 
     await play(tmp_path, config, resumed=resumed, beside=beside)
+
+
+async def test_a_set_that_came_while_the_run_went_on_is_drawn_the_same_again(
+    tmp_path: Path,
+) -> None:
+    part = await killed_after(tmp_path, change="add", split="eval")
+    config, resumed = await go_on(tmp_path)
+    sets = await asyncio.to_thread(sets_of, config, resumed)
+    assert sets["late"] == part.coordinator._evaluation_sets["late"]
+    assert sides(sets["late"]) == {"price_total": set(Split)}
 
 
 async def test_a_run_from_before_it_was_written_down_keeps_to_the_evaluation_split(
