@@ -11,6 +11,7 @@ from typing import Protocol
 from rich.table import Table
 
 from configs.schema import RunConfig
+from envpool.task import Split
 from rollout import checkpoints
 from rollout.processes import Process
 from rollout.run import Checked
@@ -186,13 +187,15 @@ def _evaluations(checked: Checked) -> None:
     """Say what is evaluated that nobody asked for by name."""
     for name in checked.default_sets:
         tasks = checked.evaluation_sets[name]
+        is_whole = any(task.split is Split.TRAIN for task in tasks)
         logger.info(
             "eval set %s: pool %s is in no [eval.sets], so that all of its %d envs are evaluated on "
-            "%d configurations of its evaluation split",
+            "%d configurations%s",
             name,
             tasks[0].pool,
             len({task.env for task in tasks}),
             len(tasks),
+            "" if is_whole else " of its evaluation split",
         )
 
 
