@@ -75,7 +75,13 @@ def recipes(pools: Mapping[str, Sequence[Made]]) -> Files:
         if names:
             trained += [f"[pools.{pool}]", f'source = "pool/{pool}"', f"train = {_list(names)}", ""]
     longest = max((task.num_calls for one in _all(of) for task in one.tasks), default=0)
-    turns = ["[rollout]", f"max_turns = {longest + _SPARE_CALLS}", ""]
+    turns = [
+        "# rollout.max_context_tokens must hold a prompt and as many turns, of which tokens only a policy's",
+        "# tokenizer knows: where too few, rollouts end as context_full.",
+        "[rollout]",
+        f"max_turns = {longest + _SPARE_CALLS}",
+        "",
+    ]
     validated, tested = _measured(of[Side.VALIDATION]), _measured(of[Side.TEST])
     files: Files = {}
     if trained:

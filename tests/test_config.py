@@ -245,3 +245,8 @@ def test_help_of_a_section_has_no_other(capsys: pytest.CaptureFixture[str]) -> N
     assert "[rollout]" not in said and "rollout." not in said
     assert launch.main(["--help", "config", "lerner"]) == 2
     assert "there are run, model, pools, rollout" in capsys.readouterr().err
+
+
+def test_a_mistyped_command_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert launch.main(["trian"]) == 2
+    assert "'trian' is no command; did you mean train?" in capsys.readouterr().err
