@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from difflib import get_close_matches
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -74,6 +75,10 @@ def main(argv: Sequence[str]) -> int:
         "pool": pool,
         "control": control,
     }
+    word = argv[0] if argv else ""
+    if word not in COMMANDS and word.isalpha() and (near := get_close_matches(word, COMMANDS, n=1)):
+        sys.stderr.write(f"error: {word!r} is no command; did you mean {near[0]}?\n")
+        return EXIT_USAGE
     try:
         return commands[command](arguments)
     except ConfigError as error:

@@ -32,8 +32,9 @@ usage: python launch.py eval model.path=DIR [recipe.toml ...] [section.field=val
 
 Plays evaluation sets with the weights in DIR (Hugging Face format) and trains nothing. Pools and sets
 are the recipe's (configs/local.toml where none is named). A pool that is in no [eval.sets] is
-evaluated on all of its environments. Configurations come from the evaluation split, which training
-never sees, and are the same for every policy: run.seed chooses others.
+evaluated on all of its environments. Configurations come from the evaluation split, one in eight, which
+training never sees; of pools with split=eval they are any, except those of environments that another
+pool trains on. They are the same for every policy: run.seed chooses others.
 
   eval.samples=K                 episodes of each configuration when sampled (1); greedy has one
   eval.sets.NAME.count=N         configurations of a set of the recipe

@@ -46,7 +46,7 @@ class PoolSection(_Section, frozen=True, kw_only=True):
     train: list[str] = []
     """Environment ids to train on; empty: all of the pool's."""
     split: Literal["train", "eval"] = "train"
-    """`eval`: never trained on; an evaluation set of its name is made of it."""
+    """`eval`: never trained on, so evaluated on any configurations; a set of its name is made of it."""
     trusted: bool = False
     """Untrusted code runs in a sandbox, and not at all where there is none."""
     is_replayable: bool = True

@@ -12,15 +12,15 @@ from typing import Protocol
 from configs.load import ConfigError
 from configs.schema import EnvPoolSection, PoolSection
 from envpool.pool import EnvFault, EnvPool
-from envpool.source import NO_CONFIGURATION, near
+from envpool.source import near, no_configuration
 from envpool.task import Config, PoolKey, Split, Task, config_digest, config_split
 
 # Draws for each environment and level, and how many of them one reply holds. One in eight
 # configurations is for evaluation.
 DRAWS, DRAWS_AT_ONCE = 2048, 512
 
-# Where a configuration is kept: environment, level, split.
-Shelf = tuple[str, int, Split]
+# Where a configuration is kept: environment, level, split. Each is on that of None as well.
+Shelf = tuple[str, int, Split | None]
 
 
 class Draws(Protocol):
@@ -66,15 +66,15 @@ class LibrarySource:
         for env_id in self.train:
             self.draw(env_id, Random(0), Split.TRAIN)
 
-    def draw(self, env_id: str, rng: Random, split: Split, level: int = 0) -> Config:
+    def draw(self, env_id: str, rng: Random, split: Split | None, level: int = 0) -> Config:
         """One of the configurations of `split`; raises ConfigError when there are none."""
         shelf = self._shelves.get((env_id, level, split))
         if not shelf:
             self._check(env_id, f"pool {self.name}")
-            raise ConfigError(NO_CONFIGURATION.format(env_id, self.name, split, level, DRAWS))
+            raise ConfigError(no_configuration(self.name, env_id, split, level, DRAWS))
         return rng.choice(shelf)
 
-    def count(self, env_id: str, split: Split, level: int = 0) -> int:
+    def count(self, env_id: str, split: Split | None, level: int = 0) -> int:
         """How many configurations of `split` there are to draw from."""
         return len(self._shelves.get((env_id, level, split), ()))
 
@@ -102,8 +102,8 @@ class LibrarySource:
             ) from fault
         for config in found.values():
             # Where it belongs is decided here, whatever the environment thinks of it.
-            shelf = env_id, level, config_split(env_id, config)
-            self._shelves.setdefault(shelf, []).append(config)
+            for split in (config_split(env_id, config), None):
+                self._shelves.setdefault((env_id, level, split), []).append(config)
 
     def _check(self, env_id: str, where: str) -> None:
         if env_id not in self.envs:

@@ -38,10 +38,6 @@ ENTRY_POINTS = "millrace.pools"
 # Draws before `draw` gives up. One in eight configurations is for evaluation, so that a generator
 # with enough configurations fails this often with probability (7/8)^1000.
 MAX_DRAWS = 1000
-NO_CONFIGURATION = (
-    "env {!r} of pool {} gave no {} configuration of level {} in {} draws: its sample() must draw from "
-    "more configurations"
-)
 
 
 def check_package() -> None:
@@ -59,8 +55,20 @@ def near(word: str, words: Iterable[str]) -> str:
     return f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(known)}"
 
 
+def no_configuration(pool: str, env_id: str, split: Split | None, level: int, draws: int) -> str:
+    """What is said of an environment that gave none in so many draws."""
+    wanted = f"{split} configuration" if split else "configuration"
+    return (
+        f"env {env_id!r} of pool {pool} gave no {wanted} of level {level} in {draws} draws: its sample() "
+        "must draw from more configurations"
+    )
+
+
 class Source(Protocol):
-    """A pool as the coordinator sees it, whether its code is imported here or not."""
+    """A pool as the coordinator sees it, whether its code is imported here or not.
+
+    Where a split can be given, None is either: all configurations alike.
+    """
 
     @property
     def name(self) -> str: ...
@@ -74,8 +82,8 @@ class Source(Protocol):
     def train(self) -> tuple[str, ...]: ...
     @property
     def file(self) -> str: ...
-    def draw(self, env_id: str, rng: Random, split: Split, level: int = 0) -> Config: ...
-    def count(self, env_id: str, split: Split, level: int = 0) -> int | None: ...
+    def draw(self, env_id: str, rng: Random, split: Split | None, level: int = 0) -> Config: ...
+    def count(self, env_id: str, split: Split | None, level: int = 0) -> int | None: ...
     def task(self, env_id: str, config: Config, seed: int) -> Task: ...
 
 
@@ -138,22 +146,22 @@ class PoolSource:
             return rng.choice(self.tasks[env_id, level])
         return self.env(env_id).sample(rng, level)
 
-    def draw(self, env_id: str, rng: Random, split: Split, level: int = 0) -> Config:
+    def draw(self, env_id: str, rng: Random, split: Split | None, level: int = 0) -> Config:
         """Draw a configuration of `split`; raises ConfigError if the generator fails or gives none."""
         env = self.env(env_id)
         try:
             for _ in range(MAX_DRAWS):
                 config = self.sample(env_id, rng, level)
-                if config_split(env_id, config) is split:
+                if split is None or config_split(env_id, config) is split:
                     return config
         except Exception as error:  # whatever an author's generator raises now and then
             raise ConfigError(
                 f"env {env_id!r} of pool {self.name}: {env.__name__}.sample() raised "
                 f"{in_words(error)} at {raised_at(error)}: it must give a configuration every time"
             ) from error
-        raise ConfigError(NO_CONFIGURATION.format(env_id, self.name, split, level, MAX_DRAWS))
+        raise ConfigError(no_configuration(self.name, env_id, split, level, MAX_DRAWS))
 
-    def count(self, env_id: str, split: Split, level: int = 0) -> int | None:
+    def count(self, env_id: str, split: Split | None, level: int = 0) -> int | None:
         """How many configurations of `split` are listed; None where `sample` makes ever new ones."""
         if not any(env == env_id for env, _ in self.tasks):
             return None
@@ -162,7 +170,7 @@ class PoolSource:
             {
                 config_digest(env_id, config)
                 for config in listed
-                if config_split(env_id, config) is split
+                if split is None or config_split(env_id, config) is split
             }
         )
 

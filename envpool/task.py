@@ -1,7 +1,8 @@
 """What is asked: `Task`, its content hash, and the split that the hash decides.
 
-A configuration is JSON. Its hash names the task, and decides whether it is for training or for
-evaluation, so that no run, seed or stage (warm start, RL) can train on an evaluation configuration.
+A configuration is JSON. Its hash names the task, and decides whether it may be trained on, so that no
+run, seed or stage (warm start, RL) trains on one of the evaluation split. Evaluation draws from that
+split, except of what a run never trains on (`rollout/untouched.py`).
 """
 
 import hashlib
@@ -26,7 +27,7 @@ class Split(StrEnum):
     """Which side of the split a configuration falls on."""
 
     TRAIN = "train"
-    """May be trained on."""
+    """May be trained on, and evaluated on where a run trains on no environment of that id."""
     EVAL = "eval"
     """Only ever evaluated on."""
 

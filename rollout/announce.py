@@ -4,9 +4,6 @@ All of it goes through the log, so that the file has it too.
 """
 
 import logging
-import shlex
-import shutil
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -14,10 +11,11 @@ from typing import Protocol
 from rich.table import Table
 
 from configs.schema import RunConfig
+from envpool.task import Split
 from rollout import checkpoints
 from rollout.processes import Process
 from rollout.run import Checked
-from rollout.rundir import short
+from rollout.rundir import command_line, short
 from rollout.summary import Summary, head, rows, table
 
 logger = logging.getLogger(__name__)
@@ -129,7 +127,7 @@ def how_to_go_on(run_dir: Path, config: RunConfig) -> None:
     """Say how a run that broke off is resumed, or why it cannot be."""
     newest = checkpoints.latest(run_dir)
     if newest is not None:
-        command = _command("--resume", short(run_dir))
+        command = command_line("--resume", short(run_dir))
         logger.info("to go on from step %d: %s", checkpoints.step_of(newest), command)
     elif config.learner.steps:
         every = config.checkpoint.every
@@ -146,27 +144,29 @@ def next_commands(
     """
     here = short(run_dir)
     if arguments is None:
-        longer = _command("--resume", here, f"learner.steps={2 * config.learner.steps}")
+        longer = command_line("--resume", here, f"learner.steps={2 * config.learner.steps}")
         can_go_on = config.learner.steps % config.weights.every == 0
-        failures = _command("show", here, *_failures(config))
+        failures = command_line("show", here, *_failures(config))
         return [failures, *([longer] if can_go_on else [])]
     # A token is nobody's business but the caller's.
     kept = [word for word in arguments if not word.startswith(("run.dir=", "control.token="))]
     if newest is None:
         return [
-            _command("show", here, "eval=before", "reward=0"),
-            _command("show", here, "eval=before", "order=longest"),
-            _command(*kept),
+            command_line("show", here, "eval=before", "reward=0"),
+            command_line("show", here, "eval=before", "order=longest"),
+            command_line(*kept),
         ]
     settings = [word for word in kept if not word.startswith(("learner.steps=", "model.path="))]
     other_lag = 2 if config.rollout.max_lag == 0 else 0
     if config.weights.every > other_lag + 1:
-        third = _command(*settings, f"learner.steps={2 * config.learner.steps}")
+        third = command_line(*settings, f"learner.steps={2 * config.learner.steps}")
     else:
-        third = _command(*kept, f"rollout.max_lag={other_lag}")
+        third = command_line(*kept, f"rollout.max_lag={other_lag}")
     return [
-        _command("show", here, *_failures(config)),
-        _command("eval", *filter(_shapes_evaluation, kept), f"model.path={short(newest / 'hf')}"),
+        command_line("show", here, *_failures(config)),
+        command_line(
+            "eval", *filter(_shapes_evaluation, kept), f"model.path={short(newest / 'hf')}"
+        ),
         third,
     ]
 
@@ -183,32 +183,19 @@ def _shapes_evaluation(word: str) -> bool:
     return not equals or any(path == one or path.startswith(f"{one}.") for one in EVALUATION)
 
 
-def _command(*words: str) -> str:
-    """The way this program was started, with other words."""
-    return " ".join([*_program(), shlex.join(words)])
-
-
-def _program() -> list[str]:
-    program = sys.argv[0]
-    if not program.endswith(".py"):
-        return [shlex.quote(program)]
-    found = shutil.which("python")
-    is_ours = found is not None and Path(found).parent == Path(sys.executable).parent
-    interpreter = "python" if is_ours else short(Path(sys.executable))
-    return [shlex.quote(interpreter), shlex.quote(program)]
-
-
 def _evaluations(checked: Checked) -> None:
     """Say what is evaluated that nobody asked for by name."""
     for name in checked.default_sets:
         tasks = checked.evaluation_sets[name]
+        is_whole = any(task.split is Split.TRAIN for task in tasks)
         logger.info(
             "eval set %s: pool %s is in no [eval.sets], so that all of its %d envs are evaluated on "
-            "%d configurations of its evaluation split",
+            "%d configurations%s",
             name,
             tasks[0].pool,
             len({task.env for task in tasks}),
             len(tasks),
+            "" if is_whole else " of its evaluation split",
         )
 
 

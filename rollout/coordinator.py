@@ -43,6 +43,7 @@ from rollout.status import PoolStatus, Status
 from rollout.step_time import Spent, StepTime
 from rollout.supervise import supervise
 from rollout.types import ActorEvent, Busy, EngineStats, RolloutDone, StepReport, TurnDone
+from rollout.untouched import trained_ids
 from rollout.watchdog import Watchdog
 from rollout.weights import Manifest
 
@@ -113,7 +114,9 @@ class Coordinator:
             queue=self._queue,
             note=files.event,
             evaluate=self._put_set,
+            sets=lambda: self._evaluation_sets,
             configured_sets=config.eval.sets,
+            trained=trained_ids(config.pools, sources, resumed.trained if resumed else ()),
             seed=config.run.seed,
             clock=clock,
         )

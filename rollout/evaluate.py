@@ -1,4 +1,6 @@
-"""Evaluation sets: drawn once from the evaluation split, played with fixed weights, never trained on.
+"""Evaluation sets: drawn once, played with fixed weights, never trained on.
+
+Of environments that a run never trains on any configuration is drawn, of others the evaluation split's.
 
 The same tasks are played before and after, sampled and greedy, so that the differences are paired.
 """
@@ -18,34 +20,49 @@ from envpool.task import PoolKey, Split, Task
 from rollout.files import RolloutRow
 from rollout.scores import Score, score
 from rollout.types import Grant, Rollout
+from rollout.untouched import Untouched
 
 # Configurations of a pool that no set is about: intervals of about +-.1.
 DEFAULT_COUNT = 100
+
+# Draws for a configuration that the set does not have, where nobody knows how many there are.
+MAX_REPEATS = 20
 
 MODES: Mapping[str, float] = {"sampled": 1.0, "greedy": 0.0}
 
 
 def draw_sets(
-    sets: Mapping[str, EvalSet], sources: Mapping[str, Source], *, seed: int
+    sets: Mapping[str, EvalSet],
+    sources: Mapping[str, Source],
+    *,
+    seed: int,
+    untouched: Untouched = (),
 ) -> dict[str, list[Task]]:
-    """The tasks of each set. Raises ConfigError for an unknown environment."""
+    """The tasks of each set, of the `untouched` from all configurations.
+
+    Raises ConfigError for an unknown environment, and for one without any to draw.
+    """
     drawn: dict[str, list[Task]] = {}
     for name, spec in sets.items():
         if not spec.envs:
             raise ConfigError(f"eval.sets.{name}.envs is empty: name at least one environment")
         rng = random.Random(f"{seed}/eval/{name}")
-        chosen = [locate(name, env, sources) for env in spec.envs]
-        tasks = []
-        seen: set[str] = set()
-        for index in range(spec.count):
-            source, env = chosen[index % len(chosen)]
-            tasks.append(_draw_new(source, env, rng, spec.level, seen))
-        drawn[name] = tasks
+        located = [locate(name, env, sources) for env in spec.envs]
+        chosen = {
+            (source.name, env): _Chosen.of(source, env, spec.level, untouched)
+            for source, env in located
+        }
+        turns = [chosen[source.name, env] for source, env in located]
+        drawn[name] = [turns[index % len(turns)].draw(rng) for index in range(spec.count)]
     return drawn
 
 
 def default_sets(
-    sources: Mapping[str, Source], drawn: Mapping[str, list[Task]], *, seed: int
+    sources: Mapping[str, Source],
+    drawn: Mapping[str, list[Task]],
+    *,
+    seed: int,
+    untouched: Untouched = (),
 ) -> dict[str, list[Task]]:
     """A set of all environments, named like the pool, for each pool that `drawn` has no task of.
 
@@ -62,23 +79,51 @@ def default_sets(
             spec = EvalSet(envs=[f"{name}/{env}" for env in envs], count=each * len(envs))
             specs[key] = spec
     try:
-        return draw_sets(specs, sources, seed=seed)
+        return draw_sets(specs, sources, seed=seed, untouched=untouched)
     except ConfigError as error:
         raise ConfigError(
             f"{error}; or choose what to evaluate: eval.sets.NAME.envs='[\"pool/env\", ...]'"
         ) from error
 
 
-def _draw_new(source: Source, env: str, rng: random.Random, level: int, seen: set[str]) -> Task:
-    """A configuration not in the set yet; a repeated one where the space is too small for that."""
-    task = source.task(env, source.draw(env, rng, Split.EVAL, level), seed=rng.getrandbits(31))
-    for _ in range(20):
-        if task.id not in seen:
-            break
-        config = source.draw(env, rng, Split.EVAL, level)
-        task = source.task(env, config, seed=rng.getrandbits(31))
-    seen.add(task.id)
-    return task
+@dataclass(slots=True, kw_only=True)
+class _Chosen:
+    """An environment that a set draws from."""
+
+    source: Source
+    env: str
+    level: int
+    split: Split | None
+    number: int
+    """Configurations that there are; 0 where nobody knows."""
+    seen: set[str] = field(default_factory=set)
+
+    @classmethod
+    def of(cls, source: Source, env: str, level: int, untouched: Untouched) -> "_Chosen":
+        """Raises ConfigError where none of its configurations may be drawn."""
+        split = None if (source.name, env) in untouched else Split.EVAL
+        number = source.count(env, split, level)
+        if number == 0 and (others := source.count(env, None, level)):
+            raise ConfigError(
+                f"env {env!r} of pool {source.name} has {others} configurations of level {level}, and "
+                "none of them is of the evaluation split: leave it out, or give it more (those of "
+                "split='eval' are evaluated on all, unless a pool with an env of that id is trained on)"
+            )
+        return cls(source=source, env=env, level=level, split=split, number=number or 0)
+
+    def draw(self, rng: random.Random) -> Task:
+        """A configuration not in the set yet; a repeated one where the space is too small for that."""
+        task = self._draw(rng)
+        repeats = 0
+        while task.id in self.seen and (repeats < MAX_REPEATS or len(self.seen) < self.number):
+            task = self._draw(rng)
+            repeats += 1
+        self.seen.add(task.id)
+        return task
+
+    def _draw(self, rng: random.Random) -> Task:
+        config = self.source.draw(self.env, rng, self.split, self.level)
+        return self.source.task(self.env, config, seed=rng.getrandbits(31))
 
 
 def locate(name: str, env: str, sources: Mapping[str, Source]) -> tuple[Source, str]:

@@ -29,6 +29,7 @@ from rollout.evaluate import default_sets
 from rollout.ports import ActorPort
 from rollout.refusals import NotThere, Refused
 from rollout.types import FORMAT
+from rollout.untouched import check_stays_untouched, untouched
 
 logger = logging.getLogger(__name__)
 
@@ -86,6 +87,8 @@ class PoolsFile(msgspec.Struct, frozen=True, kw_only=True):
 
     format: int = FORMAT
     pools: list[PoolRecord]
+    trained: list[str] | None = None
+    """Ids of the environments that it trained on, of pools that it has no more too; None: not known."""
 
 
 class PoolChanged(msgspec.Struct, frozen=True, kw_only=True, tag="pool", tag_field="kind"):
@@ -140,13 +143,16 @@ class Pools:
         queue: ReplayQueue,
         note: Callable[[msgspec.Struct], None],
         evaluate: Callable[[str, list[Task]], set[PoolKey]],
+        sets: Callable[[], Mapping[str, list[Task]]] = dict,
         configured_sets: Collection[str] = (),
+        trained: Collection[str] = (),
         seed: int,
         clock: Callable[[], float],
     ) -> None:
         """`evaluate` makes tasks the evaluation set of a name; none of them, and there is no set.
 
-        It returns the versions that evaluation sets are about now.
+        It returns the versions that evaluation sets are about now. `trained` are the ids of the
+        environments that the run trains on, or trained on before it went on.
         """
         self._versions = {version.key: version for version in versions}
         self._run_dir = run_dir
@@ -156,7 +162,9 @@ class Pools:
         self._queue = queue
         self._note = note
         self._evaluate = evaluate
+        self._sets = sets
         self._configured_sets = configured_sets
+        self._trained = set(trained)
         self._seed = seed
         self._clock = clock
         self._lock = asyncio.Lock()
@@ -175,6 +183,11 @@ class Pools:
     def records(self) -> list[PoolRecord]:
         """Those that are not removed, for a checkpoint."""
         return [v.record for v in self.versions if v.state is not PoolState.REMOVED]
+
+    @property
+    def trained(self) -> list[str]:
+        """Ids of the environments that this run trained on, of pools that are gone too."""
+        return sorted(self._trained)
 
     def live(self, name: str) -> Version:
         """The version of a pool that is drawn from. Raises NotThere."""
@@ -205,7 +218,7 @@ class Pools:
             await self._write()
 
     async def _write(self) -> None:
-        record = PoolsFile(pools=self.records())
+        record = PoolsFile(pools=self.records(), trained=self.trained)
         await asyncio.to_thread(rundir.write_json, self._run_dir / FILE, record)
 
     async def add(self, name: str, section: PoolSection, *, replace: bool = False) -> Version:
@@ -348,11 +361,15 @@ class Pools:
                 f"the run has an evaluation set {name!r} of its own: choose another name for the pool"
             )
         source = LibrarySource(name, section, plugged.key.version, plugged.envs)
+        if section.split == "train":
+            self._check_stays_untouched(source)
         await source.fill_from(self._actors[0], {env: [0] for env in source.train})
         if section.split == "train":
             source.check_trainable()
         else:
-            tasks = default_sets({name: source}, {}, seed=self._seed)
+            found = {name: source}
+            drawn_whole = untouched({name: section}, found, self._trained)
+            tasks = default_sets(found, {}, seed=self._seed, untouched=drawn_whole)
             self._put_set(name, tasks[name])
         return Version(
             source=source,
@@ -360,6 +377,19 @@ class Pools:
             state=PoolState.LIVE,
             is_evaluated=section.split == "eval" or (known is not None and known.is_evaluated),
             layers=plugged.layers,
+        )
+
+    def _check_stays_untouched(self, source: LibrarySource) -> None:
+        """Raise Refused for a pool to train on with what is evaluated on any configuration."""
+
+        def is_for_evaluation(key: PoolKey) -> bool:
+            return self._versions[key].section.split == "eval"
+
+        sets = dict(self._sets())
+        if any(one.key.name == source.name and is_for_evaluation(one.key) for one in self._live()):
+            sets.pop(source.name, None)  # goes with the version that is replaced
+        check_stays_untouched(
+            source, sets, trained=self._trained, is_for_evaluation=is_for_evaluation
         )
 
     def _ports(self) -> list[ActorPort]:
@@ -372,6 +402,7 @@ class Pools:
             source=version.source, weight=version.section.weight, envs=version.source.train
         )
         self._curriculum.put(version.key, share)
+        self._trained.update(version.source.train)
 
     def _drain(self, version: Version) -> None:
         version.state = PoolState.DRAINING
@@ -420,14 +451,14 @@ class Pools:
         logger.info("pool %s: version %s is %s%s", *key, state, f": {more}" if more else "")
 
 
-def read(run_dir: Path) -> list[PoolRecord] | None:
+def read(run_dir: Path) -> PoolsFile | None:
     """The pools that a run had when it last changed them; None where it never wrote any.
 
     Raises ConfigError for a damaged file.
     """
     path = run_dir / FILE
     try:
-        return msgspec.json.decode(path.read_bytes(), type=PoolsFile).pools
+        return msgspec.json.decode(path.read_bytes(), type=PoolsFile)
     except FileNotFoundError:
         return None
     except msgspec.MsgspecError as error:

@@ -45,6 +45,8 @@ class Resumed:
     snapshot: Snapshot
     pools: list[PoolRecord] = field(default_factory=list)
     """The versions of pools that it had, where it wrote them down."""
+    trained: frozenset[str] | None = frozenset()
+    """Ids of the environments that it trained on, of pools that it has no more too; None: not known."""
     first_pools: Mapping[str, PoolSection] = field(default_factory=dict)
     """The pools that it was started with."""
     version: int
@@ -94,11 +96,12 @@ def check(run_dir: Path, overrides: list[str]) -> tuple[RunConfig, Resumed]:
         )
     version = max(_newest_version(run_dir), state.version) + 1
     lineage = state.lineage.resumed(place=state.place, version=version)
-    records = pools.read(run_dir)
+    written = pools.read(run_dir)
     resumed = Resumed(
         checkpoint=checkpoint,
         snapshot=state,
-        pools=_kept(state.versions if records is None else records),
+        pools=_kept(state.versions if written is None else written.pools),
+        trained=_trained(state.trained, written.trained if written is not None else None),
         first_pools=config.pools,
         version=version,
         lineage=lineage,
@@ -107,6 +110,12 @@ def check(run_dir: Path, overrides: list[str]) -> tuple[RunConfig, Resumed]:
         sections = {record.name: record.kept(run_dir) for record in resumed.pools}
         config = msgspec.structs.replace(config, pools=sections)
     return config, resumed
+
+
+def _trained(*told: list[str] | None) -> frozenset[str] | None:
+    """Together what a checkpoint and `pools.json` say: either may have been written last."""
+    known = [ids for ids in told if ids is not None]
+    return frozenset().union(*known) if known else None
 
 
 def _kept(records: list[PoolRecord]) -> list[PoolRecord]:

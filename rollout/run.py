@@ -35,6 +35,7 @@ from rollout.ports import ActorPort, LearnerPort
 from rollout.resume import Resumed, check_pools
 from rollout.summary import Summary, differences, pair
 from rollout.terminal import Screen
+from rollout.untouched import trained_ids, untouched
 from rollout.weights import run_id
 
 logger = logging.getLogger(__name__)
@@ -107,14 +108,16 @@ def check(
         config,
         pools={name: _found(name, section, config) for name, section in config.pools.items()},
     )
-    sources = _sources(config, evaluates_every_pool=evaluates_every_pool)
-    sets = draw_sets(config.eval.sets, sources, seed=config.run.seed)
+    sources = _sources(config, resumed, evaluates_every_pool=evaluates_every_pool)
+    earlier = resumed.trained if resumed is not None else ()
+    drawn_whole = untouched(config.pools, sources, trained_ids(config.pools, sources, earlier))
+    sets = draw_sets(config.eval.sets, sources, seed=config.run.seed, untouched=drawn_whole)
     wanting = {
         name: source
         for name, source in sources.items()
         if evaluates_every_pool or config.pools[name].split == "eval"
     }
-    missing = default_sets(wanting, sets, seed=config.run.seed)
+    missing = default_sets(wanting, sets, seed=config.run.seed, untouched=drawn_whole)
     model = msgspec.structs.replace(config.model, path=str(model_path))
     if resumed is not None:
         check_pools(resumed, sources)
@@ -143,16 +146,26 @@ def _found(name: str, section: PoolSection, config: RunConfig) -> PoolSection:
     )
 
 
-def _sources(config: RunConfig, *, evaluates_every_pool: bool) -> dict[str, Source]:
+def _sources(
+    config: RunConfig, resumed: Resumed | None, *, evaluates_every_pool: bool
+) -> dict[str, Source]:
     """The pools by their code, whose environments were tried. Raises ConfigError.
 
     Code is imported here only if it is trusted and has a name of its own: the modules of a path are
-    named after their files alone, and two pools may have the same.
+    named after their files alone, and two pools may have the same. What came while the run went on is
+    not imported, as it was not then, so that its evaluation sets are drawn the same again.
     """
+    late = (
+        {name for name, one in config.pools.items() if resumed.first_pools.get(name) != one}
+        if resumed is not None and resumed.pools
+        else ()
+    )
     imported = {
         name: PoolSource.load(name, section)
         for name, section in config.pools.items()
-        if (section.trusted or config.envpool.allow_unsandboxed) and not is_path(section.source)
+        if (section.trusted or config.envpool.allow_unsandboxed)
+        and not is_path(section.source)
+        and name not in late
     }
     others = {name: one for name, one in config.pools.items() if name not in imported}
 

@@ -3,6 +3,7 @@
 import fcntl
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -113,3 +114,18 @@ def short(path: Path) -> str:
     """The path from here, where it is below."""
     here = Path.cwd()
     return str(path.relative_to(here) if path.is_relative_to(here) else path)
+
+
+def command_line(*words: str) -> str:
+    """The way this program was started, with other words; to be pasted into a shell."""
+    return " ".join([*_program(), shlex.join(words)])
+
+
+def _program() -> list[str]:
+    program = sys.argv[0]
+    if not program.endswith(".py"):
+        return [shlex.quote(program)]
+    found = shutil.which("python")
+    is_ours = found is not None and Path(found).parent == Path(sys.executable).parent
+    interpreter = "python" if is_ours else short(Path(sys.executable))
+    return [shlex.quote(interpreter), shlex.quote(program)]

@@ -140,6 +140,7 @@ class Saver:
             requeued=self._curriculum.requeued,
             pools=[v.key for v in versions if v.state is PoolState.LIVE],
             versions=versions,
+            trained=self._pools.trained,
             quarantine=self._quarantine.barred,
             next_id=self._queue.next_id,
             queued=self._queue.records(GroupState.QUEUED),

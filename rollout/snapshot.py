@@ -39,6 +39,8 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     """Those drawn from."""
     versions: list[PoolRecord] = []
     """The same, and those that drain, as `pools.json` has them."""
+    trained: list[str] | None = None
+    """As `PoolsFile.trained`."""
     quarantine: list[Barred] = []
     """What is not drawn because it kept failing."""
     next_id: int

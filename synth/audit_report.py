@@ -104,6 +104,9 @@ def table(report: AuditReport) -> str:
     for check in Check:
         found, of = report.audit[check], report.looked_at.get(check, 0)
         unit = "pairs" if check is Check.DUPLICATES else "envs" if check in BY_ENV else "tasks"
+        if check is Check.REFERENCES_WRONG and not of and not found:
+            lines.append(f"{check.ljust(widest)}      -       -  no solution known")
+            continue
         lines.append(f"{check.ljust(widest)}  {found:5}  {of:6}  {unit}")
     for check, findings in _by_check(report.findings).items():
         lines += ["", f"{check}:"]

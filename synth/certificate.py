@@ -61,3 +61,24 @@ async def certify(
     timeout_s = longest_s(recipe)
     found = await desk.run(f"{INSIDE}.explorer:certify", arguments, timeout_s=timeout_s)
     return told(found, Certificate)
+
+
+def too_short(certificate: Certificate, recipe: VerifyRecipe) -> str:
+    """What a certificate below `verify.min_certificate` says of its task, with the cure."""
+    wanted, others = recipe.min_certificate, certificate.alternatives
+    if not others:
+        return (
+            "not proven: no other configuration with this statement and another answer was found: let "
+            "inputs differ more"
+        )
+    if certificate.is_exact:
+        return (
+            f"{certificate.calls} calls tell it from {others} others: at least {wanted} are wanted: hide "
+            "more, or let a call show less"
+        )
+    return (
+        f"not proven: at least {wanted} calls are wanted, and {certificate.calls} were proven to be needed "
+        f"to tell it from {others} others: there is a shortcut, or the bounded work ended first; to "
+        f"prove more raise verify.certificate_s={recipe.certificate_s:g} or "
+        f"verify.alternatives={recipe.alternatives}"
+    )

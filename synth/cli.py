@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import shlex
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -12,12 +11,12 @@ import msgspec
 
 from configs.load import ConfigError, convert, read
 from configs.synth import DEFAULT_RECIPE, SynthRecipe
-from rollout.rundir import claimed, short
+from rollout.rundir import claimed, command_line, short
 from rollout.supervise import root_cause
 from synth import audit, contradictions, progress
+from synth.chat import EndpointError
 from synth.court import Court
 from synth.export import MANIFEST, read_manifest
-from synth.llm.endpoint import EndpointError
 from synth.llm.synthesizer import Synthesizer
 from synth.pipeline import WORK, Factory
 from synth.player import PlayerError
@@ -41,7 +40,7 @@ def main(arguments: Sequence[str]) -> int:
     Raises ConfigError for a user's mistake.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    for noisy in ("httpx", "openai"):
+    for noisy in ("httpx", "httpx2", "openai"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     if arguments[:1] == ["audit"]:
         return audit.main(arguments[1:])
@@ -50,7 +49,7 @@ def main(arguments: Sequence[str]) -> int:
     recipe = convert(read(given), SynthRecipe)
     contradictions.check(recipe)
     out = _prepared(recipe)
-    again = shlex.join(["python", "launch.py", "synth", *arguments])
+    again = command_line("synth", *arguments)
     with claimed(out):
         try:
             return asyncio.run(_run(recipe, out))
@@ -170,5 +169,5 @@ def _closing(report: Report, out: Path) -> None:
             "there are too few concepts for a test side: nothing is set apart to measure on"
         )
     if (out / "train.toml").exists():
-        recipe = shlex.quote(short(out / "train.toml"))
-        logger.info("next:\n  python launch.py MY_RECIPE.toml %s model.path=MY_MODEL", recipe)
+        command = command_line("MY_RECIPE.toml", short(out / "train.toml"), "model.path=MY_MODEL")
+        logger.info("next:\n  %s", command)

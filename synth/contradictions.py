@@ -1,16 +1,19 @@
 """`check`: settings of a recipe that contradict each other, said before hours of work go by."""
 
+import os
 from pathlib import Path
 
 import msgspec
 
 from configs.load import ConfigError
 from configs.synth import SynthRecipe
+from synth import splits
+from synth.address import find_key, find_url
 
 
 def check(recipe: SynthRecipe) -> None:
     """Raise ConfigError for what can only end without a pool, or without what was asked for. Blocks."""
-    filters, verify, split = recipe.filters, recipe.verify, recipe.split
+    filters, verify = recipe.filters, recipe.verify
     if filters.min_calls > filters.max_calls:
         raise ConfigError(
             f"filters.min_calls={filters.min_calls} is over filters.max_calls={filters.max_calls}: "
@@ -26,17 +29,15 @@ def check(recipe: SynthRecipe) -> None:
             f"verify.configs={verify.configs} is over verify.drawn={verify.drawn}: more tasks are wanted "
             "than are drawn: raise verify.drawn"
         )
-    if split.validation + split.test >= 1:
-        raise ConfigError(
-            f"split.validation={split.validation:g} and split.test={split.test:g} leave nothing to train "
-            "on: lower one"
-        )
+    splits.check_shares(recipe.split)
     for name, value in (("stronger", filters.stronger), ("base_url", filters.base_url)):
         if value and not filters.model:
             raise ConfigError(
                 f"filters.{name}={value!r} does nothing without filters.model: name the model whose pass "
                 "rate is measured"
             )
+    if filters.model and filters.base_url:
+        find_key(filters, find_url(filters, os.environ), os.environ)
     if not filters.base_url:
         for name, value in (("model", filters.model), ("stronger", filters.stronger)):
             if value:

@@ -17,6 +17,7 @@ from synth.filters import by_shape
 from synth.prepare import Prepared, prepare
 from synth.problem import Problem
 from synth.records import Draft, Made, Refusal
+from synth.report import Counts
 from synth.shown import in_brief
 from synth.verify import Verdict, verify
 
@@ -38,6 +39,8 @@ class Making(msgspec.Struct, frozen=True, kw_only=True):
     refusals: tuple[Refusal, ...] = ()
     drafts: int = 0
     """How many were verified."""
+    asked: int = 0
+    """Those of them that a model was asked for."""
     is_solved: bool = False
     """Whether the original solution answers inputs, and others agree."""
     seconds: float = 0.0
@@ -105,18 +108,53 @@ class Maker:
                 if isinstance(draft, Refusal):
                     tried.refusals.append(draft)
                     break
+                tried.num_asked += 1
                 verdict = await self._verify(draft, problem, tried)
                 if verdict.made is not None:
                     tried.add(verdict)
                     break
                 repaired = await asking.repair(draft, _told(verdict.refusals))
-                if repaired is None:
+                if not isinstance(repaired, Draft):
+                    # What the model did not mend.
                     tried.add(verdict)
                 draft = repaired
 
     async def _verify(self, draft: Draft, problem: Problem | None, tried: "_Tried") -> Verdict:
         tried.num_drafts += 1
         return await verify(self._court, draft, problem, self._recipe.verify)
+
+
+def count_made(
+    counts: Counts,
+    recipe: SynthRecipe,
+    num_problems: int,
+    makings: Sequence[Making],
+    made: Sequence[Made],
+) -> None:
+    """Count the stages that each problem goes through by itself."""
+    refusals = [one for making in makings for one in making.refusals]
+
+    def of(stage: str) -> list[Refusal]:
+        return [one for one in refusals if one.stage == stage]
+
+    solved = sum(making.is_solved for making in makings)
+    counts.stage("solve", num_problems, solved, of("solve"), unit="problems")
+    if recipe.extract.enabled:
+        lost = {one.problem for one in of("extract")}
+        lost -= {one.draft.problem for one in made if one.draft.origin == "extract"}
+        counts.stage("extract", solved, solved - len(lost), of("extract"), unit="problems")
+    if recipe.llm.enabled:
+        drafts = sum(making.asked for making in makings)
+        counts.stage("llm", drafts + len(of("llm")), drafts, of("llm"), unit="drafts")
+    counts.stage(
+        "verify",
+        sum(making.drafts for making in makings),
+        len(made),
+        of("verify"),
+        unit="drafts",
+        # They run side by side; what they took together stands with the longest.
+        seconds=sum(making.seconds for making in makings),
+    )
 
 
 def _told(refusals: Sequence[Refusal]) -> str:
@@ -136,6 +174,7 @@ class _Tried:
         self.made: list[Made] = []
         self.refusals: list[Refusal] = []
         self.num_drafts = 0
+        self.num_asked = 0
 
     def add(self, verdict: Verdict) -> None:
         if verdict.made is not None:
@@ -148,6 +187,7 @@ class _Tried:
             made=tuple(self.made),
             refusals=tuple(self.refusals),
             drafts=self.num_drafts,
+            asked=self.num_asked,
             is_solved=self._is_solved,
             seconds=seconds,
         )

@@ -20,13 +20,13 @@ import msgspec
 from configs.synth import SynthRecipe
 from synth import exchange, export, report
 from synth.audit import counted_in, findings_of
-from synth.audit_report import Check
+from synth.audit_report import Check, Finding
 from synth.court import Answer, Court
 from synth.dedup import Deduped, dedup
 from synth.extract import emit
 from synth.filters import Filtered, Quarantined, by_pass_rate, by_shape, unsolved, with_rates
 from synth.llm.recorded import recorded_drafts, recorded_problems
-from synth.making import Asking, Maker, Making
+from synth.making import Asking, Maker, Making, count_made
 from synth.problem import Problem
 from synth.progress import Stages
 from synth.rating import rate
@@ -46,6 +46,9 @@ MAX_SAID = 5
 BUDGET = "budget"
 
 logger = logging.getLogger(__name__)
+
+# A problem, or a draft that is there already with the problem it was made from.
+_Item = tuple[Problem, None] | tuple[Draft, Problem | None]
 
 
 class Factory:
@@ -95,7 +98,8 @@ class Factory:
             audit=audit,
             quarantined=rated.quarantined,
         )
-        if told.tasks or export.read_manifest(self._out) is None:
+        before = await asyncio.to_thread(export.read_manifest, self._out)
+        if told.tasks or before is None:
             await asyncio.to_thread(self._write, told, varied, splits, rated.quarantined)
         else:
             logger.warning("nothing passed: what was there before is kept as it was")
@@ -105,19 +109,23 @@ class Factory:
         self, problems: Sequence[Problem], shipped: Sequence[Problem], drafts: Sequence[Draft]
     ) -> list[Made]:
         by_id = {problem.id: problem for problem in shipped}
-        stage = self._stages.begin("environments", len(problems) + len(drafts))
+        items: list[_Item] = [
+            *((problem, None) for problem in problems),
+            *((draft, by_id.get(draft.problem)) for draft in drafts),
+        ]
+        kept = await asyncio.to_thread(self._kept, items)
+        stage = self._stages.begin("environments", len(items))
         num_made = 0
 
-        async def one(item: Problem | Draft) -> Making:
+        async def one(item: _Item, key: str, found: Making | None) -> Making:
             nonlocal num_made
-            key = self._store.key(type(item).__name__, item.digest, *self._decides())
-            found = await asyncio.to_thread(self._store.get, "made", key, Making)
             if found is None:
                 async with self._workers:
-                    if isinstance(item, Problem):
-                        found = await self._maker.of_problem(item)
-                    else:
-                        found = await self._maker.of_draft(item, by_id.get(item.problem))
+                    match item:
+                        case (Problem() as problem, _):
+                            found = await self._maker.of_problem(problem)
+                        case (draft, problem):
+                            found = await self._maker.of_draft(draft, problem)
                 # What the budget cut short is made again once there is more of it.
                 if not any(one.reason == BUDGET for one in found.refusals):
                     await asyncio.to_thread(self._store.put, "made", key, found)
@@ -126,55 +134,30 @@ class Factory:
             return found
 
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(one(item)) for item in (*problems, *drafts)]
+            tasks = [
+                group.create_task(one(item, key, found))
+                for item, (key, found) in zip(items, kept, strict=True)
+            ]
         # In the order of the problems, whichever was finished first.
         found = [task.result() for task in tasks]
         stage.end(f"{num_made} pass")
-        made = _with_own_ids([one for making in found for one in making.made])
-        self._count_made(problems, found, made)
+        made = with_own_ids([one for making in found for one in making.made])
+        count_made(self._counts, self._recipe, len(problems), found, made)
         return made
 
-    def _count_made(
-        self,
-        problems: Sequence[Problem],
-        found: Sequence[Making],
-        made: Sequence[Made],
-    ) -> None:
-        """The stages that each problem goes through by itself."""
-        refusals = [one for making in found for one in making.refusals]
-
-        def of(stage: str) -> list[Refusal]:
-            return [one for one in refusals if one.stage == stage]
-
-        of_problems = found[: len(problems)]
-        solved = sum(making.is_solved for making in of_problems)
-        self._counts.stage("solve", len(problems), solved, of("solve"), unit="problems")
-        if self._recipe.extract.enabled:
-            lost = {one.problem for one in of("extract")}
-            lost -= {one.draft.problem for one in made if one.draft.origin == "extract"}
-            self._counts.stage(
-                "extract", solved, solved - len(lost), of("extract"), unit="problems"
+    def _kept(self, items: Sequence[_Item]) -> list[tuple[str, Making | None]]:
+        """Each item's key, and its record where it is finished. Blocks."""
+        kept = []
+        for item, problem in items:
+            key = record_key(self._store, self._recipe, item, problem)
+            kept.append((key, self._store.get("made", key, Making)))
+        if num_kept := sum(found is not None for _, found in kept):
+            logger.info("%d of %d are finished already, under these settings", num_kept, len(kept))
+        elif self._store.has("made"):
+            logger.warning(
+                "what is finished here is of other settings, problems or code: it is not taken over"
             )
-        if self._recipe.llm.enabled:
-            replies = sum(making.drafts for making in of_problems) + len(of("llm"))
-            self._counts.stage("llm", replies, replies - len(of("llm")), of("llm"), unit="drafts")
-        tried = sum(making.drafts for making in found)
-        self._counts.stage(
-            "verify",
-            tried,
-            len(made),
-            of("verify"),
-            unit="drafts",
-            # They run side by side; what they took together stands with the longest.
-            seconds=sum(making.seconds for making in found),
-        )
-
-    def _decides(self) -> list[Any]:
-        """What of the recipe decides what becomes of a problem."""
-        recipe, llm = self._recipe, self._recipe.llm
-        asked = (llm.enabled, llm.model, llm.samples, llm.solvers, llm.temperature)
-        window = (recipe.filters.min_calls, recipe.filters.max_calls, recipe.filters.min_tools)
-        return [recipe.verify, recipe.extract, asked, llm.max_tokens, llm.repairs, window]
+        return kept
 
     async def _filter(self, made: Sequence[Made]) -> Filtered:
         recipe = self._recipe.filters
@@ -213,27 +196,9 @@ class Factory:
 
     async def _audited(self, made: Sequence[Made]) -> tuple[list[Made], report.Audit]:
         """The environments that the audit has nothing against, whatever passed before; what it says of them."""
-        findings = await findings_of(self._court, made)
-        found = [
-            one
-            for one in findings
-            if one.check in (Check.REFERENCES_WRONG, Check.OBSERVE_ONLY_WINS, Check.ANSWER_LEAKS)
-        ]
-        problems = {one.draft.env: one.draft.problem for one in made}
-        refusals = [
-            Refusal(
-                problem=problems.get(one.env, ""),
-                env=one.env,
-                stage="audit",
-                reason=one.check.value,
-                detail=one.detail,
-            )
-            for one in found
-        ]
-        wrong = {one.env for one in found}
-        kept = [one for one in made if one.draft.env not in wrong]
+        kept, refusals, audit = audited(made, await findings_of(self._court, made))
         self._counts.stage("audit", len(made), len(kept), refusals)
-        return kept, counted_in([one for one in findings if one.env not in wrong])
+        return kept, audit
 
     async def _answers(self, one: Made, configs: Sequence[dict[str, Any]]) -> list[Any]:
         """What an environment's original solution says of other configurations; None where it fails."""
@@ -265,7 +230,48 @@ class Factory:
         )
 
 
-def _with_own_ids(made: Sequence[Made]) -> list[Made]:
+def record_key(
+    store: Store, recipe: SynthRecipe, item: Problem | Draft, problem: Problem | None = None
+) -> str:
+    """What a finished problem, or draft of `problem`, is kept under: all that decides what becomes of it."""
+    llm, filters = recipe.llm, recipe.filters
+    asked = (llm.enabled, llm.model, llm.samples, llm.solvers, llm.temperature)
+    window = (filters.min_calls, filters.max_calls, filters.min_tools)
+    return store.key(
+        type(item).__name__,
+        item.digest,
+        problem.digest if problem else "",
+        recipe.verify,
+        recipe.extract,
+        asked,
+        llm.max_tokens,
+        llm.repairs,
+        window,
+    )
+
+
+def audited(
+    made: Sequence[Made], findings: Sequence[Finding]
+) -> tuple[list[Made], list[Refusal], report.Audit]:
+    """The environments without a finding that makes them wrong, why not the others, and what is left to tell."""
+    problems = {one.draft.env: one.draft.problem for one in made}
+    refusals = [
+        Refusal(
+            problem=problems.get(one.env, ""),
+            env=one.env,
+            stage="audit",
+            reason=one.check.value,
+            detail=one.detail,
+        )
+        for one in findings
+        if one.check in (Check.REFERENCES_WRONG, Check.OBSERVE_ONLY_WINS, Check.ANSWER_LEAKS)
+    ]
+    wrong = {one.env for one in refusals}
+    kept = [one for one in made if one.draft.env not in wrong]
+    return kept, refusals, counted_in([one for one in findings if one.env not in wrong])
+
+
+def with_own_ids(made: Sequence[Made]) -> list[Made]:
     """The same, but for those whose id another has: two samples of a model may choose one name."""
     found: dict[str, Made] = {}
     for one in made:

@@ -20,8 +20,17 @@ from rollout import toolcall
 from rollout.episode import Limits, Session, Sessions
 from rollout.faults import RolloutFault, boundary
 from rollout.types import StopReason
-from synth.chat import Chat, ChatError, ContextFull, Function, Message, Said
-from synth.player import MAX_ERROR_CHARS, Played
+from synth.chat import (
+    Chat,
+    ContextFull,
+    EndpointError,
+    Function,
+    Message,
+    QuestionError,
+    Said,
+    TriesFailed,
+)
+from synth.player import MAX_ERROR_CHARS, Played, PlayerError
 
 logger = logging.getLogger(__name__)
 
@@ -37,10 +46,16 @@ class EndpointPlayer:
     """A `synth.player.Player`. Close it; it closes its `Chat`."""
 
     def __init__(
-        self, chat: Chat, sessions: Sessions, limits: Limits, *, temperature: float = 1.0
+        self,
+        chat: Chat,
+        model: str,
+        sessions: Sessions,
+        limits: Limits,
+        *,
+        temperature: float = 1.0,
     ) -> None:
         """Of the limits, `max_turns` bounds calls, and `max_context_tokens` what the endpoint counts."""
-        self.name = chat.model
+        self.name = model
         self._chat = chat
         self._sessions = sessions
         self._limits = limits
@@ -50,6 +65,7 @@ class EndpointPlayer:
         """One episode. Raises PlayerError."""
         return await play_endpoint(
             self._chat,
+            self.name,
             self._sessions,
             task,
             sample,
@@ -63,6 +79,7 @@ class EndpointPlayer:
 
 async def play_endpoint(
     chat: Chat,
+    model: str,
     sessions: Sessions,
     task: Task,
     sample: int,
@@ -71,7 +88,7 @@ async def play_endpoint(
     temperature: float = 1.0,
 ) -> Played:
     """Play one episode of a task. What fails is in the result; raises PlayerError alone."""
-    episode = _Episode(chat, task, sample, limits, temperature)
+    episode = _Episode(chat, model, task, sample, limits, temperature)
     try:
         async with asyncio.timeout(limits.timeout_s):
             with boundary(StopReason.ENV_ERROR):
@@ -82,7 +99,9 @@ async def play_endpoint(
                 await _close(session, task)
     except RolloutFault as fault:
         return episode.failed(fault.stop, fault.text)
-    except ChatError as error:
+    except EndpointError as error:
+        raise PlayerError(str(error)) from error
+    except (QuestionError, TriesFailed) as error:
         return episode.failed(StopReason.ENGINE_ERROR, str(error))
     except TimeoutError:
         error = f"the episode took longer than {limits.timeout_s:g} s"
@@ -103,9 +122,10 @@ class _Episode:
     """A conversation and what came of it so far."""
 
     def __init__(
-        self, chat: Chat, task: Task, sample: int, limits: Limits, temperature: float
+        self, chat: Chat, model: str, task: Task, sample: int, limits: Limits, temperature: float
     ) -> None:
         self._chat = chat
+        self._model = model
         self._task = task
         self._sample = sample
         self._limits = limits
@@ -120,26 +140,32 @@ class _Episode:
         )
 
     async def converse(self, session: Session) -> StopReason:
-        """Play to the end. Raises RolloutFault, ChatError, PlayerError."""
+        """Play to the end. Raises RolloutFault, QuestionError, TriesFailed, EndpointError."""
         self._messages.append({"role": "user", "content": session.prompt})
         while self.calls < self._limits.max_turns:
             seed = f"{self._task.seed}/{self._sample}/{self.calls}"
             try:
                 reply = await self._chat.ask(
-                    self._messages,
-                    session.tools,
-                    temperature=self._temperature,
-                    max_tokens=self._limits.max_reply_tokens,
-                    seed=zlib.crc32(seed.encode()) >> 1,
+                    {
+                        "model": self._model,
+                        "messages": self._messages,
+                        "tools": session.tools,
+                        "temperature": self._temperature,
+                        "max_tokens": self._limits.max_reply_tokens,
+                        "seed": zlib.crc32(seed.encode()) >> 1,
+                    }
                 )
-            except ContextFull as error:
+            except ContextFull:
                 if not self.calls:
                     # Nothing was played: a setting is wrong, e.g. a longer reply than there is room for.
-                    raise RolloutFault(StopReason.ENGINE_ERROR, str(error)) from error
+                    raise
                 return StopReason.CONTEXT_FULL
             if await self._act(session, reply.said):
                 return StopReason.ANSWERED
-            if reply.num_tokens >= self._limits.max_context_tokens:
+            if (
+                reply.tokens.prompt_tokens + reply.tokens.completion_tokens
+                >= self._limits.max_context_tokens
+            ):
                 return StopReason.CONTEXT_FULL
         return StopReason.MAX_TURNS
 

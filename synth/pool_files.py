@@ -63,19 +63,25 @@ def module_name(env: str) -> str:
 def recipes(pools: Mapping[str, Sequence[Made]]) -> Files:
     """`train.toml` and `eval.toml`, to be named after a run's own recipe; none for what has no tasks.
 
-    Runs divide the configurations of each environment once more by their hash, so that only those
-    environments are listed that have one of the wanted kind.
+    A run keeps one in eight configurations of what it trains on for evaluation, by their hash, so that
+    only those environments are trained on that have others. What it never trains on is measured whole.
     """
     of: dict[Side, dict[str, Sequence[Made]]] = {side: {} for side in Side}
     for pool, envs in pools.items():
         of[Side(pool.split("_")[0])][pool] = envs
     trained: list[str] = []
     for pool, envs in of[Side.TRAIN].items():
-        names = [one.draft.env for one in envs if _count(one, Split.TRAIN, 0)]
+        names = [one.draft.env for one in envs if _has_to_train_on(one)]
         if names:
             trained += [f"[pools.{pool}]", f'source = "pool/{pool}"', f"train = {_list(names)}", ""]
     longest = max((task.num_calls for one in _all(of) for task in one.tasks), default=0)
-    turns = ["[rollout]", f"max_turns = {longest + _SPARE_CALLS}", ""]
+    turns = [
+        "# rollout.max_context_tokens must hold a prompt and as many turns, of which tokens only a policy's",
+        "# tokenizer knows: where too few, rollouts end as context_full.",
+        "[rollout]",
+        f"max_turns = {longest + _SPARE_CALLS}",
+        "",
+    ]
     validated, tested = _measured(of[Side.VALIDATION]), _measured(of[Side.TEST])
     files: Files = {}
     if trained:
@@ -96,12 +102,16 @@ def _all(of: Mapping[Side, Mapping[str, Sequence[Made]]]) -> list[Made]:
 
 
 def _measured(pools: Mapping[str, Sequence[Made]]) -> list[str]:
-    """Pools that are only evaluated on, and for each and each level a set of all that it has."""
+    """Pools that are only evaluated on, and for each and each level a set of tasks.
+
+    It has all of them where its environments have equally many, and else of each as many as of the
+    one with the fewest.
+    """
     lines: list[str] = []
     for pool, envs in pools.items():
         sets: list[str] = []
         for level in sorted({task.level for one in envs for task in one.tasks}):
-            counts = {one.draft.env: _count(one, Split.EVAL, level) for one in envs}
+            counts = {one.draft.env: sum(task.level == level for task in one.tasks) for one in envs}
             names = [f"{pool}/{env}" for env, count in counts.items() if count]
             if names:
                 name = f"{pool}_level_{level}" if level else pool
@@ -114,10 +124,10 @@ def _measured(pools: Mapping[str, Sequence[Made]]) -> list[str]:
     return lines
 
 
-def _count(one: Made, split: Split, level: int) -> int:
+def _has_to_train_on(one: Made) -> bool:
     env = one.draft.env
-    return sum(
-        task.level == level and config_split(env, task.config) is split for task in one.tasks
+    return any(
+        task.level == 0 and config_split(env, task.config) is Split.TRAIN for task in one.tasks
     )
 
 

@@ -5,16 +5,16 @@ A rate is kept as soon as its environment was played, so that a factory that was
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from configs.load import ConfigError
 from configs.synth import FilterRecipe
 from rollout.episode import Limits
+from synth.address import find_key, find_url, section_of
 from synth.chat import Chat
 from synth.court import Court
 from synth.filters import task_key
@@ -23,6 +23,9 @@ from synth.player_endpoint import EndpointPlayer
 from synth.progress import Stages
 from synth.records import Made, MadeTask, PassRate
 from synth.store import Store
+
+if TYPE_CHECKING:
+    from synth.player_local import LocalPlayer
 
 KIND = "rates"
 # Calls beyond an oracle's that a model may make.
@@ -101,23 +104,21 @@ async def _player(
     )
     player: Player
     if recipe.base_url:
-        chat = await Chat.start(
-            base_url=recipe.base_url, model=model, key=_key(os.environ, recipe.key_env)
-        )
-        player = EndpointPlayer(chat, court.sessions, limits)
+        url = find_url(recipe, os.environ)
+        key = find_key(recipe, url, os.environ)
+        chat = await asyncio.to_thread(Chat, url=url, key=key, section=section_of(recipe))
+        player = EndpointPlayer(chat, model, court.sessions, limits)
     else:
-        # It takes torch, whose import takes seconds that no other stage needs.
-        from synth.player_local import LocalPlayer
-
-        player = await LocalPlayer.start(model, court.sessions, limits)
+        kind = await asyncio.to_thread(_local_player)
+        player = await kind.start(model, court.sessions, limits)
     try:
         yield player
     finally:
         await player.close()
 
 
-def _key(environ: Mapping[str, str], name: str) -> str:
-    """The endpoint's key, which an endpoint of one's own may not need."""
-    if name and name not in environ and name != FilterRecipe().key_env:
-        raise ConfigError(f"filters.key_env={name!r}: the environment has no such variable: set it")
-    return environ.get(name, "")
+def _local_player() -> "type[LocalPlayer]":
+    """It takes torch, whose import takes seconds that no other stage needs. Blocks."""
+    from synth.player_local import LocalPlayer
+
+    return LocalPlayer

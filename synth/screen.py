@@ -164,7 +164,10 @@ class _Screen:
         if name in _BUILTINS or (_is_dunder(name) and name not in _DUNDERS):
             yield f"uses {name}, which has no place in a computation"
         elif name in _STREAMS and self._role != "program":
-            yield f"uses {name}: nobody reads or sees it here; return what is to be known"
+            yield (
+                f"uses {name}: nobody reads or sees it here; return what is to be known, or say "
+                '"kind": "stdin" of a program that reads standard input'
+            )
 
     def _stepwise(self, name: str) -> Iterator[str]:
         if name not in stepwise.__all__:

@@ -208,7 +208,9 @@ def entry_name(row: Row, source: str, place: str) -> str:
         return names[0]
     known = ", ".join(names) or "none"
     raise Unread(
-        "no entry", f"{place}: which function is called? There is {known}: name it in `entry`"
+        "no entry",
+        f"{place}: which function is called? There is {known}: name it in `entry`, or say "
+        '"kind": "stdin" of a program that reads standard input',
     )
 
 

@@ -59,11 +59,7 @@ def split(
     The shares are met as far as clusters allow; training always gets one. Raises ConfigError for shares
     that leave nothing to train on.
     """
-    if recipe.validation + recipe.test >= 1:
-        raise ConfigError(
-            f"split.validation={recipe.validation} and split.test={recipe.test} leave nothing to train "
-            "on: lower one"
-        )
+    check_shares(recipe)
     pairs = tuple(sorted(tuple(sorted(pair)) for pair in near))
     clusters = _clusters(made, pairs)
     order = sorted(clusters, key=lambda name: _draw(recipe.seed, name))
@@ -78,6 +74,15 @@ def split(
     splits = Splits(**told, near=tuple((a, b) for a, b in pairs))
     check(splits, made)
     return splits
+
+
+def check_shares(recipe: SplitRecipe) -> None:
+    """Raise ConfigError for shares that leave nothing to train on."""
+    if recipe.validation + recipe.test >= 1:
+        raise ConfigError(
+            f"split.validation={recipe.validation:g} and split.test={recipe.test:g} leave nothing to train "
+            "on: lower one"
+        )
 
 
 def check(splits: Splits, made: Sequence[Made]) -> None:

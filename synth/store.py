@@ -14,7 +14,7 @@ from synth import atomic
 
 T = TypeVar("T")
 
-_PACKAGE = Path(__file__).parent
+_ROOT = Path(__file__).parents[1]
 
 
 class Store:
@@ -39,19 +39,23 @@ class Store:
         except (OSError, msgspec.MsgspecError):
             return None
 
+    def has(self, kind: str) -> bool:
+        """Whether there are records of a kind, under whatever keys."""
+        return next((self.folder / kind).glob("*.json"), None) is not None
+
     def put(self, kind: str, key: str, record: Any) -> None:
         """Keep a record: all of it or nothing. Raises atomic.WriteError."""
         atomic.write(self.folder / kind / f"{key}.json", msgspec.json.encode(record))
 
 
-def code_digest() -> str:
-    """SHA-256 (hex) of the code that makes and judges environments."""
+def code_digest(root: Path = _ROOT) -> str:
+    """SHA-256 (hex) of the code below `root` that makes and judges environments."""
     digest = hashlib.sha256()
-    root = _PACKAGE.parent
-    prompts = (_PACKAGE / "llm" / "prompts").glob("*.md")
-    files = [*_PACKAGE.rglob("*.py"), *prompts, *(root / "envpool").glob("*.py")]
+    package = root / "synth"
+    prompts = (package / "llm" / "prompts").glob("*.md")
+    files = [*package.rglob("*.py"), *prompts, *(root / "envpool").glob("*.py")]
     for path in sorted(files):
         # Problems are keyed by what they say.
-        if _PACKAGE / "problems" not in path.parents:
+        if package / "problems" not in path.parents:
             digest.update(path.relative_to(root).as_posix().encode() + b"\n" + path.read_bytes())
     return digest.hexdigest()

@@ -20,7 +20,6 @@ from synth.records import Made, MadeTask, Move, Refusal
 from synth.vary import draw_kinds, vary
 
 STAGE = "vary"
-KINDS = ("rename", "permute", "distract", "fail", "noise", "paginate", "budget")
 # Calls of a variant: failures and pages make more of them.
 MAX_CALLS = 4096
 
@@ -40,7 +39,7 @@ async def with_variants(
                 rng = Random(f"{recipe.seed}/{config_digest(one.draft.env, task.config)}")
                 if rng.random() >= recipe.share:
                     continue
-                variant = await _variant(room, one, task, rng, recipe.kinds or KINDS)
+                variant = await _variant(room, one, task, rng, recipe.kinds)
                 if isinstance(variant, Refusal):
                     refusals.append(variant)
                 else:

@@ -17,7 +17,7 @@ from configs.synth import VerifyRecipe
 from envpool.task import Config, config_digest
 from envpool.tools import Schema
 from synth import oracle, shown
-from synth.certificate import certify, longest_s
+from synth.certificate import certify, longest_s, too_short
 from synth.court import INSIDE, Answer, Court, Failure, JobFault, Room, solution_name, told
 from synth.oracle import OracleError
 from synth.problem import Problem
@@ -368,9 +368,9 @@ class _Trial:
         rate = shown.guess_rate(one.prompt, drawn)
         if rate > self._recipe.max_guess_rate:
             words = f"one answer is right for {rate:.0%} of configurations"
-            raise _ConfigRefused(
-                "guessable", f"{words}, over {self._recipe.max_guess_rate:.0%}", one.config
-            )
+            bound = f"over {self._recipe.max_guess_rate:.0%} (verify.max_guess_rate)"
+            cure = "let inputs differ more, or ask for more than a small number or a yes"
+            raise _ConfigRefused("guessable", f"{words}, {bound}: {cure}", one.config)
         if won := await self._ask("agents:constants_that_win", list, config=one.config):
             words = f"{in_brief(won[0])} wins without a call"
             raise _ConfigRefused("null agent wins", words, one.config)
@@ -390,12 +390,7 @@ class _Trial:
             self._desk, one.config, others, moves, level=one.level, recipe=self._recipe
         )
         if certificate.calls < self._recipe.min_certificate:
-            words = f"{certificate.calls} calls tell it from {certificate.alternatives} others"
-            raise _ConfigRefused(
-                "shortcut",
-                f"{words}: at least {self._recipe.min_certificate} are wanted",
-                one.config,
-            )
+            raise _ConfigRefused("shortcut", too_short(certificate, self._recipe), one.config)
         return MadeTask(
             config=one.config,
             level=one.level,

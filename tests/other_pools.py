@@ -9,6 +9,9 @@ from envpool.envs.sum_list import SumList
 
 one: dict[str, type[ToolEnv]] = {"sum_list": basics["sum_list"]}
 two: dict[str, type[ToolEnv]] = {"find_max": basics["find_max"], "sum_list": basics["sum_list"]}
+# `price_total` is trained on in no recipe here.
+apart: dict[str, type[ToolEnv]] = {"price_total": basics["price_total"]}
+mixed: dict[str, type[ToolEnv]] = {**apart, **one}
 
 
 class Constant(SumList):

@@ -335,3 +335,8 @@ def test_an_engine_that_cannot_be_is_refused(arguments: list[str], words: list[s
     with pytest.raises(ConfigError) as raised:
         check_engine(load(["local_vllm.toml", *arguments]))
     assert all(word in str(raised.value) for word in words), raised.value
+
+
+def test_a_mistyped_command_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert launch.main(["trian"]) == 2
+    assert "'trian' is no command; did you mean train?" in capsys.readouterr().err

@@ -95,8 +95,8 @@ def test_a_pool_is_added_replaced_and_removed_while_it_trains(tmp_path: Path) ->
             process.terminate()
             output, _ = process.communicate(timeout=60)
     assert process.returncode == 130, output[-3000:]
-    records = pools.read(run_dir)
-    assert records is not None and {record.name for record in records} == {"tiny", "unseen"}
+    found = pools.read(run_dir)
+    assert found is not None and {record.name for record in found.pools} == {"tiny", "unseen"}
     rows = list(audit.rows(run_dir))
     prompts = {row.pool_version: row.prompt for row in rows if row.pool == "late" and row.prompt}
     assert prompts[first].startswith("What is") and prompts[second].startswith("Find")

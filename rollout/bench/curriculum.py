@@ -60,11 +60,12 @@ class Levels:
     def key(self) -> PoolKey:
         return PoolKey(self.name, self.version)
 
-    def draw(self, env_id: str, rng: Random, split: Split, level: int = 0) -> Config:
+    def draw(self, env_id: str, rng: Random, split: Split | None, level: int = 0) -> Config:
         assert split is Split.TRAIN and level == 0
         return {"number": rng.choice(list(self.offsets[env_id]))}
 
-    def count(self, env_id: str, split: Split, level: int = 0) -> int:
+    def count(self, env_id: str, split: Split | None, level: int = 0) -> int:
+        assert split is Split.TRAIN and level == 0
         return len(self.offsets[env_id])
 
     def task(self, env_id: str, config: Config, seed: int) -> Task:

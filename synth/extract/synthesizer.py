@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from configs.synth import ExtractRecipe
+from envpool.folder import env_id_of
 from envpool.task import Config
 from synth.extract import types
 from synth.extract.compile import compile_solution
@@ -65,7 +66,9 @@ def _draft(
 ) -> Draft:
     if problem.kind != "function":
         raise NotExtractableError(
-            "standard input", "a function's arguments become the hidden state"
+            "standard input",
+            "it reads its input from text, and a function's arguments become the hidden state: give it as "
+            "a function, or use llm.enabled=true",
         )
     function = entry_of(solution, problem.entry)
     parameters = parameters_of(function)
@@ -92,7 +95,8 @@ def _draft(
     )
     ast.parse(source)
     return Draft(
-        env=problem.id,
+        # Not the problem's: of `apps_8` the class is `Apps8`, whose id is `apps8`.
+        env=env_id_of(class_name(problem.id)),
         problem=problem.id,
         concept=problem.concept,
         origin="extract",

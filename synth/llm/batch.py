@@ -11,8 +11,9 @@ from typing import Any
 import msgspec
 
 from configs.load import ConfigError
+from synth.chat import read_completion
 from synth.llm.cache import ReplyCache, Request, write_whole
-from synth.llm.endpoint import read_completion
+from synth.llm.endpoint import reply_of
 
 _URL = "/v1/chat/completions"
 _KEY_DIGITS = 16
@@ -66,7 +67,7 @@ def read(path: Path, requests: Mapping[str, Request], cache: ReplyCache) -> Batc
             unknown.append(name)
             continue
         try:
-            reply = read_completion(_body(line))
+            reply = reply_of(read_completion(_body(line)))
         except ValueError as error:
             failed[name] = str(error)
             continue

@@ -17,12 +17,13 @@ from typing import Self, TypeVar
 
 from configs.load import ConfigError
 from configs.synth import LlmRecipe
+from synth.address import find_key, find_url, section_of
+from synth.chat import Chat, EndpointError, Sleep
 from synth.llm import batch
-from synth.llm.address import find_key, find_url
 from synth.llm.batch import BatchReport
 from synth.llm.cache import ReplyCache, Request
 from synth.llm.conversation import Conversation, about_environment, about_solver
-from synth.llm.endpoint import Endpoint, EndpointError, Sleep
+from synth.llm.endpoint import Endpoint
 from synth.llm.prompts import Prompts
 from synth.llm.replies import (
     RefusedReply,
@@ -91,7 +92,7 @@ class Synthesizer:
                 f"llm.cache={self._recipe.cache!r}: {error}: name a directory that can be written"
             ) from error
         if self._recipe.batch != "write":
-            self._endpoint = await asyncio.to_thread(self._connect)
+            self._endpoint = await self._connect()
         return self
 
     async def __aexit__(
@@ -103,10 +104,18 @@ class Synthesizer:
         if self._endpoint is not None:
             await self._endpoint.close()
 
-    def _connect(self) -> Endpoint:
-        url = find_url(self._recipe, self._environ)
-        key = find_key(self._recipe, url, self._environ)
-        return Endpoint(self._recipe, url=url, key=key, sleep=self._sleep)
+    async def _connect(self) -> Endpoint:
+        recipe, url = self._recipe, find_url(self._recipe, self._environ)
+        chat = await asyncio.to_thread(
+            Chat,
+            url=url,
+            key=find_key(recipe, url, self._environ),
+            section=section_of(recipe),
+            retries=recipe.retries,
+            timeout_s=recipe.timeout_s,
+            sleep=self._sleep,
+        )
+        return Endpoint(chat)
 
     async def drafts(self, problem: Problem) -> list[Draft | Refusal]:
         """First drafts of a problem, all different, and after them what was refused for good."""

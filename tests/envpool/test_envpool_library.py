@@ -98,6 +98,26 @@ def test_it_counts_what_there_is_to_draw_from(source: LibrarySource) -> None:
     assert source.count("find_max", Split.TRAIN, level=1) == 0
 
 
+def test_without_a_split_all_configurations_are_drawn_alike(source: LibrarySource) -> None:
+    rng = Random(0)
+    drawn = [source.draw("find_max", rng, None) for _ in range(40_000)]
+    total = source.count("find_max", None)
+    assert len({str(config) for config in drawn}) == total
+    assert total == sum(source.count("find_max", split) for split in Split)
+    kept = sum(config_split("find_max", config) is Split.EVAL for config in drawn)
+    expected = source.count("find_max", Split.EVAL) / total
+    assert kept / len(drawn) == pytest.approx(expected, abs=0.01)
+
+
+def test_the_words_for_what_was_never_drawn_name_the_split_if_there_is_one(
+    source: LibrarySource,
+) -> None:
+    with pytest.raises(ConfigError, match="gave no eval configuration of level 1 in"):
+        source.draw("find_max", Random(0), Split.EVAL, level=1)
+    with pytest.raises(ConfigError, match="gave no configuration of level 1 in"):
+        source.draw("find_max", Random(0), None, level=1)
+
+
 def test_draws_follow_the_generator(source: LibrarySource) -> None:
     again = studied("basics", BASICS, {"sum_list": [0]})
     one = [source.draw("sum_list", rng, Split.TRAIN) for rng in [Random(7)] for _ in range(20)]

@@ -3,6 +3,7 @@
 import importlib
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -51,6 +52,28 @@ def test_drawn_configurations_are_of_the_split_asked_for(env_id: str, split: Spl
         task = source.task(env_id, source.draw(env_id, rng, split, level=1), seed=1)
         assert task.split is config_split(env_id, task.config) is split
         assert (task.pool, task.pool_version) == ("basics", source.version)
+
+
+def test_without_a_split_any_configuration_is_drawn() -> None:
+    source = PoolSource.load("basics", SECTION)
+    rng = Random(0)
+    drawn = [source.draw("sum_list", rng, None) for _ in range(400)]
+    sides = Counter(config_split("sum_list", config) for config in drawn)
+    # One in eight.
+    assert 30 <= sides[Split.EVAL] <= 75 and sides.total() == 400
+    assert source.count("sum_list", None) is None
+
+
+def test_without_a_split_every_configuration_that_is_listed_counts() -> None:
+    listed = [{"numbers": [number]} for number in [*range(24), 3, 5]]
+    source = PoolSource(
+        name="p", version="", envs={"a": SumList}, train=("a",), trusted=True,
+        tasks={("a", 0): listed},
+    )  # fmt: skip
+    each = [source.count("a", split) for split in Split]
+    assert all(each) and source.count("a", None) == 24 == sum(number or 0 for number in each)
+    rng = Random(0)
+    assert {source.draw("a", rng, None)["numbers"][0] for _ in range(500)} == {*range(24)}
 
 
 def test_draws_are_decided_by_the_generator_given() -> None:

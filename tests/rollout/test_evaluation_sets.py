@@ -1,10 +1,13 @@
 """Evaluation sets: which tasks, how decoded, what counts."""
 
+import dataclasses
+
 import pytest
 
+from configs.load import ConfigError
 from configs.schema import EvalSet, PoolSection
 from envpool.source import PoolSource
-from envpool.task import Split, Task
+from envpool.task import Split, Task, config_split
 from rollout.evaluate import Evaluation, draw_sets
 from rollout.scores import score
 from rollout.types import StopReason
@@ -25,6 +28,46 @@ def test_tasks_are_of_the_evaluation_split_each_once_the_environments_in_turn() 
     assert {task.split for task in tasks} == {Split.EVAL}
     assert [task.env for task in tasks] == ["sum_list", "find_max"] * 20
     assert len({task.id for task in tasks}) == len(tasks)
+
+
+def test_of_what_is_never_trained_on_any_configuration_is_drawn() -> None:
+    untouched = {("basics", "find_max"), ("other", "sum_list")}
+    tasks = draw_sets(SPEC, SOURCES, seed=0, untouched=untouched)["fresh"]
+    sides = {env: {t.split for t in tasks if t.env == env} for env in ("find_max", "sum_list")}
+    assert sides == {"find_max": set(Split), "sum_list": {Split.EVAL}}
+
+
+def listed(*numbers: int) -> PoolSource:
+    """A pool that lists tasks."""
+    section = PoolSection(source="envpool.envs:basics", trusted=True)
+    source = PoolSource.load("listed", section)
+    tasks = {("sum_list", 0): [{"numbers": [number]} for number in numbers]}
+    return dataclasses.replace(source, tasks=tasks)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_set_has_every_task_of_a_list_that_it_is_as_long_as(seed: int) -> None:
+    spec = {"all": EvalSet(envs=["sum_list"], count=17)}
+    untouched = {("listed", "sum_list")}
+    source = listed(*range(17))
+    tasks = draw_sets(spec, {"listed": source}, seed=seed, untouched=untouched)["all"]
+    assert sorted(task.config["numbers"][0] for task in tasks) == [*range(17)]
+    assert {task.split for task in tasks} == set(Split)
+    more = draw_sets(
+        {"all": EvalSet(envs=["sum_list"], count=20)}, {"listed": source}, seed=seed,
+        untouched=untouched,
+    )["all"]  # fmt: skip
+    assert len(more) == 20 and len({task.id for task in more}) == 17
+
+
+def test_a_list_without_a_task_for_evaluation_is_named() -> None:
+    numbers = [n for n in range(60) if config_split("sum_list", {"numbers": [n]}) is Split.TRAIN]
+    spec = {"all": EvalSet(envs=["sum_list"], count=3)}
+    source = listed(*numbers[:7])
+    words = r"'sum_list' of pool listed has 7 configurations of level 0, and none .* split='eval'"
+    with pytest.raises(ConfigError, match=words):
+        draw_sets(spec, {"listed": source}, seed=0)
+    assert draw_sets(spec, {"listed": source}, seed=0, untouched={("listed", "sum_list")})["all"]
 
 
 def test_the_seed_chooses_the_tasks() -> None:

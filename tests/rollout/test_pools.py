@@ -5,13 +5,16 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import aiohttp
 import msgspec
 import pytest
 
+from configs.load import load
 from configs.schema import ControlSection
+from envpool.source import PoolSource
 from envpool.task import PoolKey, Split
 from rollout import audit, pools
 from rollout.control import serve
@@ -23,10 +26,13 @@ from rollout.status import PoolInfo
 from rollout.types import Grant
 from tests.coordinating import Bench, make_bench, playing, until, when
 from tests.fakes import FakeActor, alternating, make_task
+from tests.recipes import BASICS
 
 LONG = ("learner.steps=100000", "checkpoint.every=0", "rollout.group_size=2")
 ONE = {"name": "mine", "source": "tests.other_pools:one", "trusted": True}
 TWO = {**ONE, "source": "tests.other_pools:two"}
+APART = {**ONE, "source": "tests.other_pools:apart"}
+MIXED = {**ONE, "source": "tests.other_pools:mixed"}
 
 
 @asynccontextmanager
@@ -68,9 +74,9 @@ async def check_balance(bench: Bench) -> None:
 
 
 async def written(bench: Bench) -> set[tuple[str, str]]:
-    records = await asyncio.to_thread(pools.read, bench.run_dir)
-    assert records is not None
-    return {(record.name, str(record.state)) for record in records}
+    found = await asyncio.to_thread(pools.read, bench.run_dir)
+    assert found is not None
+    return {(record.name, str(record.state)) for record in found.pools}
 
 
 async def test_an_added_pool_is_drawn_from_and_trained_on(tmp_path: Path) -> None:
@@ -333,6 +339,95 @@ async def test_a_pool_may_be_for_evaluation_alone(tmp_path: Path) -> None:
         await ask(client, "DELETE", "/pools/mine")
         assert not bench.coordinator._evaluation_sets
         await when(lambda: bool(bench.actors[0].retired))
+
+
+def sides_of(bench: Bench, name: str = "mine") -> dict[str, set[Split]]:
+    """The splits of a set's configurations, by environment."""
+    tasks = bench.coordinator._evaluation_sets[name]
+    return {env: {t.split for t in tasks if t.env == env} for env in {t.env for t in tasks}}
+
+
+async def test_only_what_is_never_trained_on_is_evaluated_whole(tmp_path: Path) -> None:
+    bench = await make_bench(tmp_path, *LONG)
+    async with served(bench) as client:
+        await ask(client, "POST", "/pools", {**MIXED, "split": "eval"})
+        assert sides_of(bench) == {"price_total": set(Split), "sum_list": {Split.EVAL}}
+
+
+async def test_what_is_evaluated_whole_is_not_trained_on(tmp_path: Path) -> None:
+    bench = await make_bench(tmp_path, *LONG)
+    other = {**MIXED, "name": "other", "train": ["sum_list"]}
+    async with served(bench) as client:
+        await ask(client, "POST", "/pools", other)
+        await ask(client, "POST", "/pools", {**MIXED, "split": "eval"})
+        before = sides_of(bench)
+        # A new pool, and one that is trained on already.
+        for body in ({**APART, "name": "late"}, {**other, "train": [], "replace": True}):
+            words = await ask(client, "POST", "/pools", body, status=409)
+            for part in (
+                f"pool {body['name']!r}",
+                "'price_total'",
+                "set 'mine'",
+                "remove pool 'mine'",
+            ):
+                assert part in words
+        assert [key.name for key in bench.actors[0].retired] == ["late"]
+        assert sides_of(bench) == before
+        assert set(await listed(client)) == {"basics live", "other live", "mine live"}
+        assert (await listed(client))["other live"].train == ["sum_list"]
+        # Of an id that is trained on already there are configurations that nobody evaluates.
+        await ask(client, "POST", "/pools", ONE | {"name": "late"})
+
+
+async def test_what_was_once_trained_on_is_never_evaluated_whole(tmp_path: Path) -> None:
+    bench = await make_bench(tmp_path, *LONG)
+    async with served(bench) as client:
+        await ask(client, "POST", "/pools", {**APART, "split": "eval"})
+        assert sides_of(bench) == {"price_total": set(Split)}
+        await ask(client, "DELETE", "/pools/mine")
+        await ask(client, "POST", "/pools", {**APART, "name": "late"})
+        await ask(client, "DELETE", "/pools/late")
+        await when(lambda: len(bench.actors[0].retired) == 2)
+        await ask(client, "POST", "/pools", {**APART, "split": "eval"})
+        assert sides_of(bench) == {"price_total": {Split.EVAL}}
+        found = await asyncio.to_thread(pools.read, bench.run_dir)
+        assert found is not None and "price_total" in (found.trained or ())
+
+
+async def test_a_pool_for_evaluation_can_be_replaced_by_one_to_train_on(tmp_path: Path) -> None:
+    bench = await make_bench(tmp_path, *LONG)
+    async with served(bench) as client:
+        await ask(client, "POST", "/pools", {**APART, "split": "eval"})
+        # Its set goes with it.
+        await ask(client, "POST", "/pools", {**MIXED, "replace": True})
+        assert not bench.coordinator._evaluation_sets
+        await when(lambda: trained_pools(bench)["mine"] > 3)
+
+
+async def test_what_is_evaluated_on_its_split_alone_may_be_trained_on(tmp_path: Path) -> None:
+    bench = await make_bench(tmp_path, *LONG)
+    source = bench.coordinator._pools.live("basics").source
+    assert "price_total" not in source.train
+    config = source.draw("price_total", Random(0), Split.EVAL)
+    sets = {"unseen": [source.task("price_total", config, seed=0)]}
+    settings = [*LONG, "eval.before=false"]
+    bench = await make_bench(tmp_path / "run", *settings, evaluation_sets=sets)
+    async with served(bench) as client:
+        await ask(client, "POST", "/pools", APART)
+        await when(lambda: trained_pools(bench)["mine"] > 3)
+
+
+async def test_a_set_of_another_name_stays_and_so_does_what_it_is_about(tmp_path: Path) -> None:
+    pool = ["source=tests.other_pools:apart", "trusted=true", "split=eval"]
+    settings = [*LONG, "eval.before=false", *(f"pools.mine.{one}" for one in pool)]
+    config = await asyncio.to_thread(load, [BASICS, *settings])
+    source = await asyncio.to_thread(PoolSource.load, "mine", config.pools["mine"])
+    task = source.task("price_total", source.draw("price_total", Random(0), None), seed=0)
+    bench = await make_bench(tmp_path, *settings, evaluation_sets={"unseen": [task]})
+    async with served(bench) as client:
+        words = await ask(client, "POST", "/pools", {**MIXED, "replace": True}, status=409)
+        assert "set 'unseen'" in words and "remove pool" not in words
+        assert "run of its own" in words
 
 
 async def test_a_set_of_the_run_is_not_taken_over(tmp_path: Path) -> None:

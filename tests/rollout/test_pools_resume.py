@@ -153,17 +153,17 @@ async def test_changed_code_of_an_added_pool_is_refused(tmp_path: Path) -> None:
         await desk.add_pool("mine", ONE, replace=False)
 
     await killed_after(tmp_path, operate)
-    records = await asyncio.to_thread(pools.read, tmp_path)
-    assert records is not None
+    found = await asyncio.to_thread(pools.read, tmp_path)
+    assert found is not None
     changed = [
-        msgspec.structs.replace(r, version="0" * 16) if r.name == "mine" else r for r in records
+        msgspec.structs.replace(r, version="0" * 16) if r.name == "mine" else r for r in found.pools
     ]
     path = tmp_path / "pools.json"
     await asyncio.to_thread(rundir.write_json, path, pools.PoolsFile(pools=changed))
     config, resumed = await asyncio.to_thread(resume.check, tmp_path, [])
-    found = await asyncio.to_thread(sources, config)
+    served = await asyncio.to_thread(sources, config)
     with pytest.raises(ConfigError, match=r"pool mine has version .* restore its code"):
-        resume.check_pools(resumed, found)
+        resume.check_pools(resumed, served)
 
 
 async def test_a_run_from_before_pools_were_written_down_goes_on(tmp_path: Path) -> None:

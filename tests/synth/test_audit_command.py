@@ -120,6 +120,9 @@ def test_a_pool_draws_its_own_tasks(tmp_path: Path, capsys: pytest.CaptureFixtur
     """And may import what lies beside it."""
     (tmp_path / "_names.py").write_text("PREFIX = 'Today'\n")
     (tmp_path / "numbers_shown.py").write_text(POOL)
+    assert main([str(tmp_path)]) == 0
+    (row,) = [one for one in capsys.readouterr().out.splitlines() if one.startswith("references")]
+    assert row.endswith("-       -  no solution known")
     report = audited(capsys, str(tmp_path))
     assert report.tasks == 8 and report.looked_at["references_wrong"] == 0
     assert {check: count for check, count in report.audit.items() if count} == {

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from configs.synth import VerifyRecipe
 from envpool import sandbox
-from synth.certificate import certify
+from synth.certificate import certify, too_short
 from synth.court import Court, JobFault
 from synth.inside.hitting import Bounds, least_cover, maximal
 from synth.records import Certificate, Move
@@ -331,3 +331,20 @@ async def test_bounds_hold_for_machines_of_any_kind(court: Court) -> None:
             exact += 1
             assert found.calls == len(path), source
     assert exact > 3
+
+
+@pytest.mark.parametrize(
+    ("calls", "is_exact", "others", "told"),
+    [
+        (1, True, 9, "1 calls tell it from 9 others: at least 3 are wanted: hide more"),
+        (2, False, 9, "not proven: at least 3 calls are wanted, and 2 were proven to be needed"),
+        (0, False, 0, "not proven: no other configuration with this statement"),
+    ],
+)
+def test_a_short_certificate_says_whether_anything_was_proven(
+    calls: int, is_exact: bool, others: int, told: str
+) -> None:
+    certificate = Certificate(calls=calls, is_exact=is_exact, alternatives=others)
+    said = too_short(certificate, VerifyRecipe())
+    assert said.startswith(told)
+    assert ("verify.certificate_s=5" in said) == (not is_exact and others > 0)

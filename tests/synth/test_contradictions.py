@@ -23,6 +23,15 @@ def recipe(*words: str) -> SynthRecipe:
         (["split.test=0.6", "split.validation=0.4"], "leave nothing to train on"),
         (["filters.stronger=big"], "filters.stronger='big' does nothing without filters.model"),
         (["filters.model=/nowhere"], "'/nowhere' is no directory of a model"),
+        (["filters.model=x", "filters.base_url=here"], "filters.base_url='here' is no address"),
+        (
+            [
+                "filters.model=x",
+                "filters.base_url=https://api.example.com/v1",
+                "filters.key_env=NO_SUCH_KEY",
+            ],
+            "filters.key_env='NO_SUCH_KEY'",
+        ),
         ([f"filters.model={MODEL}"], "filters.max_context_tokens=32768 is more than the 1024"),
     ],
 )

@@ -153,9 +153,16 @@ def test_recipes_leave_out_what_a_run_cannot_draw(made: list[Made]) -> None:
         return pool_files.recipes({"train": [one], "test": [one]})
 
     assert only(Split.EVAL).keys() == {"eval.toml"}
-    assert only(Split.TRAIN).keys() == {"train.toml"}
-    count = re.search(rb"count = (\d+)", only(Split.EVAL)["eval.toml"])
-    assert count is not None and int(count[1]) == len(of[Split.EVAL])
+    assert only(Split.TRAIN).keys() == {"train.toml", "eval.toml"}
+
+
+def test_recipes_measure_on_all_tasks_of_what_is_never_trained_on(made: list[Made]) -> None:
+    total, largest = made[0], made[2]
+    files = pool_files.recipes({"train": [total], "validation": [total], "test": [total, largest]})
+    (validation,) = re.findall(rb"count = (\d+)", files["train.toml"])
+    assert int(validation) == len(total.tasks) == 24
+    # As many of each: 12 tasks of `largest` are of level 0, and as many of level 1, which the other lacks.
+    assert re.findall(rb"count = (\d+)", files["eval.toml"]) == [b"24", b"12"]
 
 
 def test_demonstrations_are_taken_by_the_warm_start(out: Path, splits: Splits) -> None:

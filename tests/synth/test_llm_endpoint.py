@@ -1,4 +1,4 @@
-"""`synth.llm.endpoint`: what is tried again, what ends everything, and that the key stays unseen."""
+"""`synth.chat` and `synth.llm.endpoint`: what is tried again, what ends everything, and the key unseen."""
 
 import asyncio
 import socket
@@ -10,15 +10,10 @@ import pytest
 
 from configs.load import ConfigError
 from configs.synth import LlmRecipe
-from synth.llm.address import NO_KEY, find_key, find_url, shown
+from synth.address import NO_KEY, find_key, find_url, section_of, shown
+from synth.chat import LONGEST_RETRY_AFTER_S, Chat, EndpointError, read_completion, retry_after_s
 from synth.llm.cache import Message, Request
-from synth.llm.endpoint import (
-    MAX_FAILED_IN_ROW,
-    Endpoint,
-    EndpointError,
-    read_completion,
-    retry_after_s,
-)
+from synth.llm.endpoint import MAX_FAILED_IN_ROW, Endpoint
 from synth.llm.replies import RefusedReply
 from tests.synth.llm_server import KEY, Answer, Pauses, make_recipe, serve
 
@@ -37,8 +32,16 @@ async def asking(
     url: str, pauses: Pauses | None = None, **settings: object
 ) -> AsyncIterator[Endpoint]:
     recipe: LlmRecipe = make_recipe(url, **settings)
-    # The client reads certificates as it is made.
-    endpoint = await asyncio.to_thread(Endpoint, recipe, url=url, key=KEY, sleep=pauses or Pauses())
+    chat = await asyncio.to_thread(
+        Chat,
+        url=url,
+        key=KEY,
+        section=section_of(recipe),
+        retries=recipe.retries,
+        timeout_s=recipe.timeout_s,
+        sleep=pauses or Pauses(),
+    )
+    endpoint = Endpoint(chat)
     try:
         yield endpoint
     finally:
@@ -139,18 +142,20 @@ async def test_an_endpoint_that_is_down_is_told_with_its_address() -> None:
     ],
 )
 async def test_what_is_no_chat_completion_ends_everything(answer: Answer) -> None:
-    async with serve([answer]) as served, asking(served.url) as endpoint:
-        with pytest.raises(EndpointError, match="no chat completion") as caught:
-            await endpoint.ask(REQUEST)
-        assert served.url in str(caught.value) and str(answer.body)[:10] in str(caught.value)
-        assert endpoint.retries == 0
+    async with serve(lambda _: answer) as served, asking(served.url, retries=1) as endpoint:
+        for _ in range(2):
+            with pytest.raises(EndpointError, match=r"no chat completion.*llm\.base_url") as caught:
+                await endpoint.ask(REQUEST)
+            assert served.url in str(caught.value) and str(answer.body)[:10] in str(caught.value)
+        # The second time nothing is sent.
+        assert len(served.bodies) == 2
 
 
 async def test_an_endpoint_that_was_well_may_hiccup() -> None:
     html = Answer(body="<html></html>")
     script = [Answer(text="hi"), *[html] * (MAX_FAILED_IN_ROW - 1), Answer(text="hi")]
     script += [html] * MAX_FAILED_IN_ROW
-    async with serve(script) as served, asking(served.url) as endpoint:
+    async with serve(script) as served, asking(served.url, retries=0) as endpoint:
         ends = []
         for _ in script:
             try:
@@ -177,8 +182,9 @@ async def test_tokens_are_guessed_where_they_are_not_counted() -> None:
 @pytest.mark.parametrize(
     ("status", "said", "cure"),
     [
-        (400, "bad seed", "llm.max_tokens"),
+        (400, "bad seed", "whose settings are those of llm"),
         (401, f"wrong key {KEY}", "llm.key_env"),
+        (402, "no money", "pay"),
         (403, "not yours", "llm.model"),
         (404, "no such model", "llm.base_url"),
         (418, "teapot", "see what it says"),
@@ -201,7 +207,13 @@ async def test_a_status_that_does_not_pass_ends_everything_once(
 
 
 @pytest.mark.parametrize(
-    ("status", "said"), [(400, "maximum context length is 4096 tokens"), (413, "too large")]
+    ("status", "said"),
+    [
+        (400, "maximum context length is 4096 tokens"),
+        (413, "too large"),
+        (422, "the prompt is too long"),
+        (400, "content_filter"),
+    ],
 )
 async def test_a_question_that_is_too_long_fails_alone(status: int, said: str) -> None:
     script = [Answer(status=status, body=said), Answer(text="hi")]
@@ -212,9 +224,25 @@ async def test_a_question_that_is_too_long_fails_alone(status: int, said: str) -
 
 
 async def test_a_key_that_the_server_echoes_is_left_out() -> None:
-    script = [Answer(text=f"your key is {KEY}")]
+    script = [Answer(text=f"your key is {KEY}", refusal=f"not with {KEY}")]
     async with serve(script) as served, asking(served.url) as endpoint:
-        assert (await endpoint.ask(REQUEST)).text == "your key is ***"
+        reply = await endpoint.ask(REQUEST)
+        assert (reply.text, reply.refusal) == ("your key is ***", "not with ***")
+
+
+async def test_what_stands_for_a_key_is_no_secret_to_strike_out() -> None:
+    async with serve([Answer(text="next: x")]) as served:
+        endpoint = Endpoint(await asyncio.to_thread(Chat, url=served.url, key="x", section="llm"))
+        assert (await endpoint.ask(REQUEST)).text == "next: x"
+        await endpoint.close()
+
+
+async def test_a_pause_that_is_asked_for_is_bounded() -> None:
+    script = [Answer(status=503, body="", headers={"Retry-After": "inf"}), Answer(text="hi")]
+    pauses = Pauses()
+    async with serve(script) as served, asking(served.url, pauses) as endpoint:
+        await endpoint.ask(REQUEST)
+    assert pauses.asked_s == [LONGEST_RETRY_AFTER_S]
 
 
 @pytest.mark.parametrize(
@@ -224,6 +252,7 @@ async def test_a_key_that_the_server_echoes_is_left_out() -> None:
         ("Sun, 06 Nov 1994 08:49:47 GMT", 10.0),
         ("Sun, 06 Nov 1994 08:00:00 GMT", 0.0),
         ("-1", 0.0),
+        ("nan", 0.0),
         ("soon", 0.0),
         ("", 0.0),
     ],

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from configs.load import ConfigError
-from synth.llm.endpoint import EndpointError
+from synth.chat import EndpointError
 from synth.llm.recorded import recorded_problems
 from synth.llm.synthesizer import Synthesizer
 from synth.problem import Problem

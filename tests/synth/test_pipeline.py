@@ -130,6 +130,8 @@ def test_problems_become_a_pool_that_is_whole(problems: Path, tmp_path: Path) ->
     out = tmp_path / "out"
     said = synth(*given(problems, out))
     assert "2 environments and 6 tasks of 2 problems" in said
+    # As it was called, so that it can be pasted.
+    assert f"{LAUNCH} MY_RECIPE.toml {out / 'train.toml'}" in said
     assert faults(out) == []
     report = report_of(out)
     assert (report["envs"], report["tasks"]) == (2, 6)
@@ -243,6 +245,20 @@ def test_a_result_is_not_replaced_by_one_of_other_settings_or_by_nothing(
     said = synth(*given(problems, out), code=1)
     assert "none of 0 problems gave an environment: read: " in said and "not a problem: " in said
     assert read_manifest(out) == before and faults(out) == []
+
+
+def test_an_unfinished_result_of_other_settings_is_made_anew(
+    problems: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    synth(*given(problems, out))
+    (out / "manifest.json").unlink()
+    before = records(out)
+    said = synth(*given(problems, out, "extract.hint=Look twice."))
+    assert "it is not taken over" in said and "2 environments and 6 tasks" in said
+    rows = [json.loads(line) for line in (out / "traces.jsonl").read_text().splitlines()]
+    assert all(row["prompt"].endswith("Look twice.") for row in rows)
+    assert faults(out) == [] and len(records(out)) == 2 * len(before)
 
 
 def test_what_the_audit_finds_wrong_is_not_exported(problems: Path, tmp_path: Path) -> None:

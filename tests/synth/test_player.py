@@ -15,11 +15,13 @@ from envpool.source import PoolSource
 from envpool.task import Config, Split, Task
 from rollout.episode import Limits
 from rollout.types import StopReason
-from synth.chat import LONGEST_PAUSE_S, Chat, asked_pause_s, longest_pause_s
+from synth.address import NO_KEY
+from synth.chat import Chat
 from synth.player import Measured, Played, PlayerError, UnmeasuredError, measure, pass_rate
 from synth.player_endpoint import EndpointPlayer
 from synth.player_local import LocalPlayer
 from synth.records import PassRate
+from tests.synth.llm_server import Pauses
 from tests.synth.scripted_endpoint import (
     Body,
     Script,
@@ -54,9 +56,9 @@ def task(pool: EnvPool, config: Config = NUMBERS, *, env: str = "sum_list", seed
 async def player(
     pool: EnvPool, endpoint: ScriptedEndpoint, *, limits: Limits = LIMITS, **settings: Any
 ) -> EndpointPlayer:
-    settings = {"retries": 3, "pause_s": 0.001, **settings}
-    chat = await Chat.start(base_url=endpoint.url, model="scripted", **settings)
-    return EndpointPlayer(chat, pool, limits)
+    settings = {"key": NO_KEY, "retries": 3, "sleep": Pauses(), **settings}
+    chat = await asyncio.to_thread(Chat, url=endpoint.url, section="filters", **settings)
+    return EndpointPlayer(chat, "scripted", pool, limits)
 
 
 async def played(
@@ -188,13 +190,6 @@ async def test_an_endpoint_that_fails_now_and_then_loses_nothing(pool: EnvPool) 
     assert len(requests[-1]["messages"]) == 9
 
 
-def test_pauses_grow_and_an_endpoint_may_ask_for_longer_ones() -> None:
-    pauses = [longest_pause_s(1.5, attempt) for attempt in range(1, 9)]
-    assert pauses == [1.5, 3.0, 6.0, 12.0, 24.0, 48.0, LONGEST_PAUSE_S, LONGEST_PAUSE_S]
-    headers = ["2.5", "1e9", "inf", "-1", "nan", "soon", ""]
-    assert [asked_pause_s(header) for header in headers] == [2.5, 60.0, 60.0, 0.0, 0.0, 0.0, 0.0]
-
-
 async def test_an_endpoint_that_goes_on_failing_measures_nothing(pool: EnvPool) -> None:
     for flaw in FLAWS:
         found, requests = await played(pool, lambda _, flaw=flaw: flaw())
@@ -209,13 +204,15 @@ async def test_an_endpoint_that_does_not_answer_measures_nothing(pool: EnvPool) 
     found = await gone.play(task(pool), 0)
     await gone.close()
     assert (found.stop, found.reward) == (StopReason.ENGINE_ERROR, None)
-    assert "failed 2 tries, last with Connection error" in found.error
+    assert "failed 2 tries, last with: no connection" in found.error
 
 
 async def test_an_episode_that_takes_too_long_measures_nothing(pool: EnvPool) -> None:
     limits = Limits(max_turns=12, max_reply_tokens=64, max_context_tokens=999, timeout_s=0.2)
     script = error(500, "oops")
-    found, _ = await played(pool, lambda _: clone(script), limits=limits, pause_s=60.0, retries=9)
+    found, _ = await played(
+        pool, lambda _: clone(script), limits=limits, sleep=asyncio.sleep, retries=9
+    )
     assert (found.stop, found.reward) == (StopReason.TIMEOUT, None)
     assert "longer than 0.2 s" in found.error
 
@@ -226,7 +223,7 @@ async def test_an_episode_that_takes_too_long_measures_nothing(pool: EnvPool) ->
         (401, "bad key sk-secret", "filters.key_env"),
         (404, "no such model", "filters.base_url"),
         (400, "unknown field", "see what it says"),
-        (429, "insufficient_quota", "see what it says"),
+        (429, "insufficient_quota", "quota"),
     ],
 )
 async def test_what_no_further_try_can_cure_ends_the_measurement(

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 from typing import Any
 
+import msgspec
 import pytest
 
 from configs.synth import VerifyRecipe
@@ -62,6 +63,51 @@ async def test_inputs_that_the_original_fails_on_are_left_out(court: Court) -> N
     assert isinstance(found, Prepared)
     assert 0 < len(found.configs) < RECIPE.drawn
     assert all(sum(one["a"]) % 2 for one in found.configs) and set(found.answers) == {1}
+
+
+async def test_no_more_is_drawn_than_levels_share(court: Court) -> None:
+    recipe = VerifyRecipe(drawn=8, level=10, levels=3)
+    draw = "def generate(rng, level):\n    return {'a': [rng.randint(1, 10**9)], 'k': level}\n"
+    found = await prepare(court, problem(generator=draw), recipe)
+    assert isinstance(found, Prepared)
+    assert found.levels == (10, 11, 12) * 3
+    # The seed decides, and nothing else.
+    other = await prepare(court, problem(generator=draw), msgspec.structs.replace(recipe, seed=1))
+    assert isinstance(other, Prepared) and other.configs != found.configs
+
+
+async def test_inputs_after_the_tests_follow_seed_and_level(court: Court) -> None:
+    recipe = msgspec.structs.replace(RECIPE, level=3)
+    found = [
+        await prepare(court, problem(tests=TESTS), msgspec.structs.replace(recipe, seed=seed))
+        for seed in (0, 0, 1)
+    ]
+    assert all(isinstance(one, Prepared) and set(one.levels) == {3} for one in found)
+    assert found[0] == found[1] != found[2]
+
+
+async def test_a_program_reads_and_prints(court: Court) -> None:
+    program = "print(sum(map(int, input().split())))\n"
+    tests = (Test(args={"stdin": "1 2"}, answer="3"), Test(args={"stdin": "4 5 6"}, answer="15"))
+    found = await prepare(court, problem(solutions=(program,), kind="stdin", tests=tests), RECIPE)
+    assert isinstance(found, Prepared)
+    assert found.examples[2].args == {"stdin": "1 2"} and found.answers[0].strip() == "3"
+    refused = await prepare(court, problem(solutions=(program,), tests=tests), RECIPE)
+    assert isinstance(refused, Refusal) and refused.reason == "screen"
+    assert '"kind": "stdin"' in refused.detail
+
+
+async def test_others_need_not_answer_what_the_original_fails_on(court: Court) -> None:
+    odd = "def solve(a, k=0):\n    return 1 // (sum(a) % 2)\n"
+    more = {"solutions": (odd, "def solve(a, k=0):\n    return 1\n"), "generator": DRAW}
+    found = await prepare(court, problem(**more), RECIPE)
+    assert isinstance(found, Prepared) and 0 < len(found.configs) < RECIPE.drawn
+
+
+async def test_long_values_are_cut_in_what_is_said(court: Court) -> None:
+    tests = (Test(args={"a": [7] * 500}, answer=1),)
+    found = await prepare(court, problem(tests=tests), RECIPE)
+    assert isinstance(found, Refusal) and "..." in found.detail and len(found.detail) < 300
 
 
 WRONG = "def solve(a, k=0):\n    return sum(a) + (sum(a) > 6)\n"

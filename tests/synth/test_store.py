@@ -24,6 +24,7 @@ def test_what_was_put_is_found(tmp_path: Path) -> None:
     store.put("made", key, ONE)
     assert Store(tmp_path / "work").get("made", key, Record) == ONE
     assert store.get("rates", key, Record) is None
+    assert store.has("made") and not store.has("rates")
 
 
 def test_a_key_says_all_that_decides(tmp_path: Path) -> None:
@@ -37,7 +38,7 @@ def test_a_key_says_all_that_decides(tmp_path: Path) -> None:
         store.key("problem", VerifyRecipe(), 1, 2),
         store.key(),
     }
-    assert len(keys) == 6
+    assert len(keys) == 6 and all(len(key) >= 16 for key in keys)
     assert store.key(*parts) == Store(tmp_path).key(*parts) == Store(tmp_path / "x").key(*parts)
     assert store.key({"a": 1, "b": 2}) == store.key({"b": 2, "a": 1})
 
@@ -61,6 +62,20 @@ def test_what_cannot_be_written_is_said_with_its_file(tmp_path: Path) -> None:
         Store(tmp_path).put("made", "key", ONE)
 
 
-def test_the_code_decides_and_its_problems_do_not() -> None:
-    first = code_digest()
-    assert len(first) == 64 and first == code_digest()
+def test_the_code_decides_and_its_problems_do_not(tmp_path: Path) -> None:
+    assert len(code_digest()) == 64 and code_digest() == code_digest()
+    code = ("synth/a.py", "synth/inside/b.py", "synth/llm/prompts/c.md", "envpool/d.py")
+    for name in (*code, "synth/problems/graphs/e.py", "synth/notes.md"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("one")
+    seen = [code_digest(tmp_path)]
+    for name in code:
+        (tmp_path / name).write_text("two")
+        seen.append(code_digest(tmp_path))
+        (tmp_path / name).rename((tmp_path / name).with_stem("z"))
+        seen.append(code_digest(tmp_path))
+    assert len(set(seen)) == 9
+    (tmp_path / "synth/problems/graphs/e.py").write_text("two")
+    (tmp_path / "synth/notes.md").write_text("two")
+    assert code_digest(tmp_path) == seen[-1]

@@ -319,6 +319,7 @@ async def test_an_answer_that_never_changes_is_guessable(court: Court) -> None:
     verdict = await verify(court, known, None, RECIPE)
     assert verdict.made is None
     assert {one.reason for one in verdict.refusals} == {"guessable"}
+    assert all("let inputs differ more" in one.detail for one in verdict.refusals)
 
 
 async def test_calls_at_random_must_not_win(court: Court) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from urllib.parse import urlsplit, urlunsplit
 
 from configs.load import ConfigError
-from configs.synth import LlmRecipe
+from configs.synth import FilterRecipe, LlmRecipe
 
 # Sent where no key is needed.
 NO_KEY = "none"
@@ -13,9 +13,15 @@ NO_KEY = "none"
 _URL_ENV = "OPENAI_BASE_URL"
 
 
-def find_url(recipe: LlmRecipe, environ: Mapping[str, str]) -> str:
+def section_of(recipe: LlmRecipe | FilterRecipe) -> str:
+    """What a recipe's table is called, which mistakes are told by."""
+    return "llm" if isinstance(recipe, LlmRecipe) else "filters"
+
+
+def find_url(recipe: LlmRecipe | FilterRecipe, environ: Mapping[str, str]) -> str:
     """The endpoint's address. Raises ConfigError."""
-    name, url = "llm.base_url", recipe.base_url
+    field = f"{section_of(recipe)}.base_url"
+    name, url = field, recipe.base_url
     if not url:
         name, url = _URL_ENV, environ.get(_URL_ENV, "")
     try:
@@ -27,26 +33,26 @@ def find_url(recipe: LlmRecipe, environ: Mapping[str, str]) -> str:
         is_good = False
     if not is_good:
         raise ConfigError(
-            f"{name}={shown(url)!r} is no address of an endpoint: set llm.base_url or {_URL_ENV} to that "
+            f"{name}={shown(url)!r} is no address of an endpoint: set {field} or {_URL_ENV} to that "
             "of an OpenAI-compatible one, e.g. http://localhost:8000/v1"
         )
     return url
 
 
-def find_key(recipe: LlmRecipe, url: str, environ: Mapping[str, str]) -> str:
+def find_key(recipe: LlmRecipe | FilterRecipe, url: str, environ: Mapping[str, str]) -> str:
     """The key, or `NO_KEY` for a server on this machine or its network. Raises ConfigError."""
-    key = environ.get(recipe.key_env, "").strip()
+    key, field = environ.get(recipe.key_env, "").strip(), f"{section_of(recipe)}.key_env"
     if key:
         if not key.isascii() or not key.isprintable() or " " in key:
             raise ConfigError(
-                f"llm.key_env={recipe.key_env!r}: what this environment variable holds has blanks or "
+                f"{field}={recipe.key_env!r}: what this environment variable holds has blanks or "
                 "letters that no key has: set it anew"
             )
         return key
     if _is_local(urlsplit(url).hostname or ""):
         return NO_KEY
     raise ConfigError(
-        f"llm.key_env={recipe.key_env!r}: this environment variable is not set, and {shown(url)} is no "
+        f"{field}={recipe.key_env!r}: this environment variable is not set, and {shown(url)} is no "
         "local server: export it with the key, or name another"
     )
 
