@@ -211,8 +211,8 @@ async def _check_temperature(client: Client, route: Route, probe: Asked) -> None
 
     At half the temperature the difference between two tokens' log-probs doubles, and stays as it is
     where they are taken before the temperature acts. That holds for whatever token is sampled, so one
-    reply at each is enough. Logits double, too, but their own values do: a log-prob also has the
-    logarithm of a sum in it, which does not.
+    reply at each is enough. Logits double, too, and so do their own values; the likeliest token's
+    log-prob L does not: at half the temperature it is at least 2 L + |L|.
     """
     warm, cold = [
         (await _reply(client, route, replace(probe, sampling=one))).tops[0]
@@ -234,7 +234,7 @@ async def _check_temperature(client: Client, route: Route, probe: Asked) -> None
             f"{was:.4g} at temperature 1 and by {now:.4g} at 0.5, not by {2 * was:.4g}), and a learner "
             f"would take them for those of the distribution sampled from: {START}"
         )
-    are_logits = abs(cold[high] - 2 * warm[high]) < 1e-3 * abs(warm[high])
+    are_logits = cold[high] < 1.5 * warm[high]
     if max(*warm.values(), *cold.values()) > 1e-3 or (are_logits and warm[high] < -_FLAT):
         raise EngineError(f"{client.url}: what it gives as log-probs are logits: {START}")
 
