@@ -95,14 +95,17 @@ class VllmServer:
         self.process.wait()
 
     def counter(self, name: str) -> float:
-        """One of the numbers that it counts."""
-        with urllib.request.urlopen(f"{self.url}/metrics", timeout=30) as answer:
-            lines = answer.read().decode().splitlines()
+        """One of the numbers that it counts; blocks."""
+        lines = self._get("/metrics").decode().splitlines()
         return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name + "{"))
 
-    def asks(self, path: str) -> Any:
-        with urllib.request.urlopen(f"{self.url}{path}", timeout=30) as answer:
-            return json.load(answer)
+    def answer(self, path: str) -> Any:
+        """What it answers there; blocks."""
+        return json.loads(self._get(path))
+
+    def _get(self, path: str) -> bytes:
+        with urllib.request.urlopen(self.url + path, timeout=30) as answer:
+            return answer.read()
 
     def _is_ready(self) -> bool:
         try:

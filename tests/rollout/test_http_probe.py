@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from rollout.weights import Manifest, WeightsError
 from tests.servers import TableServer, free_port
 
 MODES = list(UpdateMode)
+Start = Callable[..., Awaitable[HttpEngine]]
 
 
 @pytest.fixture
@@ -30,18 +33,29 @@ def model(tmp_path: Path) -> Path:
     return tmp_path
 
 
-async def start(
-    server: TableServer, path: Path, *, updates: bool = False, **http: Any
-) -> HttpEngine:
-    section = EngineSection(
-        kind="http", http=HttpSection(urls=[server.url], **{"retry_s": 5.0, **http})
-    )
-    return await HttpEngine.start(
-        path, url=server.url, section=section, max_context_tokens=32, needs_updates=updates
-    )
+@pytest.fixture
+async def start() -> AsyncIterator[Start]:
+    """What starts engines; they are closed in the end."""
+    async with AsyncExitStack() as engines:
+
+        async def one(
+            server: TableServer, path: Path, *, updates: bool = False, **http: Any
+        ) -> HttpEngine:
+            options = HttpSection(urls=[server.url], **{"retry_s": 5.0, **http})
+            engine = await HttpEngine.start(
+                path,
+                url=server.url,
+                section=EngineSection(kind="http", http=options),
+                max_context_tokens=32,
+                needs_updates=updates,
+            )
+            engines.push_async_callback(engine.close)
+            return engine
+
+        yield one
 
 
-async def refusal(server: TableServer, path: Path, **more: Any) -> str:
+async def refusal(start: Start, server: TableServer, path: Path, **more: Any) -> str:
     async with server:
         with pytest.raises(EngineError) as caught:
             await start(server, path, **more)
@@ -65,21 +79,21 @@ async def refusal(server: TableServer, path: Path, **more: Any) -> str:
     ],
 )
 async def test_a_server_is_refused_with_the_cure(
-    server: TableServer, said: str, model: Path
+    start: Start, server: TableServer, said: str, model: Path
 ) -> None:
-    assert said in await refusal(server, model)
+    assert said in await refusal(start, server, model)
 
 
-async def test_a_model_that_is_not_served_is_refused(model: Path) -> None:
-    assert "engine.http.model" in await refusal(TableServer(), model, model="another")
+async def test_a_model_that_is_not_served_is_refused(start: Start, model: Path) -> None:
+    assert "engine.http.model" in await refusal(start, TableServer(), model, model="another")
 
 
 @pytest.mark.parametrize("control", [None, {"init_weight_transfer_engine": "no such backend"}])
 async def test_a_server_with_fixed_weights_is_evaluated_and_not_trained(
-    model: Path, control: dict[str, Any] | None
+    start: Start, model: Path, control: dict[str, Any] | None
 ) -> None:
     server = TableServer(control=control)
-    assert "VLLM_SERVER_DEV_MODE=1" in await refusal(server, model, updates=True)
+    assert "VLLM_SERVER_DEV_MODE=1" in await refusal(start, server, model, updates=True)
     server.port = 0
     async with server:
         engine = await start(server, model)
@@ -90,13 +104,12 @@ async def test_a_server_with_fixed_weights_is_evaluated_and_not_trained(
         server.version = "other"
         with pytest.raises(EngineError, match="somebody gave the server the weights"):
             await engine.generate([1, 2], Sampling(max_tokens=4))
-        await engine.close()
 
 
 @pytest.mark.parametrize("has_generate", [True, False])
 @pytest.mark.parametrize("temperature", [0.0, 0.5, 1.0])
 async def test_a_reply_is_what_the_server_sampled(
-    model: Path, temperature: float, has_generate: bool
+    start: Start, model: Path, temperature: float, has_generate: bool
 ) -> None:
     async with TableServer(has_generate=has_generate) as server:
         engine = await start(server, model)
@@ -109,30 +122,27 @@ async def test_a_reply_is_what_the_server_sampled(
         np.testing.assert_allclose(reply.logprobs, expected, rtol=1e-6)
         assert len(reply.token_ids) == 30 or reply.token_ids[-1] == 7  # no longer than the context
         assert (reply.stop is EngineStop.STOP) == (reply.token_ids[-1] == 7)
-        await engine.close()
 
 
-async def test_priorities_are_sent_where_the_server_takes_them(model: Path) -> None:
+async def test_priorities_are_sent_where_the_server_takes_them(start: Start, model: Path) -> None:
     for takes in (True, False):
         async with TableServer(has_priority=takes) as server:
             engine = await start(server, model)
             await engine.generate([1, 2], Sampling(max_tokens=1), priority=-3)
             assert server.asked[-1]["priority"] == (-3 if takes else 0)
             assert "seed" not in server.asked[-1]["sampling_params"]
-            await engine.close()
 
 
-async def test_a_stop_that_was_not_asked_for_is_an_error(model: Path) -> None:
+async def test_a_stop_that_was_not_asked_for_is_an_error(start: Start, model: Path) -> None:
     async with TableServer() as server:
         engine = await start(server, model)
         server.extra_stop = int(server.said(2, 0).argmax())
         with pytest.raises(EngineError, match="--generation-config vllm"):
             await engine.generate([1, 2], Sampling(max_tokens=4, temperature=0))
-        await engine.close()
 
 
 async def test_the_key_comes_from_the_environment_and_is_not_shown(
-    model: Path, monkeypatch: pytest.MonkeyPatch
+    start: Start, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with TableServer(key="s3cret") as server:
         with pytest.raises(EngineError, match="api_key_env='MILLRACE_TEST_KEY'"):
@@ -142,56 +152,54 @@ async def test_the_key_comes_from_the_environment_and_is_not_shown(
             await start(server, model, api_key_env="MILLRACE_TEST_KEY")
         assert "wr0ng" not in str(caught.value)
         monkeypatch.setenv("MILLRACE_TEST_KEY", "s3cret")
-        engine = await start(server, model, api_key_env="MILLRACE_TEST_KEY")
-        await engine.close()
+        await start(server, model, api_key_env="MILLRACE_TEST_KEY")
 
 
 @pytest.mark.parametrize("failures", [[503, 429, 500], [0, 0], [502, 0, 504]])
-async def test_what_may_pass_is_tried_again(model: Path, failures: list[int]) -> None:
+async def test_what_may_pass_is_tried_again(start: Start, model: Path, failures: list[int]) -> None:
     async with TableServer() as server:
         engine = await start(server, model)
         server.failures = list(failures)
         reply = await engine.generate([1, 2], Sampling(max_tokens=4))
         assert len(reply.token_ids) == 4
         assert not server.failures
-        await engine.close()
 
 
-async def test_a_pause_that_the_server_asks_for_ends_with_the_deadline(model: Path) -> None:
+async def test_a_pause_that_the_server_asks_for_ends_with_the_deadline(
+    start: Start, model: Path
+) -> None:
     async with TableServer(retry_after="3600") as server:
         engine = await start(server, model, retry_s=0.2)
         server.failures = [429] * 3
         with pytest.raises(EngineError, match=r"engine\.http\.retry_s=0\.2.*tried"):
             await engine.generate([1, 2], Sampling(max_tokens=4))
         assert server.failures == [429]  # at once, and once more at the end
-        await engine.close()
 
 
-async def test_what_does_not_pass_is_not_tried_again(model: Path) -> None:
+async def test_what_does_not_pass_is_not_tried_again(start: Start, model: Path) -> None:
     async with TableServer() as server:
         engine = await start(server, model)
         server.failures = [400, 400]
         with pytest.raises(EngineError, match="status 400"):
             await engine.generate([1, 2], Sampling(max_tokens=4))
         assert server.failures == [400]
-        await engine.close()
 
 
-async def test_a_server_that_is_not_there_is_named(model: Path) -> None:
+async def test_a_server_that_is_not_there_is_named(start: Start, model: Path) -> None:
     server = TableServer(port=free_port())
     with pytest.raises(EngineError, match=rf"{server.url}: .*see that the server runs"):
         await start(server, model, retry_s=0.2)
 
 
-async def test_a_server_that_comes_late_is_waited_for(model: Path) -> None:
+async def test_a_server_that_comes_late_is_waited_for(start: Start, model: Path) -> None:
     server = TableServer(port=free_port())
     starting = asyncio.create_task(start(server, model, retry_s=30.0))
     await asyncio.sleep(0)
     async with server:
-        await (await starting).close()
+        await starting
 
 
-async def test_closing_ends_what_runs_as_aborted(model: Path) -> None:
+async def test_closing_ends_what_runs_as_aborted(start: Start, model: Path) -> None:
     async with TableServer(control={}) as server:
         engine = await start(server, model, retry_s=30.0)
         server.failures = [503] * 1000
@@ -211,7 +219,9 @@ def published(version: int) -> Manifest:
 
 
 @pytest.mark.parametrize("mode", MODES)
-async def test_an_update_pauses_loads_and_goes_on(model: Path, mode: UpdateMode) -> None:
+async def test_an_update_pauses_loads_and_goes_on(
+    start: Start, model: Path, mode: UpdateMode
+) -> None:
     async with TableServer(control={}) as server:
         engine = await start(server, model, updates=True)
         assert server.version == "0"
@@ -229,10 +239,9 @@ async def test_an_update_pauses_loads_and_goes_on(model: Path, mode: UpdateMode)
         assert server.asked[-1]["cache_salt"] == "3"
         with pytest.raises(WeightsError, match="not newer"):
             await engine.update_weights(published(3), mode)
-        await engine.close()
 
 
-async def test_a_refusal_leaves_the_old_weights(model: Path) -> None:
+async def test_a_refusal_leaves_the_old_weights(start: Start, model: Path) -> None:
     async with TableServer(control={}) as server:
         engine = await start(server, model, updates=True)
         assert server.control is not None
@@ -243,12 +252,11 @@ async def test_a_refusal_leaves_the_old_weights(model: Path) -> None:
         assert "finish_weight_update" not in server.calls[-2:]
         reply = await engine.generate([1], Sampling(max_tokens=2))
         assert [span.version for span in reply.spans] == [0]
-        await engine.close()
 
 
 @pytest.mark.parametrize("call", ["pause", "start_weight_update", "update_weights"])
 async def test_a_failure_before_anything_was_replaced_leaves_the_old_weights(
-    model: Path, call: str
+    start: Start, model: Path, call: str
 ) -> None:
     async with TableServer(control={}) as server:
         engine = await start(server, model, updates=True)
@@ -258,11 +266,12 @@ async def test_a_failure_before_anything_was_replaced_leaves_the_old_weights(
             await engine.update_weights(published(1), UpdateMode.RECOMPUTE)
         assert server.calls[-1] == "resume"
         assert (await engine.generate([1], Sampling(max_tokens=1))).spans[0].version == 0
-        await engine.close()
 
 
 @pytest.mark.parametrize("is_late", [True, False])
-async def test_after_a_failure_half_way_no_reply_is_taken(model: Path, is_late: bool) -> None:
+async def test_after_a_failure_half_way_no_reply_is_taken(
+    start: Start, model: Path, is_late: bool
+) -> None:
     async with TableServer(control={}) as server:
         engine = await start(server, model, updates=True, update_timeout_s=0.5)
         assert server.control is not None
@@ -277,11 +286,10 @@ async def test_after_a_failure_half_way_no_reply_is_taken(model: Path, is_late: 
         del server.control["finish_weight_update"]
         await engine.update_weights(published(2), UpdateMode.RECOMPUTE)
         assert (await engine.generate([1], Sampling(max_tokens=1))).spans[0].version == 2
-        await engine.close()
 
 
 async def test_a_server_that_stays_paused_is_said_to(
-    model: Path, monkeypatch: pytest.MonkeyPatch
+    start: Start, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("rollout.engine_http._RESUME_S", 0.3)
     async with TableServer(control={}) as server:
@@ -290,10 +298,9 @@ async def test_a_server_that_stays_paused_is_said_to(
         server.control["resume"] = "broken"
         with pytest.raises(EngineError, match=rf"was loaded.*may stay paused.*{server.url}/resume"):
             await engine.update_weights(published(1), UpdateMode.RECOMPUTE)
-        await engine.close()
 
 
-async def test_a_cancelled_update_goes_on_serving(model: Path) -> None:
+async def test_a_cancelled_update_goes_on_serving(start: Start, model: Path) -> None:
     async with TableServer(control={}) as server:
         engine = await start(server, model, updates=True)
         assert server.control is not None
@@ -306,17 +313,17 @@ async def test_a_cancelled_update_goes_on_serving(model: Path) -> None:
         assert server.calls[-1] == "resume"
         released.set()
         assert (await engine.generate([1], Sampling(max_tokens=1))).spans[0].version == 0
-        await engine.close()
 
 
-async def test_a_server_that_lost_its_weights_is_given_them_again(model: Path) -> None:
+async def test_a_server_that_lost_its_weights_is_given_them_again(
+    start: Start, model: Path
+) -> None:
     async with TableServer(control={}) as server:
         engine = await start(server, model, updates=True)
         await engine.update_weights(published(4), UpdateMode.RECOMPUTE)
         server.version = "default"  # as after it was started anew
         reply = await engine.generate([1], Sampling(max_tokens=2))
         assert [span.version for span in reply.spans] == [4]
-        await engine.close()
 
 
 @pytest.mark.parametrize(
