@@ -77,7 +77,8 @@ class VllmServer:
         command += ["--dtype=float32", "--enforce-eager", "--max-model-len=512", "--block-size=32"]
         command += ["--kv-cache-memory-bytes=134217728", "--distributed-executor-backend=uni"]
         command += ["--logprobs-mode=processed_logprobs", "--generation-config=vllm"]
-        command += ["--skip-tokenizer-init", "--scheduling-policy=priority", *self.arguments]
+        command += ["--skip-tokenizer-init", "--scheduling-policy=priority"]
+        command += ["--enable-prompt-tokens-details", *self.arguments]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True
@@ -139,7 +140,7 @@ class TableServer:
     has_priority: bool = True
     logprobs: str = "processed"
     is_stable: bool = True
-    max_len: int | None = 64
+    max_len: int | None = 512
     key: str = ""
     extra_stop: int | None = None
     failures: list[int] = field(default_factory=list)

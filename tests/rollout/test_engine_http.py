@@ -3,9 +3,10 @@
 import asyncio
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -39,7 +40,7 @@ PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
 # Long enough to be changed while it runs.
 LONG = Sampling(max_tokens=400)
 
-Start = Callable[..., Awaitable[HttpEngine]]
+Start = Callable[..., Coroutine[Any, Any, HttpEngine]]
 
 torch.set_num_threads(1)
 
@@ -324,6 +325,10 @@ def test_a_run_trains_on_a_server(server: VllmServer, tmp_path: Path) -> None:
         msgspec.json.decode(line) for line in (run_dir / "metrics.jsonl").read_bytes().splitlines()
     ]
     assert len(lines) == 3
+    gaps = [line["kl/gap_lag0_mean"] for line in lines if "kl/gap_lag0_mean" in line]
+    assert gaps
+    assert max(gaps) < 1e-5  # learner and server compute alike
+    assert lines[-1]["engine/prefix_hit_frac"] > 0
     assert audit.recompute(run_dir).groups
     assert server.answer("/weight_info")["weight_version"] == "3"
 

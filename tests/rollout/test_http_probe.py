@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,13 @@ from configs.load import ConfigError, load
 from configs.schema import EngineSection, HttpSection
 from rollout.engine import EngineError, EngineStop, UpdateMode
 from rollout.engine_http import HttpEngine
-from rollout.engines import check_engine
+from rollout.engines import check_engine, start_engine
 from rollout.types import Sampling
 from rollout.weights import Manifest, WeightsError
 from tests.servers import TableServer, free_port
 
 MODES = list(UpdateMode)
-Start = Callable[..., Awaitable[HttpEngine]]
+Start = Callable[..., Coroutine[Any, Any, HttpEngine]]
 
 
 @pytest.fixture
@@ -324,6 +324,24 @@ async def test_a_server_that_lost_its_weights_is_given_them_again(
         server.version = "default"  # as after it was started anew
         reply = await engine.generate([1], Sampling(max_tokens=2))
         assert [span.version for span in reply.spans] == [4]
+
+
+async def test_each_actor_has_a_server_and_the_evaluator_the_last(model: Path) -> None:
+    async with TableServer() as first, TableServer() as second, TableServer() as third:
+        urls = [one.url for one in (first, second, third)]
+        settings = ["local.toml", "engine.kind=http", f"engine.http.urls={urls}", "learner.steps=0"]
+        config = await asyncio.to_thread(load, settings)
+        for name, server in [("actor-0", first), ("actor-1", second), ("evaluator", third)]:
+            before = [len(one.asked) for one in (first, second, third)]
+            engine = await start_engine(
+                config, str(model), name=name, section=config.engine, version=0, log=model / "log"
+            )
+            await engine.close()
+            after = [len(one.asked) for one in (first, second, third)]
+            asked = [
+                one for one, *counts in zip(urls, before, after, strict=True) if len({*counts}) > 1
+            ]
+            assert asked == [server.url]
 
 
 @pytest.mark.parametrize(
