@@ -120,7 +120,9 @@ async def test_a_reply_is_what_the_server_sampled(
             server.said(i, temperature)[j] for i, j in zip(before, reply.token_ids, strict=True)
         ]
         np.testing.assert_allclose(reply.logprobs, expected, rtol=1e-6)
-        assert len(reply.token_ids) == 30 or reply.token_ids[-1] == 7  # no longer than the context
+        asked = server.asked[-1]
+        assert asked.get("sampling_params", asked)["max_tokens"] == 30  # to the end of the context
+        assert len(reply.token_ids) == 30 or reply.token_ids[-1] == 7
         assert (reply.stop is EngineStop.STOP) == (reply.token_ids[-1] == 7)
 
 
