@@ -78,11 +78,17 @@ def _check_http(config: RunConfig) -> None:
 
 
 async def start_engine(
-    config: RunConfig, weights: str, *, name: str, section: EngineSection, version: int, log: Path
+    config: RunConfig,
+    weights: str,
+    *,
+    section: EngineSection,
+    version: int,
+    log: Path,
+    name: str = "actor-0",
 ) -> Engine:
-    """The engine that `section` describes, of actor `name`, serving the model in `weights` as `version`.
+    """The engine that `section` describes, serving the model in `weights` as `version`.
 
-    `log`: where processes of its own write their errors. Raises EngineError.
+    `name`: of its actor, by which it has a server where engines are those. `log`: where processes of its own write their errors. Raises EngineError.
     """
     context = config.rollout.max_context_tokens
     # Each brings torch, and vLLM more: only a process that computes imports the one that it needs.

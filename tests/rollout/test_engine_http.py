@@ -23,8 +23,9 @@ from rollout.http_routes import COMPLETIONS, GENERATE
 from rollout.model import load_model
 from rollout.types import Sampling
 from rollout.weights import Manifest, WeightsError
+from tests.engines import why_no_vllm
 from tests.models import plain_logprobs, publish
-from tests.servers import VllmServer, serving, why_no_vllm
+from tests.servers import VllmServer, serving
 
 WHY_NOT = why_no_vllm()
 pytestmark = [
