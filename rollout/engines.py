@@ -88,7 +88,8 @@ async def start_engine(
 ) -> Engine:
     """The engine that `section` describes, serving the model in `weights` as `version`.
 
-    `name`: of its actor, by which it has a server where engines are those. `log`: where processes of its own write their errors. Raises EngineError.
+    `log`: where processes of its own write their errors. `name`: its actor's, which decides the server
+    where engines are servers. Raises EngineError.
     """
     context = config.rollout.max_context_tokens
     # Each brings torch, and vLLM more: only a process that computes imports the one that it needs.
