@@ -118,9 +118,36 @@ class VllmSection(_Section, frozen=True, kw_only=True):
     """More arguments of vLLM's AsyncEngineArgs, by name; they win over what is chosen here."""
 
 
+class HttpSection(_Section, frozen=True, kw_only=True):
+    urls: list[str] = []
+    """Servers, one for each actor; with eval.every one more, the last, which plays these evaluations."""
+    model: str = ""
+    """Name by which the servers know the model; empty: the first that each lists."""
+    api_key_env: str = ""
+    """Environment variable that holds the servers' key, which is written nowhere; empty: there is none."""
+    update_timeout_s: Positive = 20.0
+    """A server that has not loaded new weights after this long failed the update."""
+    retry_s: NonNegative = 30.0
+    """A request that fails is asked again for this long; its rollout waits meanwhile."""
+
+    def __post_init__(self) -> None:
+        for url in self.urls:
+            scheme, _, rest = url.partition("://")
+            if scheme not in ("http", "https") or not rest.strip("/") or "@" in rest:
+                raise ValueError(
+                    f"urls has {url.rpartition('@')[2]!r}: write http://host:port, or https; a key belongs "
+                    "into the environment variable that api_key_env names"
+                )
+        if len({url.rstrip("/") for url in self.urls}) < len(self.urls):
+            raise ValueError(
+                "urls names a server twice, and an update of one engine would change another's weights: "
+                "give each a server of its own"
+            )
+
+
 class EngineSection(_Section, frozen=True, kw_only=True):
-    kind: Literal["local", "vllm"] = "local"
-    """`local`: the embedded torch engine; `vllm`: vLLM in the actor's process, on GPUs or a CPU."""
+    kind: Literal["local", "vllm", "http"] = "local"
+    """`local`: the embedded torch engine; `vllm`: vLLM on GPUs or a CPU; `http`: servers that run already."""
     update_mode: Literal["recompute", "keep", "drain"] = "recompute"
     """What running requests do when weights change; `recompute` is exact."""
     max_running: Count = 128
@@ -131,6 +158,8 @@ class EngineSection(_Section, frozen=True, kw_only=True):
     """Torch threads of the engine; `vllm`: of each of its worker processes on a CPU."""
     vllm: VllmSection = VllmSection()
     """Of kind `vllm` alone."""
+    http: HttpSection = HttpSection()
+    """Of kind `http` alone."""
 
 
 class ActorsSection(_Section, frozen=True, kw_only=True):

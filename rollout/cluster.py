@@ -101,6 +101,7 @@ class ActorProcess:
         engine = await start_engine(
             config,
             weights,
+            name=name,
             section=section,
             version=version,
             log=log_path(Path(run_dir), f"{name}-vllm"),

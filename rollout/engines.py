@@ -1,19 +1,32 @@
 """Which engine a run uses: what its settings refuse before anything starts, and how it is started."""
 
+import asyncio
+import json
 from functools import partial
 from pathlib import Path
 
-from configs.load import ConfigError
+from configs.load import ConfigError, find
 from configs.schema import EngineSection, RunConfig
 from rollout.engine import Engine, EngineError
+from rollout.evaluator import NAME, is_wanted
 
 
 def check_engine(config: RunConfig) -> None:
-    """Raise ConfigError for an engine that this configuration, or this machine, cannot start."""
-    section = config.engine
-    if section.kind == "local":
+    """Raise ConfigError for an engine that this configuration, or this machine, cannot start.
+
+    Servers are asked what they can do, unless actors of other machines are to use them.
+    """
+    check = {"local": None, "vllm": _check_vllm, "http": _check_http}[config.engine.kind]
+    if check is None:
         return
-    options, deadline_s = section.vllm, config.weights.deadline_s
+    try:
+        check(config)
+    except EngineError as error:
+        raise ConfigError(str(error)) from error
+
+
+def _check_vllm(config: RunConfig) -> None:
+    options, deadline_s = config.engine.vllm, config.weights.deadline_s
     if options.update_timeout_s >= deadline_s:
         raise ConfigError(
             f"engine.vllm.update_timeout_s={options.update_timeout_s:g} must be less than "
@@ -30,20 +43,67 @@ def check_engine(config: RunConfig) -> None:
         return  # the actors' machines may have what this one lacks
     from rollout.engine_vllm import check_installed
 
-    try:
-        check_installed()
-    except EngineError as error:
-        raise ConfigError(str(error)) from error
+    check_installed()
+
+
+def _check_http(config: RunConfig) -> None:
+    options, deadline_s = config.engine.http, config.weights.deadline_s
+    needed = config.actors.count + is_wanted(config)
+    if len(options.urls) != needed:
+        more = " and one for eval.every" if is_wanted(config) else ""
+        raise ConfigError(
+            f"engine.http.urls has {len(options.urls)} and {needed} are needed, one for each of "
+            f"actors.count={config.actors.count}{more}: an actor's engine changes the weights of its "
+            "server, so that no two can share one"
+        )
+    if 2 * options.update_timeout_s >= deadline_s:
+        raise ConfigError(
+            f"engine.http.update_timeout_s={options.update_timeout_s:g} must be less than half of "
+            f"weights.deadline_s={deadline_s:g}, as a server is paused and loads within one each: raise "
+            "the latter"
+        )
+    if config.cluster.address:
+        return  # the actors' machines may reach what this one does not
+    from rollout.http_probe import study_all
+
+    model = json.loads((find(config.model.path) / "config.json").read_bytes())
+    asyncio.run(
+        study_all(
+            config.engine,
+            vocab_size=model["vocab_size"],
+            max_context_tokens=config.rollout.max_context_tokens,
+            needs_updates=config.learner.steps > 0,
+        )
+    )
 
 
 async def start_engine(
-    config: RunConfig, weights: str, *, section: EngineSection, version: int, log: Path
+    config: RunConfig,
+    weights: str,
+    *,
+    section: EngineSection,
+    version: int,
+    log: Path,
+    name: str = "actor-0",
 ) -> Engine:
     """The engine that `section` describes, serving the model in `weights` as `version`.
 
-    `log`: where processes of its own write their errors. Raises EngineError.
+    `log`: where processes of its own write their errors. `name`: its actor's, which decides the server
+    where engines are servers. Raises EngineError.
     """
+    context = config.rollout.max_context_tokens
     # Each brings torch, and vLLM more: only a process that computes imports the one that it needs.
+    if section.kind == "http":
+        from rollout.engine_http import HttpEngine
+
+        return await HttpEngine.start(
+            weights,
+            url=section.http.urls[_place(name)],
+            section=section,
+            max_context_tokens=context,
+            version=version,
+            needs_updates=config.learner.steps > 0,
+        )
     if section.kind == "vllm":
         from rollout.engine_vllm import VllmEngine
 
@@ -56,6 +116,11 @@ async def start_engine(
         weights,
         dtype=config.model.dtype,
         section=section,
-        max_context_tokens=config.rollout.max_context_tokens,
+        max_context_tokens=context,
         version=version,
     )
+
+
+def _place(name: str) -> int:
+    """Which of the servers is the one of actor `name`; the last is the evaluator's."""
+    return -1 if name == NAME else int(name.rpartition("-")[2])

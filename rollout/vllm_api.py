@@ -31,13 +31,13 @@ from typing import Any
 
 import msgspec
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from configs.schema import EngineSection
 from rollout.engine import EngineError, check_context
+from rollout.shapes import shapes_of
 from rollout.types import Sampling
-from rollout.weights import Manifest, WeightsError, read_tensors
+from rollout.weights import REFUSAL, Manifest, WeightsError, read_tensors
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # those of vLLM's own imports
@@ -62,12 +62,8 @@ with warnings.catch_warnings():
     from vllm.v1.metrics.loggers import StatLoggerBase
 
 _CPU_BLOCK_TOKENS = 32
-# Stands before the reason in the text that is left of a worker's exception.
-_REFUSAL = "refused weights: "
 _HEAD, _EMBEDDINGS = "lm_head.weight", "model.embed_tokens.weight"
 _BYTES = {"float32": 4, "bfloat16": 2}
-
-Shapes = dict[str, tuple[int, ...]]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -210,7 +206,7 @@ class Core:
         try:
             await self._llm.update_weights(WeightTransferUpdateRequest(update_info=info))
         except Exception as error:
-            _, marker, reason = str(error).partition(_REFUSAL)
+            _, marker, reason = str(error).partition(REFUSAL)
             if marker:
                 raise WeightsError(reason) from error
             raise
@@ -246,16 +242,6 @@ def cpu_seconds(pids: Sequence[int]) -> float:
         except OSError:
             continue
     return total
-
-
-def shapes_of(model_path: Path) -> Shapes:
-    """Names and shapes of the tensors in a model's directory, from the headers of its files."""
-    shapes: Shapes = {}
-    for file in sorted(model_path.glob("*.safetensors")):
-        with safe_open(str(file), framework="pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118 it is no mapping
-                shapes[name] = tuple(tensors.get_slice(name).get_shape())
-    return shapes
 
 
 # In the process of the actor, before the engine starts.
@@ -426,7 +412,7 @@ class FileTransfer(WeightTransferEngine):
         try:
             self._staged = self._checked(manifest, read_tensors(manifest))
         except WeightsError as error:
-            raise WeightsError(f"{_REFUSAL}{error}") from error
+            raise WeightsError(f"{REFUSAL}{error}") from error
 
     def finish_weight_update(self) -> None:
         """Replace the model's tensors by those received."""

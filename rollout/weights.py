@@ -23,6 +23,10 @@ logger = logging.getLogger(__name__)
 # One is read while the next is written.
 NUM_BUFFERS = 2
 
+# Stands before the reason in what another process says of weights that it refused: there its
+# WeightsError is text.
+REFUSAL = "refused weights: "
+
 
 class WeightsError(Exception):
     """A published set of weights is missing, damaged, or not for this model."""
