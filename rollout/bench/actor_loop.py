@@ -31,8 +31,8 @@ RECIPE, POOL = "local.toml", "tiny"
 GROUPS_AT_ONCE, GROUPS, GROUP_SIZE = 4, 32, 16
 REPEATS = 3
 
-# What was asked in one member's turns: each prompt, and how many tokens its reply had.
-Chain = list[tuple[Sequence[int], int]]
+# What was asked in one member's turns: each prompt, how many tokens its reply had, and its seed.
+Chain = list[tuple[Sequence[int], int, int]]
 
 
 @dataclass(slots=True, kw_only=True, frozen=True)
@@ -70,7 +70,7 @@ class Recorder:
     def num_tokens(self) -> int:
         """Tokens of all replies."""
         groups = self.asked.values()
-        return sum(count for group in groups for chain in group.values() for _, count in chain)
+        return sum(count for group in groups for chain in group.values() for _, count, _ in chain)
 
     async def generate(
         self, prompt_ids: Sequence[int], sampling: Sampling, *, priority: int = 0
@@ -80,7 +80,7 @@ class Recorder:
         assert task is not None
         group, _, member = task.get_name().partition("/")  # as an actor names its members' tasks
         chain = self.asked.setdefault(group, {}).setdefault(member, [])
-        chain.append((prompt_ids, len(reply.token_ids)))
+        chain.append((prompt_ids, len(reply.token_ids), sampling.seed))
         return reply
 
     async def update_weights(self, manifest: Manifest, mode: UpdateMode) -> UpdateReport:
@@ -167,14 +167,15 @@ async def _ask(engine: Engine, recorder: Recorder) -> float:
     """Seconds in which the engine serves the same requests, each turn after the one before."""
     room = asyncio.Semaphore(GROUPS_AT_ONCE)
 
-    async def ask(chain: Chain, seed: int) -> None:
-        for prompt, count in chain:
+    async def ask(chain: Chain) -> None:
+        # With its seed a reply is what it was, so that the next prompt is found in the cache as then.
+        for prompt, count, seed in chain:
             await engine.generate(prompt, Sampling(max_tokens=count, seed=seed))
 
     async def ask_group(chains: list[Chain]) -> None:
         async with room, asyncio.TaskGroup() as members:
-            for seed, chain in enumerate(chains):
-                members.create_task(ask(chain, seed))
+            for chain in chains:
+                members.create_task(ask(chain))
 
     begun = time.perf_counter()
     async with asyncio.TaskGroup() as groups:
