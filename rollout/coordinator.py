@@ -80,6 +80,7 @@ class Coordinator:
             deadline_s=config.weights.deadline_s,
             version=resumed.version if resumed else 0,
             clock=clock,
+            send=learner.send if learner else None,
         )
         self._learner = learner
         self._metrics = metrics
@@ -236,7 +237,7 @@ class Coordinator:
         if self._step < config.learner.steps:
             self._before = results[0]
             await self._train()
-            await self._wait_until_synced()
+            await self._wait_until_held(and_idle=True)
         # A run without a step has nothing new to show.
         is_due = config.eval.after and config.learner.steps
         results.append(await self._evaluate("after") if is_due else {})
@@ -338,6 +339,9 @@ class Coordinator:
             with self._watchdog.learner_at_work():
                 report = await learner.train(request)
             values = self._on_step(report, batch)
+            if report.manifest is not None and report.manifest.is_sent:
+                with self._watchdog.learner_at_work():  # nobody else has these weights yet
+                    await self._wait_until_held()
             part = await self._begin_checkpoint(learner) if self._saver.is_due(step) else None
             self._feed.note_blocked()
             values |= {
@@ -468,9 +472,11 @@ class Coordinator:
             return self._newest.version
         return self._resumed.version if self._resumed else 0
 
-    async def _wait_until_synced(self) -> None:
-        """Wait until every engine holds the newest version and no member is in flight."""
-        while self._fleet.oldest_version < self._newest_version or not self._fleet.is_idle:
+    async def _wait_until_held(self, *, and_idle: bool = False) -> None:
+        """Wait until every engine holds the newest version, and no member is in flight if asked."""
+        while self._fleet.oldest_version < self._newest_version or (
+            and_idle and not self._fleet.is_idle
+        ):
             await self._train_wake.wait()
             self._train_wake.clear()
 

@@ -38,7 +38,7 @@ from rollout.engine import (
     checked_prompt,
 )
 from rollout.types import EngineStats, Sampling, Span
-from rollout.weights import Manifest, WeightsError
+from rollout.weights import Endpoint, Manifest, WeightsError
 
 if TYPE_CHECKING:
     from rollout.vllm_api import Core, Reply
@@ -143,6 +143,8 @@ class VllmEngine:
         """Versions whose update left running requests their old caches."""
         self._core: Core | None = None
         """None while another one is started."""
+        self._joined: Core | None = None
+        """The core that weights can be sent to."""
         self._is_settled = asyncio.Event()
         """Set while there is a core, or will never be one again."""
         self._replacing: asyncio.Task[None] | None = None
@@ -169,10 +171,11 @@ class VllmEngine:
         max_context_tokens: int,
         version: int = 0,
         log: Path | None = None,
+        transport: str = "file",
     ) -> "VllmEngine":
         """Load the model, whose weights are `version`, and be ready. Raises EngineError.
 
-        `log`: the file that its processes write their errors to.
+        `log`: the file that its processes write their errors to. `transport`: how new weights come.
         """
         check_installed()
         _settle_environment(section)
@@ -184,6 +187,7 @@ class VllmEngine:
             dtype=dtype,
             section=section,
             max_context_tokens=max_context_tokens,
+            transport=transport,
         )
         engine = await asyncio.to_thread(
             cls,
@@ -241,6 +245,16 @@ class VllmEngine:
             self._num_replaced = 0
             return self._generation(reply, version)
 
+    async def join(self, endpoint: Endpoint) -> None:
+        """Meet the learner there: weights can be sent from then on. Raises EngineError."""
+        core = await self._alive()
+        try:
+            await core.join(endpoint)
+        except Exception as error:  # whatever vLLM raises for a group that does not form
+            where = f"{endpoint.address}:{endpoint.port}"
+            raise EngineError(f"vLLM could not meet the learner at {where}: {error}") from error
+        self._joined = core
+
     async def update_weights(self, manifest: Manifest, mode: UpdateMode) -> UpdateReport:
         """Swap in the weights of `manifest`; all or nothing. Raises EngineError, WeightsError."""
         async with self._update_lock:
@@ -248,6 +262,11 @@ class VllmEngine:
             if manifest.version <= self._version:
                 raise WeightsError(
                     f"version {manifest.version} is not newer than {self._version}, which is served"
+                )
+            if manifest.is_sent and core is not self._joined:
+                raise EngineError(
+                    f"version {manifest.version} cannot be sent: the engine was started anew after it had "
+                    "met the learner, or never met it"
                 )
             begun = time.perf_counter()
             try:
@@ -324,6 +343,10 @@ class VllmEngine:
 
     async def _open(self, manifest: Manifest | None = None) -> "Core":
         """Another core, with the weights of `manifest`, or of the model's directory."""
+        if manifest is not None and manifest.is_sent:
+            raise EngineError(
+                f"version {manifest.version} was sent, and is in no file to load again"
+            )
         core = await asyncio.to_thread(self._make_core)
         try:
             async with asyncio.timeout(self._timeout_s):
