@@ -98,9 +98,12 @@ class Reply:
 class Core:
     """One vLLM engine: its front end here, and its processes. Made by `start`; ended by `close`."""
 
-    def __init__(self, llm: Any, counts: Counts, adapters: AdapterFolder | None) -> None:
+    def __init__(
+        self, llm: Any, counts: Counts, shapes: Shapes, adapters: AdapterFolder | None
+    ) -> None:
         self._llm = llm
         self.counts = counts
+        self._shapes = shapes
         self._adapters = adapters
         self._adapter: Any = None
         """What requests name to be computed with the adapter; there is one at a time."""
@@ -134,8 +137,9 @@ class Core:
             text = str(error) or type(error).__name__
             raise EngineError(f"vLLM cannot serve {model_path}: {text}") from error
         rank = section.vllm.lora_rank
-        adapters = AdapterFolder(shapes_of(model_path), max_rank=rank) if rank else None
-        return cls(llm, counts, adapters)
+        shapes = shapes_of(model_path)
+        adapters = AdapterFolder(shapes, max_rank=rank) if rank else None
+        return cls(llm, counts, shapes, adapters)
 
     @property
     def pids(self) -> list[int]:
@@ -252,6 +256,7 @@ class Core:
             await self._llm.update_weight_version(str(manifest.version))
             return
         if manifest.is_sent:
+            _check_sent(manifest, self._shapes)
             info: dict[str, Any] = {
                 "names": [one.name for one in manifest.tensors],
                 "dtype_names": [one.dtype for one in manifest.tensors],
@@ -286,6 +291,19 @@ class Core:
         self._llm.shutdown()
         if self._adapters is not None:
             self._adapters.close()
+
+
+def _check_sent(manifest: Manifest, shapes: Shapes) -> None:
+    """Raise WeightsError unless what will be sent is every tensor of the model."""
+    sent = {one.name: tuple(one.shape) for one in manifest.tensors}
+    wrong = {name for name in sent.keys() | shapes.keys() if sent.get(name) != shapes.get(name)}
+    if _HEAD not in shapes:
+        wrong.discard(_HEAD)  # it is tied, and may be sent all the same
+    if wrong:
+        raise WeightsError(
+            f"version {manifest.version} cannot be sent, as learner and engine differ in {sorted(wrong)[:4]}: "
+            "start both from the same model"
+        )
 
 
 def cpu_seconds(pids: Sequence[int]) -> float:

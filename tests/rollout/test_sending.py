@@ -228,9 +228,7 @@ NCCL = [
 
 def test_nccl_between_gpus_is_taken() -> None:
     check_engine(load([BASICS, *NCCL]))
-    check_engine(
-        load([BASICS, *NCCL, "engine.vllm.tensor_parallel=4", "actors.num_gpus=4"])
-    )
+    check_engine(load([BASICS, *NCCL, "engine.vllm.tensor_parallel=4", "actors.num_gpus=4"]))
 
 
 @pytest.mark.parametrize(
