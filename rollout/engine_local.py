@@ -263,6 +263,8 @@ class LocalEngine:
 
     def _stop(self) -> None:
         self._is_closing = True
+        # With nothing running it would be applied yet, after the end.
+        self._update = None
         ended = self._stepper.abort_all()
         self._to_loop(lambda: self._resolve(ended))
 

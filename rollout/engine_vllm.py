@@ -20,7 +20,8 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -131,7 +132,7 @@ class VllmEngine:
         self._api = api
         self._make_core = make_core
         self._max_context_tokens = max_context_tokens
-        self._vocab_size: int = json.loads((model_path / "config.json").read_bytes())["vocab_size"]
+        self._vocab_size = _vocab_size(model_path)
         self._num_parameters = sum(map(math.prod, api.shapes_of(model_path).values()))
         self._timeout_s = section.vllm.update_timeout_s
         self._start_version = version
@@ -151,7 +152,12 @@ class VllmEngine:
         self._num_replaced = 0
         self._end_reason = ""
         """Why no call is served any more; empty while they are."""
+        self._why_replaced = ""
         self._update_lock = asyncio.Lock()
+        self._loading: Manifest | None = None
+        """What an update under way loads; whoever replaces the core has it loaded."""
+        self._limit: asyncio.Timeout | None = None
+        """Of a step of that update; cut short when the core is replaced, which will not answer."""
         self._names = map(str, itertools.count())
         self._asked: set[str] = set()
         """Requests that the core has."""
@@ -177,9 +183,7 @@ class VllmEngine:
 
         `log`: the file that its processes write their errors to. `transport`: how new weights come.
         """
-        check_installed()
-        _settle_environment(section)
-        api = await asyncio.to_thread(_import_api)
+        api = await asyncio.to_thread(_import_api, section)
         path = Path(model_path)
         make = partial(
             api.Core.start,
@@ -269,15 +273,14 @@ class VllmEngine:
                     "met the learner, or never met it"
                 )
             begun = time.perf_counter()
+            self._loading = manifest
             try:
                 load_s, stall_s = await self._update(core, manifest, mode)
             except WeightsError:
                 raise
             except Exception as error:  # whatever it was, the model may be half of each
-                said = (
-                    str(error)
-                    or f"not done within engine.vllm.update_timeout_s={self._timeout_s:g}"
-                )
+                late = f"not done within engine.vllm.update_timeout_s={self._timeout_s:g}"
+                said = str(error) or late if core is self._core else self._why_replaced
                 if self._end_reason:
                     raise EngineError(self._end_reason) from error
                 self._replace(core, f"version {manifest.version}: {said}", manifest)
@@ -287,6 +290,8 @@ class VllmEngine:
                         f"version {manifest.version} was not loaded: {said}"
                     ) from error
                 load_s = stall_s = time.perf_counter() - begun
+            finally:
+                self._loading = None
             return UpdateReport(version=manifest.version, load_s=load_s, stall_s=stall_s)
 
     def stats(self) -> EngineStats:
@@ -373,7 +378,11 @@ class VllmEngine:
         self._core = None
         self._is_settled.clear()
         self._note_busy()
-        self._replacing = asyncio.create_task(self._start_another(core, why, manifest))
+        self._why_replaced = why
+        if self._limit is not None and not self._limit.expired():
+            self._limit.reschedule(asyncio.get_running_loop().time())
+        wanted = manifest or self._loading
+        self._replacing = asyncio.create_task(self._start_another(core, why, wanted))
 
     async def _start_another(self, core: "Core", why: str, wanted: Manifest | None) -> None:
         self._num_replaced += 1
@@ -410,8 +419,9 @@ class VllmEngine:
         is_touched = False
         try:
             if mode is UpdateMode.DRAIN:
-                await core.pause(way, clears_cache=clears_cache)  # for as long as replies take
-            async with asyncio.timeout(self._timeout_s):
+                async with self._limited(None):  # for as long as replies take
+                    await core.pause(way, clears_cache=clears_cache)
+            async with self._limited(self._timeout_s):
                 if mode is not UpdateMode.DRAIN:
                     await core.pause(way, clears_cache=clears_cache)
                 self._note_pause(True)
@@ -431,6 +441,7 @@ class VllmEngine:
             raise
         except asyncio.CancelledError:
             # Nobody waits any more. An engine that stays paused would be worse than a new one.
+            self._loading = None
             if is_touched:
                 self._replace(core, f"loading version {manifest.version} was cancelled")
             else:
@@ -438,6 +449,16 @@ class VllmEngine:
             raise
         finally:
             self._note_pause(False)
+
+    @asynccontextmanager
+    async def _limited(self, seconds: float | None) -> AsyncIterator[None]:
+        """A deadline for what is asked of the core, which comes at once when that is replaced."""
+        async with asyncio.timeout(seconds) as limit:
+            self._limit = limit
+            try:
+                yield
+            finally:
+                self._limit = None
 
     def _note_version(self, manifest: Manifest) -> None:
         self._manifest = manifest
@@ -479,8 +500,19 @@ class VllmEngine:
             self._busy_since = now
 
 
-def _import_api() -> Any:
+def _vocab_size(model: Path) -> int:
+    try:
+        return json.loads((model / "config.json").read_bytes())["vocab_size"]
+    except (OSError, ValueError, KeyError) as error:
+        raise EngineError(
+            f"model.path={str(model)!r} has no config.json that says vocab_size: {error!r}"
+        ) from error
+
+
+def _import_api(section: EngineSection) -> Any:
     """`rollout.vllm_api`; takes seconds. Raises EngineError."""
+    check_installed()
+    _settle_environment(section)
     try:
         return importlib.import_module("rollout.vllm_api")
     except (ImportError, RuntimeError, AttributeError) as error:

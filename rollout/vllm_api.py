@@ -102,6 +102,7 @@ class Core:
         self, llm: Any, counts: Counts, shapes: Shapes, adapters: AdapterFolder | None
     ) -> None:
         self._llm = llm
+        self._is_killed = False
         self.counts = counts
         self._shapes = shapes
         self._adapters = adapters
@@ -149,7 +150,7 @@ class Core:
 
     @property
     def is_dead(self) -> bool:
-        return bool(self._llm.errored)
+        return self._is_killed or bool(self._llm.errored)
 
     async def prepare(self, version: int, log: Path | None) -> None:
         """Say which version the weights are, let its processes end with this one and write to `log`."""
@@ -280,11 +281,14 @@ class Core:
 
     def kill(self) -> None:
         """End its processes at once; whoever awaits a reply gets an EngineError."""
+        self._is_killed = True
         for pid in self.pids:
             try:
                 os.kill(pid, signal.SIGKILL)
             except ProcessLookupError:
                 continue
+        # Only of a death that vLLM finds out itself, before it is closed, does it tell them.
+        self._llm.output_processor.propagate_error(EngineDeadError())
 
     def close(self) -> None:
         """End its processes in good order; blocks for seconds."""
@@ -376,7 +380,8 @@ class Worker:
         """End this engine's processes when process `pid` ends, however it ends; append errors to `log`."""
         if log:
             with open(log, "ab") as file:
-                os.dup2(file.fileno(), sys.stderr.fileno())
+                for stream in (sys.stdout, sys.stderr):  # vLLM's logger writes to the former
+                    os.dup2(file.fileno(), stream.fileno())
         threading.Thread(target=_end_with, args=(pid,), daemon=True, name="parent").start()
 
 
