@@ -33,6 +33,15 @@ def on_vllm(test: object) -> object:
     return test
 
 
+def children() -> set[int]:
+    """The processes below this one."""
+    return {child.pid for child in psutil.Process().children(recursive=True)}
+
+
+def resident_bytes(pids: list[int]) -> int:
+    return sum(psutil.Process(pid).memory_info().rss for pid in pids)
+
+
 def test_without_vllm_the_cure_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(package: str) -> str:
         raise importlib.metadata.PackageNotFoundError(package)
@@ -72,10 +81,10 @@ async def test_an_import_that_fails_names_the_cure(
 @on_vllm
 async def test_a_head_size_without_a_kernel_is_refused_before_the_start(tmp_path: Path) -> None:
     path = await asyncio.to_thread(tiny_qwen3, tmp_path / "model", head_dim=16)
-    children = psutil.Process().children(recursive=True)
+    before = await asyncio.to_thread(children)
     with pytest.raises(EngineError, match=r"head_dim is 16, and .* 32, 64, .*engine\.kind='local'"):
         await start("vllm", path)
-    assert psutil.Process().children(recursive=True) == children
+    assert await asyncio.to_thread(children) == before
 
 
 @on_vllm
@@ -108,8 +117,7 @@ async def test_prompts_in_parts_with_seeds_and_an_update_leave_it_alive_and_smal
             await sampling(engine, 200, since=0)
             await engine.update_weights(manifest, UpdateMode.RECOMPUTE)
         assert engine.pids == pids
-        resident = [psutil.Process(pid).memory_info().rss for pid in pids]
-        assert 0 < sum(resident) < 2.5e9
+        assert 0 < await asyncio.to_thread(resident_bytes, pids) < 2.5e9
     for prompt, task in zip(prompts, asked, strict=True):
         served.assert_exact(prompt, task.result())
 
