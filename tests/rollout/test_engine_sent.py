@@ -16,9 +16,10 @@ from configs.schema import EngineSection, VllmSection
 from learner.publish import named_weights
 from rollout.actor import Joins
 from rollout.engine import EngineError, Generation, UpdateMode
-from rollout.engine_vllm import VllmEngine, check_installed
+from rollout.engine_vllm import VllmEngine
 from rollout.model import load_model
 from rollout.types import Sampling
+from rollout.vllm_setup import check_installed
 from rollout.weights import Manifest, WeightsError, newest_version
 from tests.models import plain_logprobs, tiny_qwen3
 

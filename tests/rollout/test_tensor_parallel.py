@@ -23,6 +23,10 @@ pytestmark = needs_vllm
 torch.set_num_threads(1)
 
 
+def _children(pid: int) -> list[psutil.Process]:
+    return psutil.Process(pid).children(recursive=True)
+
+
 async def test_two_workers_compute_and_update_as_one(tmp_path: Path) -> None:
     def prepare() -> Served:
         paths = [checkpoint(tmp_path / f"model_{seed}", seed=seed) for seed in range(2)]
@@ -34,7 +38,7 @@ async def test_two_workers_compute_and_update_as_one(tmp_path: Path) -> None:
     async with started("vllm", tmp_path / "model_0", max_running=8, vllm=options) as engine:
         assert isinstance(engine, VllmEngine)
         (core,) = engine.pids
-        assert len(psutil.Process(core).children(recursive=True)) >= 2
+        assert len(await asyncio.to_thread(_children, core)) >= 2
         manifest = await asyncio.to_thread(served.publish, 1)
         async with asyncio.TaskGroup() as tasks:
             asked = ask(engine, tasks, prompts, 100)
@@ -68,8 +72,7 @@ async def test_all_its_processes_end_with_the_one_that_started_them(tmp_path: Pa
     assert program.stdout is not None
     try:
         assert await program.stdout.readline() == b"ready\n"
-        family = psutil.Process(program.pid)
-        children = await asyncio.to_thread(family.children, recursive=True)
+        children = await asyncio.to_thread(_children, program.pid)
         assert len(children) >= 3
         ends = [os.pidfd_open(child.pid) for child in children]
     finally:
