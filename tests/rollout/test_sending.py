@@ -1,6 +1,8 @@
 """Versions that the learner sends: both ends meet, nobody goes on before, and what ends badly ends the run."""
 
 import asyncio
+import re
+import textwrap
 from collections import defaultdict
 from pathlib import Path
 
@@ -16,6 +18,8 @@ from rollout.weights import Adapter, Endpoint, Manifest, TensorSpec
 from tests.coordinating import make_bench
 from tests.fakes import FakeActor, FakeLearner
 from tests.recipes import BASICS
+
+CONFIGS = Path(__file__).parent.parent.parent / "configs"
 
 SENT = Manifest(
     version=3,
@@ -224,6 +228,17 @@ NCCL = [
     "eval.every=0",
     "cluster.address=auto",  # so that nothing is looked for on this machine
 ]
+
+
+def test_the_recipe_of_the_readme_is_taken(tmp_path: Path) -> None:
+    readme = (Path(__file__).parent.parent.parent / "README.md").read_text()
+    _, _, section = readme.partition("### On GPUs\n")
+    first, *_ = re.findall(r"(?:^(?: {4}.*)?\n)+", section[section.index("    extends") :], re.M)
+    recipe = tmp_path / "gpus.toml"
+    recipe.write_text(textwrap.dedent(first).replace('"local.toml"', f'"{CONFIGS / "local.toml"}"'))
+    config = load([str(recipe), "cluster.address=auto"])
+    check_engine(config)
+    assert config.weights.transport == "nccl" and config.engine.vllm.tensor_parallel == 2
 
 
 def test_nccl_between_gpus_is_taken() -> None:
