@@ -63,7 +63,8 @@ class StoreTransfer(NCCLWeightTransferEngine):
         names, shapes, dtypes, sizes = (list(column) for column in zip(*part, strict=True))
         packed = self._group.broadcast(torch.empty(0), src=0)
         assert packed.numel() == sum(sizes)
-        self.model.load_weights(unpack_tensor(packed, names, shapes, dtypes, sizes))
+        model: Any = self.model
+        model.load_weights(unpack_tensor(packed, names, shapes, dtypes, sizes))
 
     def finish_weight_update(self) -> None:
         super().finish_weight_update()
@@ -82,6 +83,8 @@ class StoreInit(NCCLTrainerInitInfo):
 
 class StoreTrainer(NCCLTrainerWeightTransferEngine):
     """The learner's end."""
+
+    group: StatelessProcessGroup
 
     @classmethod
     def trainer_init(cls, init_info: Any, *, client: Any, source: Any = None) -> "StoreTrainer":
