@@ -38,6 +38,7 @@ from rollout.adapters import AdapterFolder
 from rollout.engine import EngineError
 from rollout.types import Sampling
 from rollout.vllm_arguments import engine_arguments
+from rollout.vllm_counts import Counts, counting
 from rollout.weights import Endpoint, Manifest, WeightsError, read_tensors
 
 with warnings.catch_warnings():
@@ -62,26 +63,15 @@ with warnings.catch_warnings():
     from vllm.sampling_params import RequestOutputKind
     from vllm.v1.engine.async_llm import AsyncLLM
     from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
-    from vllm.v1.metrics.loggers import StatLoggerBase
 
 # Stands before the reason in the text that is left of a worker's exception.
 _REFUSAL = "refused weights: "
+# After which nobody who waits for a process that is gone will be told: vLLM forgets a request that is
+# handed over just when it ends.
+_GRACE_S = 1.0
 _HEAD, _EMBEDDINGS = "lm_head.weight", "model.embed_tokens.weight"
 
 Shapes = dict[str, tuple[int, ...]]
-
-
-@dataclass(slots=True, kw_only=True)
-class Counts:
-    """What vLLM counts, as of its last step; the last four are totals since its start, in tokens."""
-
-    running: int = 0
-    waiting: int = 0
-    kv_used_frac: float = 0.0
-    prompt: int = 0
-    prefix_hit: int = 0
-    sampled: int = 0
-    recomputed: int = 0
 
 
 @dataclass(slots=True, kw_only=True, frozen=True)
@@ -108,6 +98,8 @@ class Core:
         self._adapters = adapters
         self._adapter: Any = None
         """What requests name to be computed with the adapter; there is one at a time."""
+        self._limits: set[asyncio.Timeout] = set()
+        """Of requests under way; cut short when its processes are gone."""
 
     @classmethod
     def start(
@@ -131,7 +123,7 @@ class Core:
             )
             made = AsyncEngineArgs(**arguments)
             counts = Counts()
-            llm = AsyncLLM.from_engine_args(made, stat_loggers=[_counting(counts)])
+            llm = AsyncLLM.from_engine_args(made, stat_loggers=[counting(counts)])
         except EngineError:
             raise
         except Exception as error:  # whatever vLLM raises for what it cannot serve
@@ -154,10 +146,25 @@ class Core:
 
     async def prepare(self, version: int, log: Path | None) -> None:
         """Say which version the weights are, let its processes end with this one and write to `log`."""
+        for pid in self.pids:
+            end = os.pidfd_open(pid)
+            asyncio.get_running_loop().add_reader(end, self._note_end, end)
         await self._llm.collective_rpc("settle", args=(os.getpid(), str(log) if log else ""))
         await self._llm.update_weight_version(str(version))
         if self._adapters is not None:
             await self._adapt(await asyncio.to_thread(self._adapters.put_nothing))
+
+    def _note_end(self, end: int) -> None:
+        """A process is gone: whoever still waits a moment later was forgotten by vLLM."""
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(end)
+        os.close(end)
+        loop.call_later(_GRACE_S, self._let_go)
+
+    def _let_go(self) -> None:
+        for limit in self._limits:
+            if not limit.expired():
+                limit.reschedule(asyncio.get_running_loop().time())
 
     async def _adapt(self, path: Path) -> None:
         """Compute with the adapter in `path`, running requests as well."""
@@ -204,11 +211,16 @@ class Core:
         asked = {"prompt_token_ids": list(prompt), "cache_salt": salt}
         last: Any = None
         try:
-            async for output in self._llm.generate(
-                asked, params, request_id, priority=priority, lora_request=self._adapter
-            ):
-                last = output
-        except EngineDeadError as error:
+            async with asyncio.timeout(None) as limit:
+                self._limits.add(limit)
+                try:
+                    async for output in self._llm.generate(
+                        asked, params, request_id, priority=priority, lora_request=self._adapter
+                    ):
+                        last = output
+                finally:
+                    self._limits.discard(limit)
+        except (EngineDeadError, TimeoutError) as error:
             raise EngineError(f"vLLM died: {await asyncio.to_thread(self._ending)}") from error
         except EngineGenerateError as error:
             raise EngineError(f"vLLM failed: {error.__cause__ or error}") from error
@@ -330,40 +342,6 @@ def shapes_of(model_path: Path) -> Shapes:
             for name in tensors.keys():  # noqa: SIM118 it is no mapping
                 shapes[name] = tuple(tensors.get_slice(name).get_shape())
     return shapes
-
-
-# In the process of the actor, before the engine starts.
-
-
-def _counting(counts: Counts) -> Any:
-    """What vLLM makes a logger of statistics with, one that keeps `counts`."""
-
-    class Counting(StatLoggerBase):
-        def __init__(self, vllm_config: Any, engine_index: int = 0) -> None:
-            pass
-
-        def log_engine_initialized(self) -> None:
-            pass
-
-        def record(
-            self,
-            scheduler_stats: Any,
-            iteration_stats: Any,
-            mm_cache_stats: Any = None,
-            engine_idx: int = 0,
-        ) -> None:
-            if scheduler_stats is not None:
-                counts.running = scheduler_stats.num_running_reqs
-                counts.waiting = scheduler_stats.num_waiting_reqs
-                counts.kv_used_frac = scheduler_stats.kv_cache_usage
-                prefixes = scheduler_stats.prefix_cache_stats
-                counts.prompt += prefixes.queries
-                counts.prefix_hit += prefixes.hits
-                counts.recomputed += prefixes.preempted_queries - prefixes.preempted_hits
-            if iteration_stats is not None:
-                counts.sampled += iteration_stats.num_generation_tokens
-
-    return Counting
 
 
 # In the processes of the engine. A server that other programs ask runs the same:

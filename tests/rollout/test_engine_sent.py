@@ -19,7 +19,7 @@ from rollout.engine import EngineError, Generation, UpdateMode
 from rollout.engine_vllm import VllmEngine
 from rollout.model import load_model
 from rollout.types import Sampling
-from rollout.vllm_setup import check_installed
+from rollout.vllm_setup import check_installed, import_api
 from rollout.weights import Manifest, WeightsError, newest_version
 from tests.models import plain_logprobs, tiny_qwen3
 
@@ -54,6 +54,8 @@ class Learner:
     """Weights on their way to an engine: `train` makes others of them, `sender` sends them."""
 
     def __init__(self, folder: Path, *, tied: bool) -> None:
+        # In a run the learner has a process of its own; here vLLM is imported as engines need it.
+        import_api(EngineSection(kind="vllm"))
         from learner.nccl import Sender
         from tests.sent_weights import ARGUMENTS, StoreInit
 
