@@ -89,7 +89,6 @@ class Coordinator:
         self._resumed = resumed
         self._evaluator = evaluator
         self._started_s = clock() - (resumed.snapshot.wall_s if resumed else 0.0)
-
         rollout = config.rollout
         self.ledger = Ledger(sink=files.event, clock=clock)
         self._books = Books(files, clock=clock)
