@@ -284,7 +284,7 @@ class VllmEngine:
                 "vLLM is killed, as it did not end its requests: %s", error or "too late"
             )
             core.kill()
-        await asyncio.to_thread(core.close)
+        await core.close()
 
     async def _alive(self) -> "Core":
         """The core, once there is one; raises EngineError when there will be none."""
@@ -309,7 +309,7 @@ class VllmEngine:
                     await core.resume()
         except BaseException:
             core.kill()
-            await asyncio.to_thread(core.close)
+            await core.close()
             raise
         return core
 
@@ -335,7 +335,7 @@ class VllmEngine:
         self._num_replaced += 1
         logger.warning("vLLM is started anew: %s", why)
         core.kill()
-        await asyncio.to_thread(core.close)
+        await core.close()
         self._is_paused = False
         try:
             if self._num_replaced > _MAX_REPLACEMENTS:

@@ -298,11 +298,14 @@ class Core:
         # Only of a death that vLLM finds out itself, before it is closed, does it tell them.
         self._llm.output_processor.propagate_error(EngineDeadError())
 
-    def close(self) -> None:
-        """End its processes in good order; blocks for seconds."""
-        self._llm.shutdown()
+    async def close(self) -> None:
+        """End its processes in good order."""
+        # Else it reports the death of what is about to be ended.
+        if self._llm.output_handler is not None:
+            self._llm.output_handler.cancel()
+        await asyncio.to_thread(self._llm.shutdown)
         if self._adapters is not None:
-            self._adapters.close()
+            await asyncio.to_thread(self._adapters.close)
 
 
 def _check_sent(manifest: Manifest, shapes: Shapes) -> None:
