@@ -22,6 +22,9 @@ RECIPES = Path(__file__).parent
 # What a run uses where no recipe is named.
 DEFAULT_RECIPE = "local.toml"
 
+# The key by which a recipe names the one that it changes: beside it, here, or beside the program's.
+EXTENDS = "extends"
+
 T = TypeVar("T")
 
 
@@ -71,7 +74,7 @@ def read(arguments: Sequence[str]) -> Tree:
         if equals and not path.endswith(".toml"):
             merge(tree, _override(path, value))
         elif argument.endswith(".toml"):
-            merge(tree, _file(argument))
+            merge(tree, _recipe(find(argument)))
         else:
             raise ConfigError(f"argument {argument!r} is neither a .toml file nor a.b=value")
     return tree
@@ -107,8 +110,29 @@ def _same_variant(old: Tree, new: Tree) -> bool:
     return "type" not in new or new["type"] == old.get("type")
 
 
-def _file(name: str) -> Tree:
-    path = find(name)
+def _recipe(path: Path, *, within: tuple[Path, ...] = ()) -> Tree:
+    """The tree of a recipe, merged over that of the one it extends."""
+    own = _file(path)
+    if EXTENDS not in own:
+        return own
+    wanted = own.pop(EXTENDS)
+    if not isinstance(wanted, str) or not wanted.endswith(".toml"):
+        raise ConfigError(
+            f'{path}: {EXTENDS}={wanted!r} must be the path of a recipe: "local.toml"'
+        )
+    beside = path.parent / wanted
+    chain = (*within, path.resolve())
+    found = beside if beside.exists() else find(wanted)
+    if found.resolve() in chain:
+        raise ConfigError(
+            f"{path}: {EXTENDS}={wanted!r} comes back to a recipe that extends this one"
+        )
+    tree = _recipe(found, within=chain)
+    merge(tree, own)
+    return tree
+
+
+def _file(path: Path) -> Tree:
     try:
         text = path.read_text()
     except (OSError, UnicodeDecodeError) as error:

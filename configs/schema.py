@@ -103,9 +103,53 @@ class RolloutSection(_Section, frozen=True, kw_only=True):
     """A rollout that takes longer is a fault."""
 
 
+class VllmSection(_Section, frozen=True, kw_only=True):
+    kv_cache_mb: Whole = 0
+    """Memory of its KV cache; 0: on a CPU what `max_running` full contexts need, on a GPU what it finds."""
+    gpu_memory: Fraction = 0.9
+    """Share of a GPU's memory that it takes, where `kv_cache_mb` is 0."""
+    tensor_parallel: Count = 1
+    """GPUs that one engine spans; set `actors.num_gpus` to the same."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Compile the model and capture CUDA graphs, which starts later and runs faster; `auto`: on GPUs."""
+    update_timeout_s: Positive = 20.0
+    """An engine that has not loaded new weights after this long is ended, and another started."""
+    lora_rank: Annotated[int, Meta(ge=0, le=512)] = 0
+    """Take adapters of up to this rank as new weights, and nothing else; 0: whole models."""
+    arguments: dict[str, Any] = {}
+    """More arguments of vLLM's AsyncEngineArgs, by name; they win over what is chosen here."""
+
+
+class HttpSection(_Section, frozen=True, kw_only=True):
+    urls: list[str] = []
+    """Servers, one for each actor; with eval.every one more, the last, which plays these evaluations."""
+    model: str = ""
+    """Name by which the servers know the model; empty: the first that each lists."""
+    api_key_env: str = ""
+    """Environment variable that holds the servers' key, which is written nowhere; empty: there is none."""
+    update_timeout_s: Positive = 20.0
+    """A server that has not loaded new weights after this long failed the update."""
+    retry_s: NonNegative = 30.0
+    """A request that fails is asked again for this long; its rollout waits meanwhile."""
+
+    def __post_init__(self) -> None:
+        for url in self.urls:
+            scheme, _, rest = url.partition("://")
+            if scheme not in ("http", "https") or not rest.strip("/") or "@" in rest:
+                raise ValueError(
+                    f"urls has {url.rpartition('@')[2]!r}: write http://host:port, or https; a key belongs "
+                    "into the environment variable that api_key_env names"
+                )
+        if len({url.rstrip("/") for url in self.urls}) < len(self.urls):
+            raise ValueError(
+                "urls names a server twice, and an update of one engine would change another's weights: "
+                "give each a server of its own"
+            )
+
+
 class EngineSection(_Section, frozen=True, kw_only=True):
-    kind: Literal["local"] = "local"
-    """`local`: the embedded torch engine."""
+    kind: Literal["local", "vllm", "http"] = "local"
+    """`local`: the embedded torch engine; `vllm`: vLLM on GPUs or a CPU; `http`: servers that run already."""
     update_mode: Literal["recompute", "keep", "drain"] = "recompute"
     """What running requests do when weights change; `recompute` is exact."""
     max_running: Count = 128
@@ -113,7 +157,11 @@ class EngineSection(_Section, frozen=True, kw_only=True):
     max_cached: Whole = 64
     """Finished rows kept for their prefix; more memory, less recomputation."""
     threads: Count = 1
-    """Torch threads of the engine."""
+    """Torch threads of the engine; `vllm`: of each of its worker processes on a CPU."""
+    vllm: VllmSection = VllmSection()
+    """Of kind `vllm` alone."""
+    http: HttpSection = HttpSection()
+    """Of kind `http` alone."""
 
 
 class ActorsSection(_Section, frozen=True, kw_only=True):
@@ -186,6 +234,12 @@ class WeightsSection(_Section, frozen=True, kw_only=True):
     """Where versions are handed over; where it is missing or too small, the run directory is used."""
     deadline_s: Positive = 60.0
     """An engine that takes longer to load a version stops the run."""
+    transport: Literal["file", "nccl"] = "file"
+    """`nccl`: from the learner's GPUs to those of vLLM, without a file; the next step waits for it."""
+    buffer_mb: Count = 256
+    """With nccl: tensors are sent in buffers of this size; larger ones are fewer and take more memory."""
+    num_buffers: Count = 2
+    """Buffers on each side: one is filled while another is sent."""
 
 
 class EvalSet(_Section, frozen=True, kw_only=True):

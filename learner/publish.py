@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from rollout.weights import (
     NUM_BUFFERS,
+    Adapter,
     Manifest,
     WeightsError,
     buffer_names,
@@ -58,10 +59,17 @@ class Publisher:
         self._version: int | None = None
         sweep({self._primary, self._fallback}, self._run_id)
 
-    def publish(self, tensors: Mapping[str, Tensor], *, version: int, step: int) -> Manifest:
+    def publish(
+        self,
+        tensors: Mapping[str, Tensor],
+        *,
+        version: int,
+        step: int,
+        adapter: Adapter | None = None,
+    ) -> Manifest:
         """Write `tensors` as `version`; raises WeightsError unless versions strictly increase.
 
-        The file of the version before the last one is overwritten. Raises OSError when neither
+        With `adapter` they are what it describes, named as peft does. The file of the version before the last one is overwritten. Raises OSError when neither
         directory takes the file.
         """
         if self._version is not None and version <= self._version:
@@ -80,6 +88,7 @@ class Publisher:
             path=str(path),
             num_bytes=len(data),
             checksum=checksum(data),
+            adapter=adapter,
         )
 
     def close(self) -> None:

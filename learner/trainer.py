@@ -8,6 +8,7 @@ import math
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,10 @@ from learner.optimizer import Optimizer, warmup_lr
 from learner.publish import Publisher, named_weights
 from rollout.model import load_model
 from rollout.types import Busy, StepReport, TrainBatch
-from rollout.weights import Manifest, run_id, version_log
+from rollout.weights import Manifest, WeightsError, run_id, version_log
+
+if TYPE_CHECKING:
+    from learner.nccl import Sender
 
 # What the learner is called in `Busy` intervals.
 WHO = "learner"
@@ -43,7 +47,7 @@ class _Sums:
 
 
 class Trainer:
-    """Owns the weights being trained, their optimizer, and the files they are published in."""
+    """Owns the weights being trained, their optimizer, and what they are published with."""
 
     def __init__(
         self,
@@ -52,7 +56,7 @@ class Trainer:
         dtype: str,
         section: LearnerSection,
         temperature: float,
-        publisher: Publisher,
+        publisher: "Publisher | Sender",
     ) -> None:
         """Load the weights of step 0.
 
@@ -127,6 +131,13 @@ class Trainer:
             busy=[Busy(who=WHO, start_s=start_s, end_s=end_s)],
         )
 
+    @property
+    def sender(self) -> "Sender":
+        """What sends weights to engines; raises WeightsError where they are handed over as files."""
+        if isinstance(self._publisher, Publisher):
+            raise WeightsError('weights are sent with weights.transport="nccl" alone')
+        return self._publisher
+
     def publish(self, version: int, step: int) -> Manifest:
         """Hand the weights over as `version`; raises WeightsError unless versions increase."""
         manifest = self._publisher.publish(named_weights(self.model), version=version, step=step)
@@ -157,7 +168,7 @@ class Trainer:
         self._version = state.version
 
     def close(self) -> None:
-        """Remove the published files."""
+        """Remove the published files, or leave the engines' groups."""
         self._publisher.close()
 
     def _backward(self, packed: Batch, version: int) -> _Sums:
@@ -225,16 +236,28 @@ def make_trainer(config: RunConfig, run_dir: Path, checkpoint: Path | None = Non
         dtype=config.model.dtype,
         section=config.learner,
         temperature=config.rollout.temperature,
-        publisher=Publisher(
-            directory=config.weights.dir,
-            fallback=run_dir / "weights",
-            run_id=run_id(run_dir),
-            log=version_log(run_dir),
-        ),
+        publisher=_publisher(config, run_dir),
     )
     if checkpoint is not None:
         trainer.restore(checkpoint)
     return trainer
+
+
+def _publisher(config: RunConfig, run_dir: Path) -> "Publisher | Sender":
+    """What hands the weights of a run over."""
+    section, log = config.weights, version_log(run_dir)
+    if section.transport == "nccl":
+        from learner.nccl import Sender  # it brings vLLM
+
+        return Sender(
+            log=log,
+            num_workers=config.engine.vllm.tensor_parallel,
+            buffer_bytes=section.buffer_mb << 20,
+            num_buffers=section.num_buffers,
+        )
+    return Publisher(
+        directory=section.dir, fallback=run_dir / "weights", run_id=run_id(run_dir), log=log
+    )
 
 
 @torch.no_grad()

@@ -11,15 +11,15 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from configs.schema import PoolSection
 from envpool.pool import Plugged
 from envpool.task import Config, PoolKey
-from rollout.engine import Engine, UpdateMode, UpdateReport
+from rollout.engine import Engine, EngineError, UpdateMode, UpdateReport
 from rollout.episode import Episode, Limits, Sessions
 from rollout.types import ActorEvent, Busy, Grant, RolloutDone, Row, StopReason, Turn, TurnDone
-from rollout.weights import Manifest
+from rollout.weights import Endpoint, Manifest
 
 if TYPE_CHECKING:
     from rollout.tokens import ChatTokens
@@ -41,6 +41,13 @@ class Serves(Sessions, Protocol):
     ) -> list[Config]: ...
     async def try_env(self, key: PoolKey, env: str, *, level: int) -> None: ...
     async def retire(self, key: PoolKey) -> None: ...
+
+
+@runtime_checkable
+class Joins(Protocol):
+    """An engine that weights can be sent to."""
+
+    async def join(self, endpoint: Endpoint) -> None: ...
 
 
 class Actor:
@@ -141,6 +148,12 @@ class Actor:
     async def update_weights(self, manifest: Manifest) -> UpdateReport:
         """Load a version while playing."""
         return await self._engine.update_weights(manifest, self._update_mode)
+
+    async def join(self, endpoint: Endpoint) -> None:
+        """Let the engine meet the learner, which sends it weights from then on. Raises EngineError."""
+        if not isinstance(self._engine, Joins):
+            raise EngineError(f"{type(self._engine).__name__} reads weights from files alone")
+        await self._engine.join(endpoint)
 
     async def plug(
         self, name: str, section: PoolSection, *, files: Mapping[str, bytes] | None = None

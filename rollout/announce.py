@@ -32,7 +32,7 @@ EVALUATION = (
     "rollout.max_reply_tokens",
     "rollout.max_context_tokens",
     "rollout.timeout_s",
-    "engine.threads",
+    "engine",
     "actors",
     "envpool",
     "cluster",

@@ -27,16 +27,18 @@ from rollout import types
 from rollout.actor import Actor
 from rollout.answers import DrawAnswer, PlugAnswer, TryAnswer
 from rollout.engine import UpdateMode, UpdateReport
+from rollout.engines import start_engine
 from rollout.episode import Limits
 from rollout.evaluator import MAX_IN_FLIGHT, NAME, is_wanted
 from rollout.hosting import Whereabouts
+from rollout.joining import join_groups
 from rollout.laps import Laps
-from rollout.logs import log_to_file
+from rollout.logs import log_path, log_to_file
 from rollout.processes import Process, describe
 from rollout.ray_hosts import Handle, RayHosts, close_actor
 from rollout.resume import Resumed
 from rollout.types import ActorEvent, Grant, StepReport, TrainBatch
-from rollout.weights import Manifest
+from rollout.weights import Endpoint, Manifest
 
 logger = logging.getLogger(__name__)
 
@@ -70,8 +72,7 @@ class ActorProcess:
         `hosts`: packed `Whereabouts`; where it names none, this process has an env pool of its own.
         """
         laps = Laps()
-        # The engine brings torch: only the processes that compute import it.
-        from rollout.engine_local import LocalEngine
+        # It brings transformers: only the processes that compute import it.
         from rollout.tokens import ChatTokens
 
         # The stepping thread gives the interpreter up at every torch call, and would wait 5 ms to get
@@ -98,12 +99,13 @@ class ActorProcess:
             # The engine's threads inherit it: they get what actors and learner leave, however nice
             # those are. Environments, which have deadlines, do not.
             os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-        engine = await LocalEngine.start(
+        engine = await start_engine(
+            config,
             weights,
-            dtype=config.model.dtype,
+            name=name,
             section=section,
-            max_context_tokens=config.rollout.max_context_tokens,
             version=version,
+            log=log_path(Path(run_dir), f"{name}-vllm"),
         )
         self._actor = await Actor.start(
             name=name,
@@ -115,11 +117,12 @@ class ActorProcess:
         )
         laps.end("engine")
         pids = self._pool.pids() if isinstance(self._pool, EnvPool) else {}
-        zygotes = [describe(f"{name}/zygote-{pool}", pid) for pool, pid in pids.items()]
+        others = [describe(f"{name}/zygote-{pool}", pid) for pool, pid in pids.items()]
+        others += [describe(f"{name}/engine-{i}", pid) for i, pid in enumerate(engine.pids)]
         info = ProcessInfo(
             name=name,
             node=os.uname().nodename,
-            processes=[describe(name), *zygotes],
+            processes=[describe(name), *others],
             num_parameters=engine.num_parameters,
             start_s=laps.seconds,
             layers=self._pool.layers(),
@@ -139,6 +142,9 @@ class ActorProcess:
 
     async def update_weights(self, packed: bytes) -> UpdateReport:
         return await self._actor.update_weights(msgspec.msgpack.decode(packed, type=Manifest))
+
+    async def join(self, packed: bytes) -> None:
+        await self._actor.join(msgspec.msgpack.decode(packed, type=Endpoint))
 
     async def plug(self, name: str, section: bytes, files: dict[str, bytes] | None) -> bytes:
         decoded = msgspec.msgpack.decode(section, type=PoolSection)
@@ -161,6 +167,14 @@ class ActorProcess:
         await self._pool.close()
 
 
+class Sends(Protocol):
+    """What sends weights to engines, see `learner/nccl.py`."""
+
+    def open(self, engine: str, address: str) -> Endpoint: ...
+    def join(self, engine: str) -> None: ...
+    def send(self, engine: str, version: int) -> None: ...
+
+
 class Trains(Protocol):
     """What the learner's process calls, synchronously."""
 
@@ -169,6 +183,8 @@ class Trains(Protocol):
     def close(self) -> None: ...
     @property
     def num_parameters(self) -> int: ...
+    @property
+    def sender(self) -> Sends: ...
 
 
 class LearnerProcess:
@@ -212,6 +228,15 @@ class LearnerProcess:
     def save(self, directory: str) -> None:
         self._trainer.save(directory)
 
+    def open_group(self, actor: str) -> bytes:
+        return types.encode(self._trainer.sender.open(actor, ray.util.get_node_ip_address()))
+
+    def join_group(self, actor: str) -> None:
+        self._trainer.sender.join(actor)
+
+    def send(self, actor: str, version: int) -> None:
+        self._trainer.sender.send(actor, version)
+
     def close(self) -> None:
         self._trainer.close()
 
@@ -234,6 +259,9 @@ class RayActor:
 
     async def update_weights(self, manifest: Manifest) -> UpdateReport:
         return await self.handle.update_weights.remote(types.encode(manifest))
+
+    async def join(self, endpoint: Endpoint) -> None:
+        await self.handle.join.remote(types.encode(endpoint))
 
     async def plug(self, name: str, section: PoolSection) -> Plugged:
         packed, files = msgspec.msgpack.encode(section), None
@@ -269,6 +297,15 @@ class RayLearner:
 
     async def save(self, directory: str) -> None:
         await self.handle.save.remote(directory)
+
+    async def open_group(self, actor: str) -> Endpoint:
+        return msgspec.msgpack.decode(await self.handle.open_group.remote(actor), type=Endpoint)
+
+    async def join_group(self, actor: str) -> None:
+        await self.handle.join_group.remote(actor)
+
+    async def send(self, actor: str, version: int) -> None:
+        await self.handle.send.remote(actor, version)
 
     async def close(self) -> None:
         await close_actor("learner", self.handle)
@@ -387,9 +424,13 @@ async def place(
             f"cluster has {ray.cluster_resources()}, of which {ray.available_resources()} is free"
         ) from error
     learner, evaluator = starting.pop("learner", None), starting.pop(NAME, None)
+    actors = {name: RayActor(name, handle) for name, (handle, _) in starting.items()}
+    trains = RayLearner(learner[0]) if learner else None
+    if trains is not None and config.weights.transport == "nccl":
+        await join_groups(actors, trains, timeout_s=timeout_s)
     return Placed(
-        actors={name: RayActor(name, handle) for name, (handle, _) in starting.items()},
-        learner=RayLearner(learner[0]) if learner else None,
+        actors=actors,
+        learner=trains,
         evaluator=RayActor(NAME, evaluator[0]) if evaluator else None,
         hosts=hosts,
         infos=infos,

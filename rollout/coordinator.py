@@ -81,6 +81,7 @@ class Coordinator:
             deadline_s=config.weights.deadline_s,
             version=resumed.version if resumed else 0,
             clock=clock,
+            send=learner.send if learner else None,
         )
         self._learner = learner
         self._metrics = metrics
@@ -88,7 +89,6 @@ class Coordinator:
         self._resumed = resumed
         self._evaluator = evaluator
         self._started_s = clock() - (resumed.snapshot.wall_s if resumed else 0.0)
-
         rollout = config.rollout
         self.ledger = Ledger(sink=files.event, clock=clock)
         self._books = Books(files, clock=clock)
@@ -239,7 +239,7 @@ class Coordinator:
         if self._step < config.learner.steps:
             self._before = results[0]
             await self._train()
-            await self._wait_until_synced()
+            await self._wait_until_held(idle=True)
         # A run without a step has nothing new to show.
         is_due = config.eval.after and config.learner.steps
         results.append(await self._evaluate("after") if is_due else {})
@@ -341,6 +341,9 @@ class Coordinator:
             with self._watchdog.learner_at_work():
                 report = await learner.train(request)
             values = self._on_step(report, batch)
+            if report.manifest is not None and report.manifest.is_sent:
+                with self._watchdog.learner_at_work():  # nobody else has these weights yet
+                    await self._wait_until_held()
             part = await self._begin_checkpoint(learner) if self._saver.is_due(step) else None
             self._feed.note_blocked()
             values |= {
@@ -467,13 +470,13 @@ class Coordinator:
 
     @property
     def _newest_version(self) -> int:
-        if self._newest is not None:
-            return self._newest.version
-        return self._resumed.version if self._resumed else 0
+        newest = self._newest or self._resumed
+        return newest.version if newest is not None else 0
 
-    async def _wait_until_synced(self) -> None:
-        """Wait until every engine holds the newest version and no member is in flight."""
-        while self._fleet.oldest_version < self._newest_version or not self._fleet.is_idle:
+    async def _wait_until_held(self, *, idle: bool = False) -> None:
+        """Wait until every engine holds the newest version; with `idle` until no member is in flight."""
+        fleet = self._fleet
+        while fleet.oldest_version < self._newest_version or (idle and not fleet.is_idle):
             await self._train_wake.wait()
             self._train_wake.clear()
 

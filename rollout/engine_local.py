@@ -12,7 +12,6 @@ If the thread fails, every request and every later call gets an EngineError.
 """
 
 import asyncio
-import math
 import threading
 import time
 from collections import deque
@@ -22,13 +21,19 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from transformers import PreTrainedModel
 
 from configs.schema import EngineSection
-from rollout.engine import EngineError, Generation, UpdateMode, UpdateReport
+from rollout.engine import (
+    EngineError,
+    Generation,
+    UpdateMode,
+    UpdateReport,
+    check_context,
+    check_sampling,
+    checked_prompt,
+)
 from rollout.model import ModelError, load_model
 from rollout.packing import use_packing
 from rollout.staging import Staged, stage
@@ -38,9 +43,6 @@ from rollout.weights import Manifest, WeightsError
 
 # Computing intervals closer than this are reported as one.
 _MERGE_S = 0.01
-
-# Below this a positive temperature only overflows; greedy is 0.
-_MIN_TEMPERATURE = 0.01
 
 T = TypeVar("T")
 
@@ -109,12 +111,7 @@ class LocalEngine:
             model = await asyncio.to_thread(load_model, model_path, dtype)
         except ModelError as error:
             raise EngineError(str(error)) from error
-        limit = model.config.max_position_embeddings
-        if max_context_tokens > limit:
-            raise EngineError(
-                f"max_context_tokens={max_context_tokens} is more than the model's {limit} "
-                "positions: lower it"
-            )
+        check_context(max_context_tokens, model.config.max_position_embeddings)
         await asyncio.to_thread(use_packing, model)
         stepper = Stepper(
             model, section=section, max_context_tokens=max_context_tokens, version=version
@@ -129,13 +126,21 @@ class LocalEngine:
     def num_parameters(self) -> int:
         return sum(parameter.numel() for parameter in self._model.parameters())
 
+    @property
+    def pids(self) -> list[int]:
+        return []
+
     async def generate(
         self, prompt_ids: Sequence[int], sampling: Sampling, *, priority: int = 0
     ) -> Generation:
         """Sample a reply. Lower `priority` values go first. Raises EngineError."""
         self._check_alive()
-        _check_sampling(sampling)
-        prompt = self._checked(prompt_ids)
+        check_sampling(sampling)
+        prompt = checked_prompt(
+            prompt_ids,
+            vocab_size=self._vocab_size,
+            max_context_tokens=self._max_context_tokens,
+        )
         request = Request(prompt=prompt, sampling=sampling, priority=priority)
         future: asyncio.Future[Generation] = self._loop.create_future()
         self._requests[request] = future
@@ -258,6 +263,8 @@ class LocalEngine:
 
     def _stop(self) -> None:
         self._is_closing = True
+        # With nothing running it would be applied yet, after the end.
+        self._update = None
         ended = self._stepper.abort_all()
         self._to_loop(lambda: self._resolve(ended))
 
@@ -315,41 +322,6 @@ class LocalEngine:
     def _check_alive(self) -> None:
         if self._end_reason:
             raise EngineError(self._end_reason)
-
-    def _checked(self, prompt_ids: Sequence[int]) -> npt.NDArray[np.int32]:
-        """The prompt as an array, if it can be served."""
-        try:
-            prompt = np.asarray(prompt_ids)
-        except ValueError as error:
-            raise EngineError(f"prompt_ids is not a sequence of token ids: {error}") from error
-        if prompt.ndim != 1 or not prompt.size or prompt.dtype.kind not in "iu":
-            raise EngineError(
-                f"prompt_ids must be one or more token ids, not {prompt.dtype} of shape {prompt.shape}"
-            )
-        if len(prompt) >= self._max_context_tokens:
-            raise EngineError(
-                f"a prompt of {len(prompt)} tokens leaves no room for a reply in "
-                f"max_context_tokens={self._max_context_tokens}: shorten it or raise the latter"
-            )
-        low, high = int(prompt.min()), int(prompt.max())
-        if low < 0 or high >= self._vocab_size:
-            raise EngineError(
-                f"prompt_ids has token {low if low < 0 else high}, and the model's vocabulary is "
-                f"0..{self._vocab_size - 1}: encode with the model's own tokenizer"
-            )
-        return prompt.astype(np.int32)
-
-
-def _check_sampling(sampling: Sampling) -> None:
-    if sampling.max_tokens < 1:
-        raise EngineError(f"max_tokens={sampling.max_tokens}: ask for at least 1")
-    temperature = sampling.temperature
-    if temperature != 0 and not _MIN_TEMPERATURE <= temperature < math.inf:
-        raise EngineError(
-            f"temperature={temperature}: use 0 for greedy, or at least {_MIN_TEMPERATURE}"
-        )
-    if sampling.seed < 0:
-        raise EngineError(f"seed={sampling.seed}: use 0 or more")
 
 
 def _set(future: "asyncio.Future[T]", result: T) -> None:

@@ -1,12 +1,17 @@
 """The actors as the coordinator sees them: what each holds, how much room it has, what it reports."""
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any
 
+from rollout.engine import UpdateReport
 from rollout.metrics import Values, engine_values
 from rollout.ports import ActorPort
 from rollout.types import EngineStats, Grant
 from rollout.weights import Manifest
+
+Send = Callable[[str, int], Coroutine[Any, Any, None]]
+"""Sends a version to the engine of an actor, by its name."""
 
 
 class Stopwatch:
@@ -41,8 +46,11 @@ class Fleet:
         deadline_s: float,
         version: int,
         clock: Callable[[], float],
+        send: Send | None = None,
     ) -> None:
+        """`send`: the learner's, for versions that are sent."""
         self._actors = dict(actors)
+        self._send = send
         self._members_each = members_each
         self._deadline_s = deadline_s
         self._clock = clock
@@ -94,25 +102,54 @@ class Fleet:
         assert self._in_flight[name] >= 0, f"{name} ended a member it did not have"
 
     async def update(self, manifest: Manifest) -> None:
-        """Load a version into every engine, at once. Raises when one fails or is late."""
+        """Load a version into every engine. Raises when one fails or is late.
+
+        Files are loaded at once. What is sent goes to one engine after another, so that each stands
+        still for its own transfer alone.
+        """
         self.loading = manifest.version
         begun = self._clock()
-        async with asyncio.TaskGroup() as group:
+        if manifest.is_sent:
             for name in self._actors:
-                group.create_task(self._update(name, manifest), name=f"update-{name}")
+                await self._update(name, manifest)
+        else:
+            async with asyncio.TaskGroup() as group:
+                for name in self._actors:
+                    group.create_task(self._update(name, manifest), name=f"update-{name}")
         self.loading = None
         self._sync_s += self._clock() - begun
 
     async def _update(self, name: str, manifest: Manifest) -> None:
         try:
             async with asyncio.timeout(self._deadline_s):
-                report = await self._actors[name].update_weights(manifest)
+                if manifest.is_sent:
+                    report = await self._sent(name, manifest)
+                else:
+                    report = await self._actors[name].update_weights(manifest)
         except TimeoutError as error:
             raise RuntimeError(
                 f"{name} did not load version {manifest.version} within "
                 f"weights.deadline_s={self._deadline_s:g}"
             ) from error
         self.versions[name] = report.version
+
+    async def _sent(self, name: str, manifest: Manifest) -> UpdateReport:
+        """Let an engine load what the learner sends meanwhile."""
+        assert self._send is not None, "what is sent comes from a learner"
+        try:
+            async with asyncio.TaskGroup() as group:
+                loading = group.create_task(
+                    self._actors[name].update_weights(manifest), name=f"update-{name}"
+                )
+                group.create_task(self._send(name, manifest.version), name=f"send-{name}")
+        except ExceptionGroup as errors:
+            # The first one broke the transfer; the other end only waited.
+            first = errors.exceptions[0]
+            raise RuntimeError(
+                f"version {manifest.version} could not be sent to {name}: {first}; a broken group is of "
+                "no more use, so the run ends, and --resume goes on from its newest checkpoint"
+            ) from first
+        return loading.result()
 
     def note_stats(self, name: str, stats: EngineStats) -> None:
         """Keep the newest statistics of an engine."""

@@ -16,6 +16,11 @@ LOG_FORMAT = "%(asctime)s %(levelname).1s %(name)s: %(message)s"
 OURS = ("launch", "rollout", "learner", "envpool", "synth")
 
 
+def log_path(run_dir: Path, name: str) -> Path:
+    """Where a process of a run writes."""
+    return run_dir / "logs" / f"{name}.log"
+
+
 def log_to_file(run_dir: Path, name: str, level: str) -> None:
     """Send this process's records to `run_dir/logs/<name>.log` until it ends."""
     root = logging.getLogger()
@@ -53,7 +58,8 @@ def driver_logging(run_dir: Path, level: str, *, terminal: logging.Handler) -> I
 
 
 def _file_handler(run_dir: Path, name: str) -> logging.Handler:
-    (run_dir / "logs").mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(run_dir / "logs" / f"{name}.log")
+    path = log_path(run_dir, name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(path)
     handler.setFormatter(logging.Formatter(LOG_FORMAT))
     return handler

@@ -10,7 +10,7 @@ from envpool.pool import Plugged
 from envpool.task import Config, PoolKey
 from rollout.engine import UpdateReport
 from rollout.types import ActorEvent, Grant, StepReport, TrainBatch
-from rollout.weights import Manifest
+from rollout.weights import Endpoint, Manifest
 
 
 class ActorPort(Protocol):
@@ -33,6 +33,10 @@ class ActorPort(Protocol):
 
     async def update_weights(self, manifest: Manifest) -> UpdateReport:
         """Load a version while playing. Raises when the engine refuses it."""
+        ...
+
+    async def join(self, endpoint: Endpoint) -> None:
+        """Meet the learner there: from then on its weights can be sent. Raises EngineError."""
         ...
 
     async def plug(self, name: str, section: PoolSection) -> Plugged:
@@ -65,6 +69,18 @@ class LearnerPort(Protocol):
 
     async def save(self, directory: str) -> None:
         """Write `hf/` and the learner's part of `resume/` into an existing directory."""
+        ...
+
+    async def open_group(self, actor: str) -> Endpoint:
+        """Where an actor's engine can meet it, with `weights.transport=nccl`."""
+        ...
+
+    async def join_group(self, actor: str) -> None:
+        """Wait for that engine there."""
+        ...
+
+    async def send(self, actor: str, version: int) -> None:
+        """Send the version just published to an engine that loads it. Raises WeightsError."""
         ...
 
     async def close(self) -> None: ...

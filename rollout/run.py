@@ -26,6 +26,7 @@ from envpool.trust import refuse_untrusted
 from rollout import audit, checkpoints, rundir
 from rollout.control import serve
 from rollout.coordinator import Coordinator
+from rollout.engines import check_engine
 from rollout.evaluate import default_sets, draw_sets, locate
 from rollout.evaluator import Evaluator
 from rollout.files import RunFiles
@@ -99,6 +100,7 @@ def check(
             f"engine.max_running={config.engine.max_running} has no room for a group of "
             f"rollout.group_size={members}: raise it to at least {members}"
         )
+    check_engine(config)
     _check_reachable(config.cluster.address)
     refuse_untrusted(config.pools, config.envpool)  # before its code is imported here
     make_importable(config.run.imports)

@@ -10,7 +10,7 @@ import re
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
@@ -23,21 +23,66 @@ logger = logging.getLogger(__name__)
 # One is read while the next is written.
 NUM_BUFFERS = 2
 
+# Stands before the reason in what another process says of weights that it refused: there its
+# WeightsError is text.
+REFUSAL = "refused weights: "
+
 
 class WeightsError(Exception):
     """A published set of weights is missing, damaged, or not for this model."""
 
 
+class TensorSpec(msgspec.Struct, frozen=True, array_like=True):
+    """What is said of a tensor before it is sent."""
+
+    name: str
+    dtype: str
+    """As torch names it: `bfloat16`."""
+    shape: list[int]
+
+
+class Adapter(msgspec.Struct, frozen=True, kw_only=True):
+    """Low-rank updates of some matrices: each is W + alpha / rank * B @ A."""
+
+    rank: int
+    alpha: int
+    target_modules: list[str]
+    """The last part of the names of the modules that have one: `q_proj`."""
+
+
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """One published version. `path` is a safetensors file with HF parameter names."""
+    """One published version: a file to read, or tensors that the learner sends."""
 
     format: int = 1
     version: int
     step: int
-    path: str
-    num_bytes: int
-    checksum: str
+    path: str = ""
+    """A safetensors file with HF parameter names, or those of peft for an adapter."""
+    num_bytes: int = 0
+    checksum: str = ""
     """Of the file's bytes; the reader refuses the file when it differs."""
+    adapter: Adapter | None = None
+    """What the file is beside the weights of step 0, where it is not all weights."""
+    transport: Literal["file", "nccl"] = "file"
+    tensors: list[TensorSpec] = []
+    """With `nccl`, what is sent, in order."""
+
+    @property
+    def is_sent(self) -> bool:
+        """Whether the learner sends it while the engine loads it; nobody can read it again later."""
+        return self.transport != "file"
+
+
+class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the learner waits for the workers of one engine, to send them weights from then on."""
+
+    address: str
+    port: int
+    world_size: int
+    """The learner, which is rank 0, and the engine's workers."""
+    buffer_bytes: int
+    """Tensors are sent in packed buffers of this size."""
+    num_buffers: int
 
 
 def checksum(data: bytes) -> str:

@@ -27,7 +27,7 @@ from rollout.types import (
     Turn,
     TurnDone,
 )
-from rollout.weights import Manifest
+from rollout.weights import Endpoint, Manifest
 
 
 def make_task(env: str = "sum_list", pool_version: str = "v", **config: Any) -> Task:
@@ -148,6 +148,7 @@ class FakeActor(FakePools):
         self.name = name
         self.version = 0
         self.loaded: list[int] = []
+        self.joined: Endpoint | None = None
         self.granted: list[Grant] = []
         self.cancelled: list[str] = []
         self.gate = asyncio.Event()
@@ -210,6 +211,9 @@ class FakeActor(FakePools):
         self.loaded.append(manifest.version)
         return UpdateReport(version=manifest.version, load_s=0.0, stall_s=0.0)
 
+    async def join(self, endpoint: Endpoint) -> None:
+        self.joined = endpoint
+
     async def close(self) -> None:
         return None
 
@@ -244,6 +248,8 @@ class FakeLearner:
         self._folder = folder
         self.batches: list[TrainBatch] = []
         self.saved: list[str] = []
+        self.joined: list[str] = []
+        self.sent: list[tuple[str, int]] = []
         self.gate = asyncio.Event()
         self.gate.set()
         self.is_held = False
@@ -273,6 +279,17 @@ class FakeLearner:
 
     async def save(self, directory: str) -> None:
         self.saved.append(directory)
+
+    async def open_group(self, actor: str) -> Endpoint:
+        return Endpoint(
+            address=actor, port=len(self.joined), world_size=2, buffer_bytes=1, num_buffers=2
+        )
+
+    async def join_group(self, actor: str) -> None:
+        self.joined.append(actor)
+
+    async def send(self, actor: str, version: int) -> None:
+        self.sent.append((actor, version))
 
     async def close(self) -> None:
         return None

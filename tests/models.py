@@ -58,11 +58,13 @@ def tiny_qwen3(
     return _save(Qwen3ForCausalLM(config), path, seed=seed, dtype=dtype)
 
 
-def tiny_qwen2(path: Path, *, seed: int = 0, vocab_size: int = 64, tied: bool = True) -> Path:
+def tiny_qwen2(
+    path: Path, *, seed: int = 0, vocab_size: int = 64, head_dim: int = 16, tied: bool = True
+) -> Path:
     """Write a Qwen2 checkpoint (biases in attention, tied head by default); returns `path`."""
     config = Qwen2Config(
         vocab_size=vocab_size,
-        hidden_size=64,
+        hidden_size=4 * head_dim,
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
@@ -73,11 +75,11 @@ def tiny_qwen2(path: Path, *, seed: int = 0, vocab_size: int = 64, tied: bool = 
     return _save(Qwen2ForCausalLM(config), path, seed=seed, dtype=torch.float32)
 
 
-def tiny_llama(path: Path, *, seed: int = 0, vocab_size: int = 64) -> Path:
+def tiny_llama(path: Path, *, seed: int = 0, vocab_size: int = 64, head_dim: int = 16) -> Path:
     """Write a Llama checkpoint (as many KV heads as heads); returns `path`."""
     config = LlamaConfig(
         vocab_size=vocab_size,
-        hidden_size=64,
+        hidden_size=4 * head_dim,
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=4,

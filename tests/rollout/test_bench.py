@@ -11,7 +11,7 @@ import pytest
 import launch
 from configs.load import ConfigError, load
 from rollout import audit
-from rollout.bench import cost, curriculum, engine, learning, overlap, runs
+from rollout.bench import actor_loop, cost, curriculum, engine, learning, overlap, runs
 from rollout.files import RolloutRow
 from rollout.ledger import ENDS, LedgerCounts
 from rollout.processes import describe, write_pids
@@ -99,8 +99,14 @@ def test_the_two_runs_differ_in_lag_alone_whatever_else_is_asked_for() -> None:
 
 
 def test_the_engines_ratio_is_ours_over_theirs() -> None:
-    results = {1: engine.Rate(local=1.0, generate=1.0), 8: engine.Rate(local=6.0, generate=2.0)}
+    rates = {1: engine.Rate(local=1.0, generate=1.0), 8: engine.Rate(local=6.0, generate=2.0)}
+    results = engine.Results(rates=rates)
     assert engine.summary(results)["ratios"] == {"local_over_hf_generate": 3.0}
+    results.shares["vllm"] = actor_loop.Share(actor=9.0, raw=10.0)
+    results.walls = {8: {"local": 2.0, "vllm": 3.0}}
+    found = engine.summary(results)
+    assert found["ratios"]["actor_over_raw_vllm"] == 0.9
+    assert found["vllm_over_local"] == {"8": 1.5}
 
 
 def make_summary(before: float, after: float, change: float) -> Summary:

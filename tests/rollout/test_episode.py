@@ -51,6 +51,7 @@ class ScriptedEngine:
         self._cut = cut
         self.version = 4
         self.num_parameters = 0
+        self.pids: list[int] = []
         self.sampled: list[Sampling] = []
         self.prompts: list[list[int]] = []
         self.asked = asyncio.Event()

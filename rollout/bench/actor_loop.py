@@ -1,0 +1,184 @@
+"""How much of its engine an actor gets: episodes played by the actor, and their requests asked bare.
+
+The actor plays groups of tasks with real environments. Then the very same conversations (prompts, and as
+many tokens as each reply had) are asked of the same engine by nothing but `generate`, with as many
+groups at a time and each turn after the one before. Both are timed on the wall, in turns.
+"""
+
+import asyncio
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from random import Random
+
+from configs.load import load
+from configs.schema import RunConfig
+from envpool.pool import EnvPool
+from envpool.source import Source
+from envpool.task import Split
+from rollout.actor import Actor
+from rollout.engine import Engine, Generation, UpdateMode, UpdateReport
+from rollout.episode import Limits
+from rollout.run import Checked, check
+from rollout.tokens import ChatTokens
+from rollout.types import EngineStats, Grant, RolloutDone, Sampling
+from rollout.weights import Manifest
+
+RECIPE, POOL = "local.toml", "tiny"
+
+# Groups at a time, and in all: as many members at once as a run has, several times over.
+GROUPS_AT_ONCE, GROUPS, GROUP_SIZE = 4, 32, 16
+REPEATS = 3
+
+# What was asked in one member's turns: each prompt, how many tokens its reply had, and its seed.
+Chain = list[tuple[Sequence[int], int, int]]
+
+
+@dataclass(slots=True, kw_only=True, frozen=True)
+class Share:
+    """Sampled tokens per second of each, the best of the repeats."""
+
+    actor: float
+    raw: float
+
+    @property
+    def ratio(self) -> float:
+        return self.actor / self.raw
+
+
+@dataclass(slots=True)
+class Recorder:
+    """An engine that writes down what it is asked, by group and member."""
+
+    engine: Engine
+    asked: dict[str, dict[str, Chain]] = field(default_factory=dict)
+
+    @property
+    def version(self) -> int:
+        return self.engine.version
+
+    @property
+    def num_parameters(self) -> int:
+        return self.engine.num_parameters
+
+    @property
+    def pids(self) -> list[int]:
+        return self.engine.pids
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all replies."""
+        groups = self.asked.values()
+        return sum(count for group in groups for chain in group.values() for _, count, _ in chain)
+
+    async def generate(
+        self, prompt_ids: Sequence[int], sampling: Sampling, *, priority: int = 0
+    ) -> Generation:
+        reply = await self.engine.generate(prompt_ids, sampling, priority=priority)
+        task = asyncio.current_task()
+        assert task is not None
+        group, _, member = task.get_name().partition("/")  # as an actor names its members' tasks
+        chain = self.asked.setdefault(group, {}).setdefault(member, [])
+        chain.append((prompt_ids, len(reply.token_ids), sampling.seed))
+        return reply
+
+    async def update_weights(self, manifest: Manifest, mode: UpdateMode) -> UpdateReport:
+        return await self.engine.update_weights(manifest, mode)
+
+    def stats(self) -> EngineStats:
+        return self.engine.stats()
+
+    def take_busy(self) -> list[tuple[float, float]]:
+        return self.engine.take_busy()
+
+    async def close(self) -> None:
+        """Leave the engine to its owner."""
+
+
+def load_recipe(kind: str) -> Checked:
+    """The run whose tasks are played, with an engine of this kind. Not inside an event loop."""
+    return check(load([RECIPE, f"engine.kind={kind}"]))
+
+
+async def measure(checked: Checked, engine: Engine) -> Share:
+    """Play, ask the same again, and so on in turns."""
+    sys.setswitchinterval(5e-4)  # as in an actor's process
+    config = checked.config
+    pool = await EnvPool.start({POOL: config.pools[POOL]}, limits=config.envpool)
+    played, asked = [], []
+    try:
+        grants = _grants(checked.sources[POOL])
+        for _ in range(REPEATS):
+            recorder = Recorder(engine)
+            seconds = await _play(config, recorder, pool, grants)
+            played.append(recorder.num_tokens / seconds)
+            asked.append(recorder.num_tokens / await _ask(engine, recorder))
+    finally:
+        await pool.close()
+    return Share(actor=max(played), raw=max(asked))
+
+
+def _grants(source: Source) -> list[Grant]:
+    rng = Random(0)
+    grants = []
+    for index in range(GROUPS):
+        env = source.train[index % len(source.train)]
+        config = source.draw(env, rng, Split.TRAIN)
+        task = source.task(env, config, seed=rng.getrandbits(31))
+        members = list(range(GROUP_SIZE))
+        grants.append(Grant(group_id=f"g{index}", task=task, members=members))
+    return grants
+
+
+async def _play(config: RunConfig, engine: Engine, pool: EnvPool, grants: list[Grant]) -> float:
+    """Seconds in which an actor plays all of them, some groups at a time."""
+    actor = await Actor.start(
+        name="bench",
+        engine=engine,
+        sessions=pool,
+        tokens=await asyncio.to_thread(ChatTokens.load, config.model.path),
+        limits=Limits(
+            max_turns=config.rollout.max_turns,
+            max_reply_tokens=config.rollout.max_reply_tokens,
+            max_context_tokens=config.rollout.max_context_tokens,
+            timeout_s=config.rollout.timeout_s,
+        ),
+    )
+    waiting, left = list(reversed(grants)), {grant.group_id: len(grant.members) for grant in grants}
+    begun = time.perf_counter()
+    await actor.play([waiting.pop() for _ in range(GROUPS_AT_ONCE)])
+    while left:
+        for event in await actor.events():
+            if not isinstance(event, RolloutDone):
+                continue
+            rollout = event.rollout
+            assert not rollout.stop.is_fault, f"{rollout.task_id}: {rollout.stop}: {rollout.error}"
+            left[rollout.group_id] -= 1
+            if not left[rollout.group_id]:
+                del left[rollout.group_id]
+                await actor.play([waiting.pop()] if waiting else [])
+    seconds = time.perf_counter() - begun
+    await actor.close()
+    return seconds
+
+
+async def _ask(engine: Engine, recorder: Recorder) -> float:
+    """Seconds in which the engine serves the same requests, each turn after the one before."""
+    room = asyncio.Semaphore(GROUPS_AT_ONCE)
+
+    async def ask(chain: Chain) -> None:
+        # With its seed a reply is what it was, so that the next prompt is found in the cache as then.
+        for prompt, count, seed in chain:
+            await engine.generate(prompt, Sampling(max_tokens=count, seed=seed))
+
+    async def ask_group(chains: list[Chain]) -> None:
+        async with room, asyncio.TaskGroup() as members:
+            for chain in chains:
+                members.create_task(ask(chain))
+
+    begun = time.perf_counter()
+    async with asyncio.TaskGroup() as groups:
+        for chains in recorder.asked.values():
+            groups.create_task(ask_group(list(chains.values())))
+    return time.perf_counter() - begun

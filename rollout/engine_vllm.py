@@ -1,0 +1,456 @@
+"""vLLM as the engine: its front end in the actor's process, its model in processes of its own.
+
+    generate ---> Core.sample ---> vLLM's processes
+    update_weights ---> pause, start, update, finish with the version, resume; all with a deadline
+
+An engine that died, or that did not take new weights in time, is replaced: another is started, loads
+the weights that were served last, and requests that were under way are asked anew. So a caller waits
+longer and loses nothing. One that dies again and again without a reply in between fails for good.
+
+Nothing here knows vLLM's own API; `rollout.vllm_api` does, and is imported when an engine starts.
+"""
+
+import asyncio
+import itertools
+import json
+import logging
+import math
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from configs.schema import EngineSection
+from rollout.engine import (
+    EngineError,
+    EngineStop,
+    Generation,
+    UpdateMode,
+    UpdateReport,
+    check_sampling,
+    checked_prompt,
+)
+from rollout.shapes import shapes_of
+from rollout.types import EngineStats, Sampling, Span
+from rollout.vllm_setup import import_api
+from rollout.weights import Endpoint, Manifest, WeightsError
+
+if TYPE_CHECKING:
+    from rollout.vllm_api import Core, Reply
+
+logger = logging.getLogger(__name__)
+
+# Replacements in a row, without a reply in between, after which an engine has failed.
+_MAX_REPLACEMENTS = 3
+
+_STOPS = {
+    "stop": EngineStop.STOP,
+    "length": EngineStop.LENGTH,
+    "abort": EngineStop.ABORTED,
+}
+
+# How running requests go through an update: vLLM's way to pause, and whether caches are cleared.
+_PAUSES = {
+    UpdateMode.RECOMPUTE: ("keep", True),
+    UpdateMode.KEEP: ("keep", False),
+    UpdateMode.DRAIN: ("wait", True),
+}
+
+
+class VllmEngine:
+    """`rollout.engine.Engine` on vLLM. Made by `start`, ended by `close`; belongs to one event loop."""
+
+    def __init__(
+        self,
+        api: Any,
+        make_core: "Callable[[], Core]",
+        *,
+        model_path: Path,
+        section: EngineSection,
+        max_context_tokens: int,
+        version: int,
+        log: Path | None,
+    ) -> None:
+        self._api = api
+        self._make_core = make_core
+        self._max_context_tokens = max_context_tokens
+        self._vocab_size = _vocab_size(model_path)
+        self._num_parameters = sum(map(math.prod, shapes_of(model_path).values()))
+        self._timeout_s = section.vllm.update_timeout_s
+        self._start_version = version
+        self._log = log
+        self._version = version
+        self._manifest: Manifest | None = None
+        """Of the weights that are served; None while they are those of the model's directory."""
+        self._kept: set[int] = set()
+        """Versions whose update left running requests their old caches."""
+        self._core: Core | None = None
+        """None while another one is started."""
+        self._joined: Core | None = None
+        """The core that weights can be sent to."""
+        self._is_settled = asyncio.Event()
+        """Set while there is a core, or will never be one again."""
+        self._replacing: asyncio.Task[None] | None = None
+        self._num_replaced = 0
+        self._end_reason = ""
+        """Why no call is served any more; empty while they are."""
+        self._why_replaced = ""
+        self._update_lock = asyncio.Lock()
+        self._loading: Manifest | None = None
+        """What an update under way loads; whoever replaces the core has it loaded."""
+        self._limit: asyncio.Timeout | None = None
+        """Of a step of that update; cut short when the core is replaced, which will not answer."""
+        self._names = map(str, itertools.count())
+        self._asked: set[str] = set()
+        """Requests that the core has."""
+        self._is_idle = asyncio.Event()
+        self._is_paused = False
+        self._busy: deque[tuple[float, float]] = deque(maxlen=100_000)
+        self._busy_s = 0.0
+        self._busy_since: float | None = None
+
+    @classmethod
+    async def start(
+        cls,
+        model_path: str | Path,
+        *,
+        dtype: str,
+        section: EngineSection,
+        max_context_tokens: int,
+        version: int = 0,
+        log: Path | None = None,
+        transport: str = "file",
+    ) -> "VllmEngine":
+        """Load the model, whose weights are `version`, and be ready. Raises EngineError.
+
+        `log`: the file that its processes write their errors to. `transport`: how new weights come.
+        """
+        api = await asyncio.to_thread(import_api, section)
+        path = Path(model_path)
+        make = partial(
+            api.Core.start,
+            path,
+            dtype=dtype,
+            section=section,
+            max_context_tokens=max_context_tokens,
+            transport=transport,
+        )
+        engine = await asyncio.to_thread(
+            cls,
+            api,
+            make,
+            model_path=path,
+            section=section,
+            max_context_tokens=max_context_tokens,
+            version=version,
+            log=log,
+        )
+        engine._settle(await engine._open())
+        return engine
+
+    @property
+    def version(self) -> int:
+        return self._version
+
+    @property
+    def num_parameters(self) -> int:
+        return self._num_parameters
+
+    @property
+    def pids(self) -> list[int]:
+        """The processes that it computes in, as of now."""
+        return self._core.pids if self._core is not None else []
+
+    async def generate(
+        self, prompt_ids: Sequence[int], sampling: Sampling, *, priority: int = 0
+    ) -> Generation:
+        """Sample a reply. Lower `priority` values go first. Raises EngineError."""
+        check_sampling(sampling)
+        prompt = checked_prompt(
+            prompt_ids,
+            vocab_size=self._vocab_size,
+            max_context_tokens=self._max_context_tokens,
+        ).tolist()
+        while True:
+            core, version = await self._alive(), self._version
+            name = next(self._names)
+            self._asked.add(name)
+            self._note_busy()
+            try:
+                reply = await core.sample(
+                    name, prompt, sampling, priority=priority, salt=str(version)
+                )
+            except EngineError as error:
+                if not core.is_dead or self._end_reason:
+                    raise
+                self._replace(core, f"{error}{f' (see {self._log})' if self._log else ''}")
+                continue
+            finally:
+                self._asked.discard(name)
+                self._note_busy()
+            self._num_replaced = 0
+            return self._generation(reply, version)
+
+    async def join(self, endpoint: Endpoint) -> None:
+        """Meet the learner there: weights can be sent from then on. Raises EngineError."""
+        core = await self._alive()
+        try:
+            await core.join(endpoint)
+        except Exception as error:  # whatever vLLM raises for a group that does not form
+            where = f"{endpoint.address}:{endpoint.port}"
+            raise EngineError(f"vLLM could not meet the learner at {where}: {error}") from error
+        self._joined = core
+
+    async def update_weights(self, manifest: Manifest, mode: UpdateMode) -> UpdateReport:
+        """Swap in the weights of `manifest`; all or nothing. Raises EngineError, WeightsError."""
+        async with self._update_lock:
+            core = await self._alive()
+            if manifest.version <= self._version:
+                raise WeightsError(
+                    f"version {manifest.version} is not newer than {self._version}, which is served"
+                )
+            if manifest.is_sent and core is not self._joined:
+                raise EngineError(
+                    f"version {manifest.version} cannot be sent: the engine was started anew after it had "
+                    "met the learner, or never met it"
+                )
+            begun = time.perf_counter()
+            self._loading = manifest
+            try:
+                load_s, stall_s = await self._update(core, manifest, mode)
+            except WeightsError:
+                raise
+            except Exception as error:  # whatever it was, the model may be half of each
+                late = f"not done within engine.vllm.update_timeout_s={self._timeout_s:g}"
+                said = str(error) or late if core is self._core else self._why_replaced
+                if self._end_reason:
+                    raise EngineError(self._end_reason) from error
+                self._replace(core, f"version {manifest.version}: {said}", manifest)
+                await self._alive()
+                if self._version != manifest.version:
+                    raise EngineError(
+                        f"version {manifest.version} was not loaded: {said}"
+                    ) from error
+                load_s = stall_s = time.perf_counter() - begun
+            finally:
+                self._loading = None
+            return UpdateReport(version=manifest.version, load_s=load_s, stall_s=stall_s)
+
+    def stats(self) -> EngineStats:
+        core = self._core
+        counts = core.counts if core is not None else self._api.Counts()
+        running = min(counts.running, len(self._asked))
+        return EngineStats(
+            version=self._version,
+            running=running,
+            waiting=len(self._asked) - running,
+            cached_rows=0,
+            kv_used_frac=counts.kv_used_frac,
+            prompt_tokens=counts.prompt,
+            prefix_hit_tokens=counts.prefix_hit,
+            sampled_tokens=counts.sampled,
+            recomputed_tokens=counts.recomputed,
+            busy_s=self._busy_s,
+            cpu_s=time.process_time() + self._api.cpu_seconds(self.pids),
+        )
+
+    def take_busy(self) -> list[tuple[float, float]]:
+        """Intervals (start, end) of `time.monotonic()` with requests since the last call."""
+        self._note_busy(is_cut=True)
+        taken = list(self._busy)
+        self._busy.clear()
+        return taken
+
+    async def close(self) -> None:
+        """End its processes; what runs or waits is returned as aborted. May be called twice."""
+        self._end_reason = self._end_reason or "the engine is closed"
+        if self._replacing is not None:
+            await self._replacing  # it cannot be cancelled while processes are being started
+        core, self._core = self._core, None
+        if core is None:
+            return
+        self._note_busy()
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                await core.abort(list(self._asked))
+                await self._is_idle.wait()
+        except (TimeoutError, EngineError) as error:
+            logger.warning(
+                "vLLM is killed, as it did not end its requests: %s", error or "too late"
+            )
+            core.kill()
+        await core.close()
+
+    async def _alive(self) -> "Core":
+        """The core, once there is one; raises EngineError when there will be none."""
+        await self._is_settled.wait()
+        if self._end_reason or self._core is None:
+            raise EngineError(self._end_reason)
+        return self._core
+
+    async def _open(self, manifest: Manifest | None = None) -> "Core":
+        """Another core, with the weights of `manifest`, or of the model's directory."""
+        if manifest is not None and manifest.is_sent:
+            raise EngineError(
+                f"version {manifest.version} was sent, and is in no file to load again"
+            )
+        core = await asyncio.to_thread(self._make_core)
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                await core.prepare(self._start_version, self._log)
+                if manifest is not None:
+                    await core.pause("keep", clears_cache=True)
+                    await core.load(manifest)
+                    await core.resume()
+        except BaseException:
+            core.kill()
+            await core.close()
+            raise
+        return core
+
+    def _settle(self, core: "Core") -> None:
+        self._core = core
+        self._is_settled.set()
+        self._note_busy()
+
+    def _replace(self, core: "Core", why: str, manifest: Manifest | None = None) -> None:
+        """Begin to start another core, with `manifest` if that can be loaded; once for each core."""
+        if core is not self._core:
+            return
+        self._core = None
+        self._is_settled.clear()
+        self._note_busy()
+        self._why_replaced = why
+        if self._limit is not None and not self._limit.expired():
+            self._limit.reschedule(asyncio.get_running_loop().time())
+        wanted = manifest or self._loading
+        self._replacing = asyncio.create_task(self._start_another(core, why, wanted))
+
+    async def _start_another(self, core: "Core", why: str, wanted: Manifest | None) -> None:
+        self._num_replaced += 1
+        logger.warning("vLLM is started anew: %s", why)
+        core.kill()
+        await core.close()
+        self._is_paused = False
+        try:
+            if self._num_replaced > _MAX_REPLACEMENTS:
+                raise EngineError("it was started anew too often without a reply in between")
+            if wanted is not None and await self._opened(wanted):
+                return
+            self._settle(await self._open(self._manifest))
+        except Exception as error:  # noqa: BLE001 the task's entry point: callers get the error
+            self._end_reason = f"vLLM ended ({why}) and cannot be started again: {error}"
+            self._is_settled.set()
+
+    async def _opened(self, wanted: Manifest) -> bool:
+        """Start another core with new weights; whether that went well."""
+        try:
+            core = await self._open(wanted)
+        except Exception as error:  # noqa: BLE001 whatever it was, those served before are next
+            logger.warning("version %d cannot be loaded: %s", wanted.version, error)
+            return False
+        self._note_version(wanted)
+        self._settle(core)
+        return True
+
+    async def _update(
+        self, core: "Core", manifest: Manifest, mode: UpdateMode
+    ) -> tuple[float, float]:
+        """The seconds that loading took, and that nothing was computed."""
+        way, clears_cache = _PAUSES[mode]
+        is_touched = False
+        try:
+            if mode is UpdateMode.DRAIN:
+                async with self._limited(None):  # for as long as replies take
+                    await core.pause(way, clears_cache=clears_cache)
+            async with self._limited(self._timeout_s):
+                if mode is not UpdateMode.DRAIN:
+                    await core.pause(way, clears_cache=clears_cache)
+                self._note_pause(True)
+                paused = time.perf_counter()
+                is_touched = True
+                await core.load(manifest)
+                load_s = time.perf_counter() - paused
+                # Before anything is sampled with them.
+                self._note_version(manifest)
+                if mode is UpdateMode.KEEP:
+                    self._kept.add(manifest.version)
+                await core.resume()
+                return load_s, time.perf_counter() - paused
+        except WeightsError:
+            async with asyncio.timeout(self._timeout_s):
+                await core.resume()
+            raise
+        except asyncio.CancelledError:
+            # Nobody waits any more. An engine that stays paused would be worse than a new one.
+            self._loading = None
+            if is_touched:
+                self._replace(core, f"loading version {manifest.version} was cancelled")
+            else:
+                await asyncio.shield(core.resume())
+            raise
+        finally:
+            self._note_pause(False)
+
+    @asynccontextmanager
+    async def _limited(self, seconds: float | None) -> AsyncIterator[None]:
+        """A deadline for what is asked of the core, which comes at once when that is replaced."""
+        async with asyncio.timeout(seconds) as limit:
+            self._limit = limit
+            try:
+                yield
+            finally:
+                self._limit = None
+
+    def _note_version(self, manifest: Manifest) -> None:
+        self._manifest = manifest
+        self._version = manifest.version
+
+    def _generation(self, reply: "Reply", version: int) -> Generation:
+        """A reply to a request that was handed over while `version` was served."""
+        if reply.finish_reason not in _STOPS:
+            raise EngineError(f"vLLM ended a reply with {reply.finish_reason!r}")
+        return Generation(
+            token_ids=np.array(reply.token_ids, dtype=np.int32),
+            logprobs=np.array(reply.logprobs, dtype=np.float32),
+            # A request that was still waiting at the update counts as mixed, too: it may have found
+            # its prompt in a cache of older weights.
+            spans=[
+                Span(one, start, end, mixed_kv=one > version and one in self._kept)
+                for one, start, end in reply.versions
+            ],
+            stop=_STOPS[reply.finish_reason],
+        )
+
+    def _note_pause(self, is_paused: bool) -> None:
+        self._is_paused = is_paused
+        self._note_busy()
+
+    def _note_busy(self, *, is_cut: bool = False) -> None:
+        """Keep the intervals in which there was something to compute; `is_cut` ends an open one."""
+        if self._asked:
+            self._is_idle.clear()
+        else:
+            self._is_idle.set()
+        is_busy = bool(self._asked) and not self._is_paused and self._core is not None
+        now = time.monotonic()
+        if self._busy_since is not None and (is_cut or not is_busy):
+            self._busy.append((self._busy_since, now))
+            self._busy_s += now - self._busy_since
+            self._busy_since = None
+        if is_busy and self._busy_since is None:
+            self._busy_since = now
+
+
+def _vocab_size(model: Path) -> int:
+    try:
+        return json.loads((model / "config.json").read_bytes())["vocab_size"]
+    except (OSError, ValueError, KeyError) as error:
+        raise EngineError(
+            f"model.path={str(model)!r} has no config.json that says vocab_size: {error!r}"
+        ) from error

@@ -1,0 +1,171 @@
+"""Which engine a run uses: what its settings refuse before anything starts, and how it is started."""
+
+import asyncio
+import json
+from functools import partial
+from pathlib import Path
+
+from configs.load import ConfigError, find
+from configs.schema import EngineSection, RunConfig
+from rollout.engine import Engine, EngineError
+from rollout.evaluator import NAME, is_wanted
+
+# Arguments of vLLM that change the number of an engine's workers.
+_GROUP_SIZES = {"tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size"}
+
+
+def check_engine(config: RunConfig) -> None:
+    """Raise ConfigError for an engine that this configuration, or this machine, cannot start.
+
+    Servers are asked what they can do, unless actors of other machines are to use them.
+    """
+    if config.weights.transport == "nccl":
+        _check_nccl(config)
+    check = {"local": None, "vllm": _check_vllm, "http": _check_http}[config.engine.kind]
+    if check is None:
+        return
+    try:
+        check(config)
+    except EngineError as error:
+        raise ConfigError(str(error)) from error
+
+
+def _check_vllm(config: RunConfig) -> None:
+    options, deadline_s = config.engine.vllm, config.weights.deadline_s
+    if options.update_timeout_s >= deadline_s:
+        raise ConfigError(
+            f"engine.vllm.update_timeout_s={options.update_timeout_s:g} must be less than "
+            f"weights.deadline_s={deadline_s:g}, within which the engine that replaces a stuck one must "
+            "have loaded the weights: raise the latter"
+        )
+    gpus = config.actors.num_gpus
+    if gpus and options.tensor_parallel > gpus:
+        raise ConfigError(
+            f"engine.vllm.tensor_parallel={options.tensor_parallel} needs as many GPUs for each actor: set "
+            f"actors.num_gpus={options.tensor_parallel} (it is {gpus:g})"
+        )
+    if options.lora_rank and config.learner.steps:
+        raise ConfigError(
+            f"engine.vllm.lora_rank={options.lora_rank} takes adapters alone, and the learner trains and "
+            "publishes all weights: set engine.vllm.lora_rank=0"
+        )
+    if config.cluster.address:
+        return  # the actors' machines may have what this one lacks
+    from rollout.vllm_setup import check_installed
+
+    check_installed()
+
+
+def _check_http(config: RunConfig) -> None:
+    options, deadline_s = config.engine.http, config.weights.deadline_s
+    needed = config.actors.count + is_wanted(config)
+    if len(options.urls) != needed:
+        more = " and one for eval.every" if is_wanted(config) else ""
+        raise ConfigError(
+            f"engine.http.urls has {len(options.urls)} and {needed} are needed, one for each of "
+            f"actors.count={config.actors.count}{more}: an actor's engine changes the weights of its "
+            "server, so that no two can share one"
+        )
+    if 2 * options.update_timeout_s >= deadline_s:
+        raise ConfigError(
+            f"engine.http.update_timeout_s={options.update_timeout_s:g} must be less than half of "
+            f"weights.deadline_s={deadline_s:g}, as a server is paused and loads within one each: raise "
+            "the latter"
+        )
+    if config.cluster.address:
+        return  # the actors' machines may reach what this one does not
+    from rollout.http_probe import study_all
+
+    model = json.loads((find(config.model.path) / "config.json").read_bytes())
+    asyncio.run(
+        study_all(
+            config.engine,
+            vocab_size=model["vocab_size"],
+            max_context_tokens=config.rollout.max_context_tokens,
+            needs_updates=config.learner.steps > 0,
+        )
+    )
+
+
+def _check_nccl(config: RunConfig) -> None:
+    """Raise ConfigError unless weights can go from GPUs to GPUs."""
+    what = 'weights.transport="nccl"'
+    otherwise = 'or weights.transport="file"'
+    if config.engine.kind != "vllm":
+        raise ConfigError(
+            f"{what} sends weights to vLLM, and engine.kind={config.engine.kind!r}: set "
+            f'engine.kind="vllm", {otherwise}'
+        )
+    for name, gpus in (
+        ("actors.num_gpus", config.actors.num_gpus),
+        ("learner.num_gpus", config.learner.num_gpus),
+    ):
+        if gpus < 1:
+            raise ConfigError(
+                f"{what} needs whole GPUs at both ends, and {name}={gpus:g}: set {name}=1 or more, "
+                f"{otherwise}"
+            )
+    if config.eval.every:
+        raise ConfigError(
+            f"eval.every={config.eval.every} plays versions that are kept as files, and {what} makes "
+            f"none: set eval.every=0, {otherwise}"
+        )
+    options = config.engine.vllm
+    if options.lora_rank:
+        raise ConfigError(
+            f"engine.vllm.lora_rank={options.lora_rank} takes adapters as files: set it to 0, {otherwise}"
+        )
+    if taken := sorted(_GROUP_SIZES & options.arguments.keys()):
+        raise ConfigError(
+            f"engine.vllm.arguments.{taken[0]} changes how many workers an engine has, and {what} counts "
+            f"engine.vllm.tensor_parallel of them: leave it out, {otherwise}"
+        )
+
+
+async def start_engine(
+    config: RunConfig,
+    weights: str,
+    *,
+    section: EngineSection,
+    version: int,
+    log: Path,
+    name: str = "actor-0",
+) -> Engine:
+    """The engine that `section` describes, serving the model in `weights` as `version`.
+
+    `log`: where processes of its own write their errors. `name`: its actor's, which decides the server
+    where engines are servers. Raises EngineError.
+    """
+    context = config.rollout.max_context_tokens
+    # Each brings torch, and vLLM more: only a process that computes imports the one that it needs.
+    if section.kind == "http":
+        from rollout.engine_http import HttpEngine
+
+        return await HttpEngine.start(
+            weights,
+            url=section.http.urls[_place(name)],
+            section=section,
+            max_context_tokens=context,
+            version=version,
+            needs_updates=config.learner.steps > 0,
+        )
+    if section.kind == "vllm":
+        from rollout.engine_vllm import VllmEngine
+
+        start = partial(VllmEngine.start, log=log, transport=config.weights.transport)
+    else:
+        from rollout.engine_local import LocalEngine
+
+        start = LocalEngine.start
+    return await start(
+        weights,
+        dtype=config.model.dtype,
+        section=section,
+        max_context_tokens=context,
+        version=version,
+    )
+
+
+def _place(name: str) -> int:
+    """Which of the servers is the one of actor `name`; the last is the evaluator's."""
+    return -1 if name == NAME else int(name.rpartition("-")[2])

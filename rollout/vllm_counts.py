@@ -1,0 +1,54 @@
+"""What vLLM counts of its own work, kept where it can be read at any time."""
+# pyright: reportMissingImports=false
+
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # those of vLLM's own imports
+    from vllm.v1.metrics.loggers import StatLoggerBase
+
+
+@dataclass(slots=True, kw_only=True)
+class Counts:
+    """What vLLM counts, as of its last step; the last four are totals since its start, in tokens."""
+
+    running: int = 0
+    waiting: int = 0
+    kv_used_frac: float = 0.0
+    prompt: int = 0
+    prefix_hit: int = 0
+    sampled: int = 0
+    recomputed: int = 0
+
+
+def counting(counts: Counts) -> Any:
+    """What vLLM makes a logger of statistics with, one that keeps `counts`."""
+
+    class Counting(StatLoggerBase):
+        def __init__(self, vllm_config: Any, engine_index: int = 0) -> None:
+            pass
+
+        def log_engine_initialized(self) -> None:
+            pass
+
+        def record(
+            self,
+            scheduler_stats: Any,
+            iteration_stats: Any,
+            mm_cache_stats: Any = None,
+            engine_idx: int = 0,
+        ) -> None:
+            if scheduler_stats is not None:
+                counts.running = scheduler_stats.num_running_reqs
+                counts.waiting = scheduler_stats.num_waiting_reqs
+                counts.kv_used_frac = scheduler_stats.kv_cache_usage
+                prefixes = scheduler_stats.prefix_cache_stats
+                counts.prompt += prefixes.queries
+                counts.prefix_hit += prefixes.hits
+                counts.recomputed += prefixes.preempted_queries - prefixes.preempted_hits
+            if iteration_stats is not None:
+                counts.sampled += iteration_stats.num_generation_tokens
+
+    return Counting

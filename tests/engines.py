@@ -1,0 +1,213 @@
+"""The kinds of engines, started alike, and what tests ask of any of them."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+
+from configs.schema import EngineSection, ModelSection, PoolSection, RolloutSection, RunConfig
+from rollout.engine import Engine, EngineError, Generation
+from rollout.engines import start_engine
+from rollout.types import Sampling
+from rollout.vllm_setup import check_installed
+from rollout.weights import Manifest
+from tests.models import plain_logprobs, publish, tiny_qwen3
+
+VOCAB = 64
+CONTEXT = 512
+END_TOKEN = 7
+"""What the model's files call the end of a text, and no engine may care about."""
+
+
+def why_no_vllm() -> str:
+    """Why nothing can be tested on vLLM here; empty where it can. Imports no vLLM."""
+    try:
+        check_installed()
+    except EngineError as error:
+        return str(error)
+    return ""
+
+
+needs_vllm = [
+    pytest.mark.vllm,
+    pytest.mark.skipif(bool(why_no_vllm()), reason=why_no_vllm()),
+    # Started anew or under load it takes 20 s each time.
+    pytest.mark.timeout(240),
+]
+
+# Another kind is one more entry.
+KINDS = ["local", pytest.param("vllm", marks=needs_vllm)]
+
+each_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+@asynccontextmanager
+async def started(
+    kind: str,
+    model: Path,
+    *,
+    dtype: str = "float32",
+    context: int = CONTEXT,
+    log: Path | None = None,
+    **section: Any,
+) -> AsyncIterator[Engine]:
+    """An engine of `kind` that serves the model of a directory as version 0, closed in the end."""
+    engine = await start(kind, model, dtype=dtype, context=context, log=log, **section)
+    try:
+        yield engine
+    finally:
+        await engine.close()
+
+
+async def start(
+    kind: str,
+    model: Path,
+    *,
+    dtype: str = "float32",
+    context: int = CONTEXT,
+    log: Path | None = None,
+    **section: Any,
+) -> Engine:
+    """The same, to be closed by the caller. Raises EngineError."""
+    config = RunConfig(
+        model=ModelSection(path=str(model), dtype=dtype),  # pyright: ignore[reportArgumentType]
+        pools={"none": PoolSection(source="none")},
+        rollout=RolloutSection(max_context_tokens=context),
+    )
+    return await start_engine(
+        config,
+        str(model),
+        section=EngineSection(kind=kind, **section),  # pyright: ignore[reportArgumentType]
+        version=0,
+        log=log or model.parent / "engine.log",
+    )
+
+
+def checkpoint(path: Path, **changes: Any) -> Path:
+    """A model whose files recommend an end token, and a sampling that is nobody's business."""
+    tiny_qwen3(path, vocab_size=VOCAB, max_positions=2048, **changes)
+    for name, more in (
+        ("config.json", {}),
+        ("generation_config.json", {"do_sample": True, "temperature": 0.1, "top_k": 2}),
+    ):
+        file = path / name
+        said = json.loads(file.read_bytes()) | {"eos_token_id": END_TOKEN} | more
+        file.write_text(json.dumps(said))
+    return path
+
+
+class Served:
+    """An engine, and the model that each of its versions is."""
+
+    def __init__(self, engine: Engine, folder: Path, models: Sequence[PreTrainedModel]) -> None:
+        self.engine = engine
+        self.folder = folder
+        self.models = models
+        """The first is version 0."""
+        self._of_version = {0: models[0]}
+        self._published = 0
+
+    def publish(
+        self, which: int, *, change: Callable[[dict[str, Tensor]], None] | None = None
+    ) -> Manifest:
+        """A next version, with the weights of a model; `change` is made to them before."""
+        self._published += 1
+        tensors = dict(self.models[which].state_dict())
+        if change is not None:
+            change(tensors)
+        self._of_version[self._published] = self.models[which]
+        return publish(self.folder / f"weights_{self._published}", tensors, self._published)
+
+    def assert_exact(
+        self, prompt: Sequence[int], reply: Generation, *, temperature: float = 1.0
+    ) -> None:
+        """Each span has the log-probs of a plain forward of its version over all that is before."""
+        tokens = reply.token_ids.tolist()
+        assert_covered(reply)
+        for span in reply.spans:
+            part = slice(span.start, span.end)
+            model = self._of_version[span.version]
+            expected = plain_logprobs(model, prompt, tokens, temperature=temperature)[part]
+            assert_close(reply.logprobs[part], expected)
+
+
+def assert_exact(
+    model: PreTrainedModel, prompt: Sequence[int], reply: Generation, temperature: float = 1.0
+) -> None:
+    expected = plain_logprobs(model, prompt, reply.token_ids.tolist(), temperature=temperature)
+    assert_close(reply.logprobs, expected)
+
+
+def assert_close(found: np.ndarray, expected: Tensor) -> None:
+    np.testing.assert_allclose(found, expected.numpy(), atol=1e-4, rtol=0)
+
+
+def assert_covered(reply: Generation) -> None:
+    """Spans are in order, without gaps, none empty, and no version comes back."""
+    edges = [0, *(span.end for span in reply.spans)]
+    assert [span.start for span in reply.spans] == edges[:-1]
+    assert edges[-1] == len(reply.token_ids) == len(reply.logprobs)
+    assert edges == sorted(set(edges))
+    versions = [span.version for span in reply.spans]
+    assert versions == sorted(set(versions))
+
+
+def continued(
+    old: PreTrainedModel, new: PreTrainedModel, ids: list[int], *, first: int, switch: int
+) -> Tensor:
+    """Log-probs of ids[first:]; `new` takes over `old`'s cache for ids[switch:]."""
+    cache = DynamicCache()
+    with torch.inference_mode():
+        # `old` predicted ids[switch - 1] and never saw it.
+        before = old(
+            input_ids=torch.tensor([ids[: switch - 1]]), past_key_values=cache, use_cache=True
+        )
+        after = new(
+            input_ids=torch.tensor([ids[switch - 1 :]]), past_key_values=cache, use_cache=True
+        )
+    logits = torch.cat([before.logits[0], after.logits[0]])[first - 1 : -1]
+    return torch.log_softmax(logits, dim=-1).gather(1, torch.tensor(ids[first:])[:, None])[:, 0]
+
+
+def words(rng: np.random.Generator, count: int) -> list[int]:
+    return rng.integers(0, VOCAB, count).tolist()
+
+
+def ragged(count: int) -> list[list[int]]:
+    """Prompts of different lengths that share nothing."""
+    rng = np.random.default_rng(count)
+    return [words(rng, 3 + 4 * i) for i in range(count)]
+
+
+def ask(
+    engine: Engine,
+    tasks: asyncio.TaskGroup,
+    prompts: Sequence[list[int]],
+    max_tokens: int,
+    **more: Any,
+) -> list[asyncio.Task[Generation]]:
+    """Requests under way, one for each prompt."""
+    return [
+        tasks.create_task(engine.generate(prompt, Sampling(max_tokens=max_tokens, seed=i, **more)))
+        for i, prompt in enumerate(prompts)
+    ]
+
+
+async def until(is_so: Callable[[], bool]) -> None:
+    """Wait for what an engine does meanwhile."""
+    async with asyncio.timeout(60):
+        while not is_so():  # noqa: ASYNC110 nothing tells of the change of an engine's counters
+            await asyncio.sleep(0.001)
+
+
+async def sampling(engine: Engine, count: int, *, since: int) -> None:
+    """Wait until an engine has sampled `count` more tokens than `since`."""
+    await until(lambda: engine.stats().sampled_tokens >= since + count)
