@@ -2,7 +2,7 @@
 # pyright: reportMissingImports=false
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 with warnings.catch_warnings():
@@ -21,6 +21,16 @@ class Counts:
     prefix_hit: int = 0
     sampled: int = 0
     recomputed: int = 0
+
+    def after(self, gone: "Counts") -> "Counts":
+        """These, with the totals of engines that are `gone` in them."""
+        return replace(
+            self,
+            prompt=self.prompt + gone.prompt,
+            prefix_hit=self.prefix_hit + gone.prefix_hit,
+            sampled=self.sampled + gone.sampled,
+            recomputed=self.recomputed + gone.recomputed,
+        )
 
 
 def counting(counts: Counts) -> Any:
