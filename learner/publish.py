@@ -69,8 +69,8 @@ class Publisher:
     ) -> Manifest:
         """Write `tensors` as `version`; raises WeightsError unless versions strictly increase.
 
-        With `adapter` they are what it describes, named as peft does. The file of the version before the last one is overwritten. Raises OSError when neither
-        directory takes the file.
+        With `adapter` they are what it describes, named as peft does. The file of the version before the
+        last one is overwritten. Raises OSError when neither directory takes the file.
         """
         if self._version is not None and version <= self._version:
             raise WeightsError(

@@ -100,6 +100,9 @@ class VllmEngine:
         self._end_reason = ""
         """Why no call is served any more; empty while they are."""
         self._why_replaced = ""
+        self._gone = api.Counts()
+        """Of the cores before this one."""
+        self._gone_cpu_s = 0.0
         self._update_lock = asyncio.Lock()
         self._loading: Manifest | None = None
         """What an update under way loads; whoever replaces the core has it loaded."""
@@ -150,7 +153,7 @@ class VllmEngine:
             version=version,
             log=log,
         )
-        engine._settle(await engine._open())
+        await engine._open(lambda: None)
         return engine
 
     @property
@@ -209,41 +212,53 @@ class VllmEngine:
     async def update_weights(self, manifest: Manifest, mode: UpdateMode) -> UpdateReport:
         """Swap in the weights of `manifest`; all or nothing. Raises EngineError, WeightsError."""
         async with self._update_lock:
-            core = await self._alive()
             if manifest.version <= self._version:
                 raise WeightsError(
                     f"version {manifest.version} is not newer than {self._version}, which is served"
                 )
-            if manifest.is_sent and core is not self._joined:
-                raise EngineError(
-                    f"version {manifest.version} cannot be sent: the engine was started anew after it had "
-                    "met the learner, or never met it"
-                )
             begun = time.perf_counter()
+            # From here on: a core that is being started loads them, as the file of those served before
+            # may be written anew at any moment.
             self._loading = manifest
             try:
-                load_s, stall_s = await self._update(core, manifest, mode)
-            except WeightsError:
-                raise
-            except Exception as error:  # whatever it was, the model may be half of each
-                late = f"not done within engine.vllm.update_timeout_s={self._timeout_s:g}"
-                said = str(error) or late if core is self._core else self._why_replaced
-                if self._end_reason:
-                    raise EngineError(self._end_reason) from error
-                self._replace(core, f"version {manifest.version}: {said}", manifest)
-                await self._alive()
-                if self._version != manifest.version:
-                    raise EngineError(
-                        f"version {manifest.version} was not loaded: {said}"
-                    ) from error
-                load_s = stall_s = time.perf_counter() - begun
+                core = await self._alive()
+                if self._version == manifest.version:
+                    load_s = stall_s = time.perf_counter() - begun
+                else:
+                    load_s, stall_s = await self._load(core, manifest, mode)
             finally:
                 self._loading = None
             return UpdateReport(version=manifest.version, load_s=load_s, stall_s=stall_s)
 
+    async def _load(
+        self, core: "Core", manifest: Manifest, mode: UpdateMode
+    ) -> tuple[float, float]:
+        """Update this core, or else another; seconds of loading and of the stall."""
+        if manifest.is_sent and core is not self._joined:
+            raise EngineError(
+                f"version {manifest.version} cannot be sent: the engine was started anew after it had "
+                "met the learner, or never met it"
+            )
+        begun = time.perf_counter()
+        try:
+            return await self._update(core, manifest, mode)
+        except WeightsError:
+            raise
+        except Exception as error:  # whatever it was, the model may be half of each
+            late = f"not done within engine.vllm.update_timeout_s={self._timeout_s:g}"
+            said = str(error) or late if core is self._core else self._why_replaced
+            if self._end_reason:
+                raise EngineError(self._end_reason) from error
+            self._replace(core, f"version {manifest.version}: {said}")
+            await self._alive()
+            if self._version != manifest.version:
+                raise EngineError(f"version {manifest.version} was not loaded: {said}") from error
+            seconds = time.perf_counter() - begun
+            return seconds, seconds
+
     def stats(self) -> EngineStats:
         core = self._core
-        counts = core.counts if core is not None else self._api.Counts()
+        counts = (core.counts if core is not None else self._api.Counts()).after(self._gone)
         running = min(counts.running, len(self._asked))
         return EngineStats(
             version=self._version,
@@ -256,7 +271,7 @@ class VllmEngine:
             sampled_tokens=counts.sampled,
             recomputed_tokens=counts.recomputed,
             busy_s=self._busy_s,
-            cpu_s=time.process_time() + self._api.cpu_seconds(self.pids),
+            cpu_s=time.process_time() + self._gone_cpu_s + self._api.cpu_seconds(self.pids),
         )
 
     def take_busy(self) -> list[tuple[float, float]]:
@@ -269,6 +284,7 @@ class VllmEngine:
     async def close(self) -> None:
         """End its processes; what runs or waits is returned as aborted. May be called twice."""
         self._end_reason = self._end_reason or "the engine is closed"
+        self._cut_limit()  # nobody answers an update that is under way
         if self._replacing is not None:
             await self._replacing  # it cannot be cancelled while processes are being started
         core, self._core = self._core, None
@@ -288,19 +304,19 @@ class VllmEngine:
 
     async def _alive(self) -> "Core":
         """The core, once there is one; raises EngineError when there will be none."""
-        await self._is_settled.wait()
-        if self._end_reason or self._core is None:
-            raise EngineError(self._end_reason)
-        return self._core
+        while not self._end_reason:
+            await self._is_settled.wait()
+            if self._core is not None:  # it may have died while this waited for its turn
+                return self._core
+        raise EngineError(self._end_reason)
 
-    async def _open(self, manifest: Manifest | None = None) -> "Core":
-        """Another core, with the weights of `manifest`, or of the model's directory."""
-        if manifest is not None and manifest.is_sent:
-            raise EngineError(
-                f"version {manifest.version} was sent, and is in no file to load again"
-            )
+    async def _open(self, choose: "Callable[[], Manifest | None]") -> None:
+        """Start another core, with what is chosen once it is there; None: the model's directory."""
+        if (now := choose()) is not None and now.is_sent:
+            raise EngineError(f"version {now.version} was sent, and is in no file to load again")
         core = await asyncio.to_thread(self._make_core)
         try:
+            manifest = choose()
             async with asyncio.timeout(self._timeout_s):
                 await core.prepare(self._start_version, self._log)
                 if manifest is not None:
@@ -311,52 +327,50 @@ class VllmEngine:
             core.kill()
             await core.close()
             raise
-        return core
-
-    def _settle(self, core: "Core") -> None:
+        if manifest is not None:
+            self._note_version(manifest)
         self._core = core
         self._is_settled.set()
         self._note_busy()
 
-    def _replace(self, core: "Core", why: str, manifest: Manifest | None = None) -> None:
-        """Begin to start another core, with `manifest` if that can be loaded; once for each core."""
+    def _newest(self) -> Manifest | None:
+        """What another core is to serve: weights on their way, if they are in a file, or those served."""
+        if self._loading is not None and not self._loading.is_sent:
+            return self._loading
+        return self._manifest
+
+    def _replace(self, core: "Core", why: str) -> None:
+        """Begin to start another core; once for each core."""
         if core is not self._core:
             return
+        self._gone = core.counts.after(self._gone)
+        self._gone_cpu_s += self._api.cpu_seconds(core.pids)
         self._core = None
         self._is_settled.clear()
         self._note_busy()
         self._why_replaced = why
-        if self._limit is not None and not self._limit.expired():
-            self._limit.reschedule(asyncio.get_running_loop().time())
-        wanted = manifest or self._loading
-        self._replacing = asyncio.create_task(self._start_another(core, why, wanted))
+        self._cut_limit()
+        self._replacing = asyncio.create_task(self._start_another(core, why))
 
-    async def _start_another(self, core: "Core", why: str, wanted: Manifest | None) -> None:
+    async def _start_another(self, core: "Core", why: str) -> None:
         self._num_replaced += 1
         logger.warning("vLLM is started anew: %s", why)
-        core.kill()
-        await core.close()
         self._is_paused = False
         try:
+            core.kill()
+            await core.close()
             if self._num_replaced > _MAX_REPLACEMENTS:
                 raise EngineError("it was started anew too often without a reply in between")
-            if wanted is not None and await self._opened(wanted):
-                return
-            self._settle(await self._open(self._manifest))
+            try:
+                await self._open(self._newest)
+            except Exception as error:
+                if self._newest() is self._manifest:
+                    raise
+                logger.warning("new weights cannot be loaded: %s", error)
+                await self._open(lambda: self._manifest)
         except Exception as error:  # noqa: BLE001 the task's entry point: callers get the error
             self._end_reason = f"vLLM ended ({why}) and cannot be started again: {error}"
             self._is_settled.set()
-
-    async def _opened(self, wanted: Manifest) -> bool:
-        """Start another core with new weights; whether that went well."""
-        try:
-            core = await self._open(wanted)
-        except Exception as error:  # noqa: BLE001 whatever it was, those served before are next
-            logger.warning("version %d cannot be loaded: %s", wanted.version, error)
-            return False
-        self._note_version(wanted)
-        self._settle(core)
-        return True
 
     async def _update(
         self, core: "Core", manifest: Manifest, mode: UpdateMode
@@ -406,6 +420,11 @@ class VllmEngine:
                 yield
             finally:
                 self._limit = None
+
+    def _cut_limit(self) -> None:
+        """Let an update under way wait for no answer any more."""
+        if self._limit is not None and not self._limit.expired():
+            self._limit.reschedule(asyncio.get_running_loop().time())
 
     def _note_version(self, manifest: Manifest) -> None:
         self._manifest = manifest

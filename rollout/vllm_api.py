@@ -16,6 +16,7 @@ Traps that end here, so that nobody else meets them:
 # pyright: reportMissingImports=false
 
 import asyncio
+import multiprocessing
 import os
 import select
 import signal
@@ -354,14 +355,16 @@ class Worker:
 
 def _end_with(pid: int) -> None:
     try:
-        parent = os.pidfd_open(pid)
+        watched = os.pidfd_open(pid)
         poll = select.poll()
-        poll.register(parent, select.POLLIN)
+        poll.register(watched, select.POLLIN)
         poll.poll()
     except ProcessLookupError:
         pass
-    # With several GPUs the process between has no such watch of its own.
-    if os.getppid() not in (pid, 1):
+    # With several GPUs the process between has no such watch of its own. Whoever adopted an orphan is
+    # somebody else's: a shell's session, a container.
+    parent = multiprocessing.parent_process()
+    if parent is not None and parent.pid not in (None, pid) and os.getppid() == parent.pid:
         os.kill(os.getppid(), signal.SIGKILL)
     os.kill(os.getpid(), signal.SIGKILL)
 

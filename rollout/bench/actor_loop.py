@@ -2,7 +2,7 @@
 
 The actor plays groups of tasks with real environments. Then the very same conversations (prompts, and as
 many tokens as each reply had) are asked of the same engine by nothing but `generate`, with as many
-groups at a time and each turn after the one before. Both are timed on the wall, in turns.
+members at a time and each turn after the one before. Both are timed on the wall, in turns.
 """
 
 import asyncio
@@ -27,8 +27,8 @@ from rollout.weights import Manifest
 
 RECIPE, POOL = "local.toml", "tiny"
 
-# Groups at a time, and in all: as many members at once as a run has, several times over.
-GROUPS_AT_ONCE, GROUPS, GROUP_SIZE = 4, 32, 16
+# Groups in all: as many members at once as the engine has room for, several times over.
+GROUPS, GROUP_SIZE = 36, 16
 REPEATS = 3
 
 # What was asked in one member's turns: each prompt, how many tokens its reply had, and its seed.
@@ -80,7 +80,7 @@ class Recorder:
         assert task is not None
         group, _, member = task.get_name().partition("/")  # as an actor names its members' tasks
         chain = self.asked.setdefault(group, {}).setdefault(member, [])
-        chain.append((prompt_ids, len(reply.token_ids), sampling.seed))
+        chain.append((list(prompt_ids), len(reply.token_ids), sampling.seed))
         return reply
 
     async def update_weights(self, manifest: Manifest, mode: UpdateMode) -> UpdateReport:
@@ -113,7 +113,9 @@ async def measure(checked: Checked, engine: Engine) -> Share:
             recorder = Recorder(engine)
             seconds = await _play(config, recorder, pool, grants)
             played.append(recorder.num_tokens / seconds)
-            asked.append(recorder.num_tokens / await _ask(engine, recorder))
+            asked.append(
+                recorder.num_tokens / await _ask(engine, recorder, config.engine.max_running)
+            )
     finally:
         await pool.close()
     return Share(actor=max(played), raw=max(asked))
@@ -132,7 +134,7 @@ def _grants(source: Source) -> list[Grant]:
 
 
 async def _play(config: RunConfig, engine: Engine, pool: EnvPool, grants: list[Grant]) -> float:
-    """Seconds in which an actor plays all of them, some groups at a time."""
+    """Seconds in which an actor plays all of them, a group whenever there is room for it."""
     actor = await Actor.start(
         name="bench",
         engine=engine,
@@ -145,40 +147,38 @@ async def _play(config: RunConfig, engine: Engine, pool: EnvPool, grants: list[G
             timeout_s=config.rollout.timeout_s,
         ),
     )
-    waiting, left = list(reversed(grants)), {grant.group_id: len(grant.members) for grant in grants}
+    waiting = list(reversed(grants))
+    playing, room = 0, config.engine.max_running
     begun = time.perf_counter()
-    await actor.play([waiting.pop() for _ in range(GROUPS_AT_ONCE)])
-    while left:
+    while waiting or playing:
+        while waiting and playing + GROUP_SIZE <= room:
+            playing += GROUP_SIZE
+            await actor.play([waiting.pop()])
         for event in await actor.events():
-            if not isinstance(event, RolloutDone):
-                continue
-            rollout = event.rollout
-            assert not rollout.stop.is_fault, f"{rollout.task_id}: {rollout.stop}: {rollout.error}"
-            left[rollout.group_id] -= 1
-            if not left[rollout.group_id]:
-                del left[rollout.group_id]
-                await actor.play([waiting.pop()] if waiting else [])
+            if isinstance(event, RolloutDone):
+                playing -= 1
+                rollout = event.rollout
+                assert not rollout.stop.is_fault, f"{rollout.task_id}: {rollout.error}"
     seconds = time.perf_counter() - begun
     await actor.close()
     return seconds
 
 
-async def _ask(engine: Engine, recorder: Recorder) -> float:
+async def _ask(engine: Engine, recorder: Recorder, room: int) -> float:
     """Seconds in which the engine serves the same requests, each turn after the one before."""
-    room = asyncio.Semaphore(GROUPS_AT_ONCE)
+    free = asyncio.Semaphore(room)
 
     async def ask(chain: Chain) -> None:
         # With its seed a reply is what it was, so that the next prompt is found in the cache as then.
         for prompt, count, seed in chain:
             await engine.generate(prompt, Sampling(max_tokens=count, seed=seed))
-
-    async def ask_group(chains: list[Chain]) -> None:
-        async with room, asyncio.TaskGroup() as members:
-            for chain in chains:
-                members.create_task(ask(chain))
+        free.release()
 
     begun = time.perf_counter()
-    async with asyncio.TaskGroup() as groups:
+    async with asyncio.TaskGroup() as members:
         for chains in recorder.asked.values():
-            groups.create_task(ask_group(list(chains.values())))
+            for _ in chains:  # a group begins as a whole
+                await free.acquire()
+            for chain in chains.values():
+                members.create_task(ask(chain))
     return time.perf_counter() - begun

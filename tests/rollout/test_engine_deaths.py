@@ -24,6 +24,7 @@ from tests.engines import (
     sampling,
     start,
     started,
+    until,
 )
 from tests.faults import ARGUMENTS, spoil
 from tests.models import publish
@@ -76,13 +77,38 @@ async def test_an_engine_killed_amid_requests_loses_none(served: Served) -> None
     async with asyncio.TaskGroup() as tasks:
         asked = ask(engine, tasks, prompts, 200)
         await sampling(engine, 100, since=engine.stats().sampled_tokens)
+        before = engine.stats()
         old = send(served, signal.SIGKILL)
     assert_replaced(served, old)
     for prompt, task in zip(prompts, asked, strict=True):
         reply = task.result()
         assert [(span.version, span.end) for span in reply.spans] == [(version, 200)]
         served.assert_exact(prompt, reply)
-    assert engine.version == engine.stats().version == version
+    after = engine.stats()
+    assert engine.version == after.version == version
+    # Totals go on from where they were.
+    assert after.sampled_tokens >= before.sampled_tokens + 20 * 200
+    assert after.prompt_tokens > before.prompt_tokens
+
+
+async def test_an_update_that_comes_while_another_engine_starts_is_what_that_one_loads(
+    served: Served,
+) -> None:
+    engine, prompt = served.engine, ragged(1)[0]
+    first = await asyncio.to_thread(served.publish, 1)
+    await engine.update_weights(first, UpdateMode.RECOMPUTE)
+    second = await asyncio.to_thread(served.publish, 2)
+    async with asyncio.TaskGroup() as tasks:
+        asked = ask(engine, tasks, [prompt], 300)
+        await sampling(engine, 5, since=engine.stats().sampled_tokens)
+        old = send(served, signal.SIGKILL)
+        await until(lambda: not engine.pids)
+        # A run writes its next version over the one before the last.
+        await asyncio.to_thread(Path(first.path).unlink)
+        report = await engine.update_weights(second, UpdateMode.RECOMPUTE)
+    assert_replaced(served, old)
+    assert report.version == engine.version == second.version
+    served.assert_exact(prompt, asked[0].result())
 
 
 @pytest.mark.parametrize("how", ["raise", "die", "hang"])

@@ -1,6 +1,7 @@
 """What only vLLM brings along: what is refused before it starts, and the traps that nobody may meet."""
 
 import asyncio
+import ctypes
 import importlib
 import importlib.metadata
 import os
@@ -25,6 +26,9 @@ from tests.models import tiny_qwen3
 
 ROOT = Path(__file__).parent.parent.parent
 
+# Of prctl(2).
+PR_SET_CHILD_SUBREAPER = 36
+
 torch.set_num_threads(1)
 
 
@@ -32,6 +36,12 @@ def on_vllm(test: object) -> object:
     for mark in needs_vllm:
         test = mark(test)
     return test
+
+
+def adopt(is_adopting: bool) -> None:
+    """Become, or cease to be, the parent of orphans among those below this process."""
+    libc = ctypes.CDLL(None)
+    assert libc.prctl(PR_SET_CHILD_SUBREAPER, int(is_adopting), 0, 0, 0) == 0
 
 
 def children() -> set[int]:
@@ -148,10 +158,15 @@ async def test_its_processes_end_with_the_one_that_started_them(tmp_path: Path) 
         pids = [int(word) for word in (await program.stdout.readline()).split()]
         assert pids
         ends = [os.pidfd_open(pid) for pid in pids]
+        # As a shell's session or a container does, this process adopts what outlives its parent, and is
+        # not taken for that.
+        adopt(True)
     finally:
         program.send_signal(signal.SIGKILL)
         await program.wait()
-    for end in ends:
+    for pid, end in zip(pids, ends, strict=True):
         readable, _, _ = await asyncio.to_thread(select.select, [end], [], [], 30)
         assert readable == [end]
         os.close(end)
+        await asyncio.to_thread(os.waitpid, pid, 0)
+    adopt(False)
