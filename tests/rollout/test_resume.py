@@ -195,7 +195,7 @@ async def test_what_starts_after_a_resume_is_as_new_as_its_weights(tmp_path: Pat
     config = await asyncio.to_thread(load, [*SETTINGS, *settings])
     await asyncio.to_thread(rundir.write_config, tmp_path, config)
     await play(tmp_path, config)
-    config, resumed = await go_on(tmp_path, "learner.steps=7")
+    config, resumed = await go_on(tmp_path, "learner.steps=12")
     part = await play(tmp_path, config, resumed=resumed)
     trained = {group for _, _, groups in await steps_of(tmp_path) for group in groups}
     assert {grant.group_id for grant in part.actor.granted[:4]} <= trained
