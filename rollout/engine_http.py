@@ -38,22 +38,10 @@ from rollout.http_probe import STEER, Found, study
 from rollout.http_routes import Asked, Reply, UnreadableReply
 from rollout.shapes import shapes_of
 from rollout.types import EngineStats, Sampling, Span
+from rollout.vllm_words import PAUSES, generation, spans_of
 from rollout.weights import REFUSAL, Manifest, WeightsError, checksum
 
 logger = logging.getLogger(__name__)
-
-_STOPS = {
-    "stop": EngineStop.STOP,
-    "length": EngineStop.LENGTH,
-    "abort": EngineStop.ABORTED,
-}
-
-# How running requests go through an update: vLLM's way to pause, and whether caches are cleared.
-_PAUSES = {
-    UpdateMode.RECOMPUTE: ("keep", "true"),
-    UpdateMode.KEEP: ("keep", "false"),
-    UpdateMode.DRAIN: ("wait", "true"),
-}
 
 # What vLLM calls the weights that it was started with.
 _UNNAMED = "default"
@@ -347,12 +335,14 @@ class HttpEngine:
 
     async def _swap(self, about: str, manifest: Manifest, mode: UpdateMode) -> tuple[float, float]:
         """Pause and load; when nothing was computed any more, and how long loading took."""
-        way, clears_cache = _PAUSES[mode]
+        way, clears_cache = PAUSES[mode]
         is_touched = False
         try:
             # As long as replies take, where they are waited for.
             async with asyncio.timeout(None if mode is UpdateMode.DRAIN else self._timeout_s):
-                await self._post("/pause", query={"mode": way, "clear_cache": clears_cache})
+                await self._post(
+                    "/pause", query={"mode": way, "clear_cache": str(clears_cache).lower()}
+                )
             self._note_busy(is_paused=True)
             began = time.perf_counter()
             async with asyncio.timeout(self._timeout_s):
@@ -418,37 +408,20 @@ class HttpEngine:
 
     def _generation(self, reply: Reply, sampling: Sampling, version: int) -> Generation:
         """A reply to a request that was handed over while `version` was served."""
-        count = len(reply.token_ids)
-        if reply.finish_reason not in _STOPS:
-            raise EngineError(f"{self._client.url} ended a reply with {reply.finish_reason!r}")
-        stop = _STOPS[reply.finish_reason]
-        if stop is EngineStop.STOP and reply.token_ids[-1:] not in [
-            [one] for one in sampling.stop_token_ids
-        ]:
-            raise EngineError(
-                f"{self._client.url} ended a reply at token {reply.token_ids[-1:]}, which was not asked "
-                "for: start it with --generation-config vllm"
-            )
+        url, count = self._client.url, len(reply.token_ids)
         if self._found.is_steered:
-            spans = [
-                # A request that was still waiting at the update counts as mixed, too: it may have
-                # found its prompt in a cache of older weights.
-                Span(int(one), start, end, mixed_kv=int(one) > version and int(one) in self._kept)
-                for one, start, end in reply.versions or []
-            ]
+            versions = [(int(one), start, end) for one, start, end in reply.versions or []]
+            spans = spans_of(versions, asked_at=version, kept=self._kept)
         else:
             spans = [Span(version, 0, count)] if count else []
-        ends = [0, *(span.end for span in spans)]
-        if [span.start for span in spans] != ends[:-1] or ends[-1] != count:
+        made = generation(reply.token_ids, reply.logprobs, spans, reply.finish_reason, who=url)
+        last = reply.token_ids[-1:]
+        if made.stop is EngineStop.STOP and last not in [[one] for one in sampling.stop_token_ids]:
             raise EngineError(
-                f"{self._client.url} says that weights sampled {reply.versions} of {count} tokens"
+                f"{url} ended a reply at token {last}, which was not asked for: start it with "
+                "--generation-config vllm"
             )
-        return Generation(
-            token_ids=np.array(reply.token_ids, dtype=np.int32),
-            logprobs=np.array(reply.logprobs, dtype=np.float32),
-            spans=spans,
-            stop=stop,
-        )
+        return made
 
     def _note_busy(self, *, is_paused: bool | None = None) -> None:
         if is_paused is not None:

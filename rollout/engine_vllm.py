@@ -16,19 +16,16 @@ import json
 import logging
 import math
 import time
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from configs.schema import EngineSection
+from rollout.busy import BusyClock
 from rollout.engine import (
     EngineError,
-    EngineStop,
     Generation,
     UpdateMode,
     UpdateReport,
@@ -36,8 +33,9 @@ from rollout.engine import (
     checked_prompt,
 )
 from rollout.shapes import shapes_of
-from rollout.types import EngineStats, Sampling, Span
+from rollout.types import EngineStats, Sampling
 from rollout.vllm_setup import import_api
+from rollout.vllm_words import PAUSES, generation, spans_of
 from rollout.weights import Endpoint, Manifest, WeightsError
 
 if TYPE_CHECKING:
@@ -47,19 +45,6 @@ logger = logging.getLogger(__name__)
 
 # Replacements in a row, without a reply in between, after which an engine has failed.
 _MAX_REPLACEMENTS = 3
-
-_STOPS = {
-    "stop": EngineStop.STOP,
-    "length": EngineStop.LENGTH,
-    "abort": EngineStop.ABORTED,
-}
-
-# How running requests go through an update: vLLM's way to pause, and whether caches are cleared.
-_PAUSES = {
-    UpdateMode.RECOMPUTE: ("keep", True),
-    UpdateMode.KEEP: ("keep", False),
-    UpdateMode.DRAIN: ("wait", True),
-}
 
 
 class VllmEngine:
@@ -113,9 +98,7 @@ class VllmEngine:
         """Requests that the core has."""
         self._is_idle = asyncio.Event()
         self._is_paused = False
-        self._busy: deque[tuple[float, float]] = deque(maxlen=100_000)
-        self._busy_s = 0.0
-        self._busy_since: float | None = None
+        self._clock = BusyClock()
 
     @classmethod
     async def start(
@@ -270,16 +253,13 @@ class VllmEngine:
             prefix_hit_tokens=counts.prefix_hit,
             sampled_tokens=counts.sampled,
             recomputed_tokens=counts.recomputed,
-            busy_s=self._busy_s,
+            busy_s=self._clock.total_s,
             cpu_s=time.process_time() + self._gone_cpu_s + self._api.cpu_seconds(self.pids),
         )
 
     def take_busy(self) -> list[tuple[float, float]]:
         """Intervals (start, end) of `time.monotonic()` with requests since the last call."""
-        self._note_busy(is_cut=True)
-        taken = list(self._busy)
-        self._busy.clear()
-        return taken
+        return self._clock.take()
 
     async def close(self) -> None:
         """End its processes; what runs or waits is returned as aborted. May be called twice."""
@@ -376,7 +356,7 @@ class VllmEngine:
         self, core: "Core", manifest: Manifest, mode: UpdateMode
     ) -> tuple[float, float]:
         """The seconds that loading took, and that nothing was computed."""
-        way, clears_cache = _PAUSES[mode]
+        way, clears_cache = PAUSES[mode]
         is_touched = False
         try:
             if mode is UpdateMode.DRAIN:
@@ -432,38 +412,20 @@ class VllmEngine:
 
     def _generation(self, reply: "Reply", version: int) -> Generation:
         """A reply to a request that was handed over while `version` was served."""
-        if reply.finish_reason not in _STOPS:
-            raise EngineError(f"vLLM ended a reply with {reply.finish_reason!r}")
-        return Generation(
-            token_ids=np.array(reply.token_ids, dtype=np.int32),
-            logprobs=np.array(reply.logprobs, dtype=np.float32),
-            # A request that was still waiting at the update counts as mixed, too: it may have found
-            # its prompt in a cache of older weights.
-            spans=[
-                Span(one, start, end, mixed_kv=one > version and one in self._kept)
-                for one, start, end in reply.versions
-            ],
-            stop=_STOPS[reply.finish_reason],
-        )
+        spans = spans_of(reply.versions, asked_at=version, kept=self._kept)
+        return generation(reply.token_ids, reply.logprobs, spans, reply.finish_reason, who="vLLM")
 
     def _note_pause(self, is_paused: bool) -> None:
         self._is_paused = is_paused
         self._note_busy()
 
-    def _note_busy(self, *, is_cut: bool = False) -> None:
-        """Keep the intervals in which there was something to compute; `is_cut` ends an open one."""
+    def _note_busy(self) -> None:
         if self._asked:
             self._is_idle.clear()
         else:
             self._is_idle.set()
-        is_busy = bool(self._asked) and not self._is_paused and self._core is not None
-        now = time.monotonic()
-        if self._busy_since is not None and (is_cut or not is_busy):
-            self._busy.append((self._busy_since, now))
-            self._busy_s += now - self._busy_since
-            self._busy_since = None
-        if is_busy and self._busy_since is None:
-            self._busy_since = now
+        is_computing = not self._is_paused and self._core is not None
+        self._clock.note(bool(self._asked) and is_computing)
 
 
 def _vocab_size(model: Path) -> int:
