@@ -43,6 +43,8 @@ from rollout.weights import REFUSAL, Manifest, WeightsError, checksum
 
 logger = logging.getLogger(__name__)
 
+# What vLLM says of an update that was begun and neither failed nor ended.
+_IS_ACTIVE = "already active"
 # What vLLM calls the weights that it was started with.
 _UNNAMED = "default"
 # How long a server is asked to go on after an update, however that went.
@@ -340,13 +342,13 @@ class HttpEngine:
         try:
             # As long as replies take, where they are waited for.
             async with asyncio.timeout(None if mode is UpdateMode.DRAIN else self._timeout_s):
-                await self._post(
-                    "/pause", query={"mode": way, "clear_cache": str(clears_cache).lower()}
-                )
+                # Twice paused is paused.
+                wanted = {"mode": way, "clear_cache": str(clears_cache).lower()}
+                await self._client.insist("/pause", {}, query=wanted)
             self._note_busy(is_paused=True)
             began = time.perf_counter()
             async with asyncio.timeout(self._timeout_s):
-                await self._post("/start_weight_update")
+                await self._begin_update()
                 told = {"update_info": {"manifest": msgspec.to_builtins(manifest)}}
                 await self._post("/update_weights", told)
                 is_touched = True
@@ -356,6 +358,8 @@ class HttpEngine:
             if marker and not is_touched:
                 raise WeightsError(reason.rstrip("'\"")) from failure
             raise self._failed(f"{about} was not loaded: {failure}", is_touched) from failure
+        except EngineError as error:
+            raise self._failed(f"{about} was not loaded: {error}", is_touched) from error
         except TimeoutError as error:
             late = f"not within engine.http.update_timeout_s={self._timeout_s:g}"
             raise self._failed(f"{about} was not loaded: {late}", is_touched) from error
@@ -370,10 +374,16 @@ class HttpEngine:
     def _timeout_s(self) -> float:
         return self._options.update_timeout_s
 
-    async def _post(
-        self, path: str, body: object = None, *, query: dict[str, str] | None = None
-    ) -> None:
-        await self._client.ask(path, {} if body is None else body, query=query)
+    async def _begin_update(self) -> None:
+        """Begin an update, or take up one of which the end was not heard: what it staged is replaced."""
+        try:
+            await self._post("/start_weight_update")
+        except RequestFailed as failure:
+            if _IS_ACTIVE not in failure.said:
+                raise
+
+    async def _post(self, path: str, body: object = None) -> None:
+        await self._client.ask(path, {} if body is None else body)
 
     def _failed(self, why: str, is_touched: bool) -> EngineError:
         """The error to raise; no reply is taken any more of a server that may hold parts of both."""

@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 _FIRST_PAUSE_S = 0.1
 _LONGEST_PAUSE_S = 5.0
 _CONNECT_S = 10.0
+_KEEP_S = 3.0
 # Of what a server says, this much is shown.
 _MAX_SAID = 400
 
@@ -100,7 +101,8 @@ class Client:
         self._session = aiohttp.ClientSession(
             headers=headers,
             # How many requests run at once is the caller's business, and how long they take.
-            connector=aiohttp.TCPConnector(limit=0),
+            # A server's end lets go of an idle connection after 5 s, and a request may just have begun.
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_S),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S),
         )
 
@@ -132,13 +134,19 @@ class Client:
         )
 
     async def insist(
-        self, path: str, body: Any = None, *, says_so: bool = False, retry_s: float | None = None
+        self,
+        path: str,
+        body: Any = None,
+        *,
+        query: Mapping[str, str] | None = None,
+        says_so: bool = False,
+        retry_s: float | None = None,
     ) -> bytes:
         """As `ask`, tried again while that may help. Raises EngineError."""
         patience = Patience(self._retry_s if retry_s is None else retry_s, says_so=says_so)
         while True:
             try:
-                return await self.ask(path, body)
+                return await self.ask(path, body, query=query)
             except RequestFailed as failure:
                 await patience.wait(failure)
 

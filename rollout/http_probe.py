@@ -28,6 +28,8 @@ STEER = (
 )
 """The cure where weights cannot be updated."""
 
+# All probes together; a server's first request may wait for its compiler.
+_PROBE_S = 120.0
 # Log-probs of one prompt differ by less, however it was batched; in bfloat16, too.
 _SAME = 0.1
 # Likeliest tokens that are compared between temperatures; OpenAI's route returns no more.
@@ -68,21 +70,19 @@ async def study(
 ) -> Found:
     """Ask a server what it is; raises EngineError for one that cannot be used."""
     try:
-        return await _studied(
-            client,
-            section.http.model,
-            vocab_size=vocab_size,
-            max_context_tokens=max_context_tokens,
-            needs_updates=needs_updates,
-        )
+        model = await _model(client, section.http.model, max_context_tokens)
+        async with asyncio.timeout(_PROBE_S):
+            return await _studied(client, model, vocab_size=vocab_size, needs_updates=needs_updates)
     except RequestFailed as failure:
         raise EngineError(str(failure)) from failure
+    except TimeoutError as error:
+        raise EngineError(
+            f"{client.url} did not answer a request for one token within {_PROBE_S:g} s: a run that was "
+            f"killed in an update may have left it paused, which POST {client.url}/resume ends"
+        ) from error
 
 
-async def _studied(
-    client: Client, name: str, *, vocab_size: int, max_context_tokens: int, needs_updates: bool
-) -> Found:
-    model = await _model(client, name, max_context_tokens)
+async def _studied(client: Client, model: str, *, vocab_size: int, needs_updates: bool) -> Found:
     probe = Asked(
         model=model,
         prompt=[one % vocab_size for one in (1, 2, 3, 5, 8)],

@@ -135,6 +135,8 @@ class TableServer:
     retry_after: str = ""
     control: dict[str, Any] | None = None
     """What control calls are answered with, by path; None where there are none."""
+    is_paused: bool = False
+    """At first; requests for tokens wait meanwhile."""
     calls: list[str] = field(default_factory=list)
     asked: list[dict[str, Any]] = field(default_factory=list)
     version: str = "default"
@@ -145,6 +147,10 @@ class TableServer:
         self.table = self._rng.normal(size=(self.vocab_size, self.vocab_size))
         self._runner: web.AppRunner | None = None
         self._news = asyncio.Event()
+        self._goes_on = asyncio.Event()
+        if not self.is_paused:
+            self._goes_on.set()
+        self._is_updating = False
 
     @property
     def url(self) -> str:
@@ -174,6 +180,7 @@ class TableServer:
 
     async def __aexit__(self, *_: object) -> None:
         assert self._runner is not None
+        self._goes_on.set()
         await self._runner.cleanup()
 
     async def _models(self, request: web.Request) -> web.Response:
@@ -194,8 +201,16 @@ class TableServer:
             await answer.wait()
         elif answer is not None:
             return web.json_response({"error": {"message": answer}}, status=500)
+        if call in ("pause", "resume"):
+            (self._goes_on.clear if call == "pause" else self._goes_on.set)()
+        if call == "start_weight_update":
+            if self._is_updating:  # as vLLM's workers do, whose caller may have gone
+                said = "start_weight_update called while a weight update is already active"
+                return web.json_response({"error": {"message": said}}, status=500)
+            self._is_updating = True
         if call == "finish_weight_update":
             self.version = (await request.json())["weight_version"]
+            self._is_updating = False
         return web.json_response({})
 
     async def _failure(self, request: web.Request) -> web.Response | None:
@@ -214,6 +229,7 @@ class TableServer:
         asked = await request.json()
         if failure := await self._failure(request):
             return failure
+        await self._goes_on.wait()
         self.asked.append(asked)
         if asked["priority"] and not self.has_priority:
             return web.json_response({"error": {"message": "fcfs"}}, status=400)

@@ -261,7 +261,7 @@ async def test_a_failure_before_anything_was_replaced_leaves_the_old_weights(
     start: Start, model: Path, call: str
 ) -> None:
     async with TableServer(control={}) as server:
-        engine = await start(server, model, updates=True)
+        engine = await start(server, model, updates=True, retry_s=0.3)
         assert server.control is not None
         server.control[call] = "broken"
         with pytest.raises(EngineError, match="version 1 was not loaded"):
@@ -288,6 +288,41 @@ async def test_after_a_failure_half_way_no_reply_is_taken(
         del server.control["finish_weight_update"]
         await engine.update_weights(published(2), UpdateMode.RECOMPUTE)
         assert (await engine.generate([1], Sampling(max_tokens=1))).spans[0].version == 2
+
+
+async def test_a_server_that_somebody_paused_is_refused_with_the_cure(
+    start: Start, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rollout.http_probe._PROBE_S", 0.3)
+    said = await refusal(start, TableServer(is_paused=True, control={}), model)
+    assert "did not answer a request for one token" in said and "/resume" in said
+
+
+async def test_an_update_that_was_late_is_taken_up_by_the_next(start: Start, model: Path) -> None:
+    async with TableServer(control={}) as server:
+        engine = await start(server, model, updates=True, update_timeout_s=0.5)
+        assert server.control is not None
+        server.control["update_weights"] = released = asyncio.Event()
+        with pytest.raises(EngineError, match="was not loaded: not within"):
+            await engine.update_weights(published(1), UpdateMode.RECOMPUTE)
+        released.set()
+        del server.control["update_weights"]
+        report = await engine.update_weights(published(2), UpdateMode.RECOMPUTE)
+        assert report.version == 2 and server.version == "2"
+
+
+async def test_a_pause_that_fails_for_a_moment_is_asked_for_again(
+    start: Start, model: Path
+) -> None:
+    async with TableServer(control={}) as server:
+        engine = await start(server, model, updates=True)
+        assert server.control is not None
+        server.control["pause"] = "busy"
+        update = asyncio.create_task(engine.update_weights(published(1), UpdateMode.RECOMPUTE))
+        before = server.calls.count("pause")
+        await server.until(lambda: server.calls.count("pause") > before)
+        del server.control["pause"]
+        assert (await update).version == 1
 
 
 async def test_a_server_that_stays_paused_is_said_to(
