@@ -278,6 +278,17 @@ class CheckpointSection(_Section, frozen=True, kw_only=True):
     """Checkpoints kept; older ones are removed."""
 
 
+class AlarmSection(_Section, frozen=True, kw_only=True):
+    steps: Count = 10
+    """Steps over which rewards are averaged, and others must be beyond their bound, before it warns."""
+    reward_frac: Fraction = 0.5
+    """Collapse: the mean reward is below this share of the best there was; 0: never."""
+    ess_min: Fraction = 0.2
+    """Collapse: `loss/ess` stays below this, so that few tokens decide the gradient; 0: never."""
+    entropy_min: NonNegative = 0.0
+    """Collapse: `loss/entropy` stays below this, in nats; 0: never."""
+
+
 class LoggingSection(_Section, frozen=True, kw_only=True):
     wandb: Literal["offline", "online", "off"] = "off"
     """`offline` writes a directory that `wandb sync` uploads."""
@@ -321,6 +332,7 @@ class RunConfig(_Section, frozen=True, kw_only=True):
     weights: WeightsSection = WeightsSection()
     eval: EvalSection = EvalSection()
     checkpoint: CheckpointSection = CheckpointSection()
+    alarm: AlarmSection = AlarmSection()
     logging: LoggingSection = LoggingSection()
     control: ControlSection = ControlSection()
     cluster: ClusterSection = ClusterSection()

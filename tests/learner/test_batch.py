@@ -1,10 +1,9 @@
 import pytest
 import torch
 
-from configs.loss import LossSection
 from learner.batch import NOT_SAMPLED, Batch, LagError, pack, split
 from rollout.types import Row, Span, TrainBatch
-from tests.learner.batches import make_batch, make_group, make_rollout, make_row
+from tests.learner.batches import loss_section, make_batch, make_group, make_rollout, make_row
 
 
 def rows_of(lengths: list[int]) -> list[Row]:
@@ -19,7 +18,7 @@ def batch_of(rows: list[Row]) -> TrainBatch:
 
 
 def packed(batch: TrainBatch, *, micro_batch_tokens: int = 100) -> Batch:
-    loss = LossSection(advantage="grpo_no_std")
+    loss = loss_section(advantage="grpo_no_std")
     return pack(batch, loss=loss, micro_batch_tokens=micro_batch_tokens)
 
 
@@ -167,7 +166,7 @@ def test_weights_are_those_of_the_whole_batch(
         # A rollout without a token to train on counts for nothing.
         make_rollout([make_row([1, 2], [0.0, 0.0], [0, 0])], 0.0, member=2),
     ]
-    loss = LossSection(aggregation=aggregation, constant_tokens=constant_tokens)  # pyright: ignore[reportArgumentType]
+    loss = loss_section(aggregation=aggregation, constant_tokens=constant_tokens)
     for budget in (1, 100):
         parts = pack(
             make_batch([make_group(rollouts)]), loss=loss, micro_batch_tokens=budget
@@ -178,7 +177,7 @@ def test_weights_are_those_of_the_whole_batch(
 
 
 def test_long_rollouts_may_lose_reward() -> None:
-    loss = LossSection(
+    loss = loss_section(
         advantage="grpo_no_std", overlong="penalize", overlong_start=4, overlong_end=8
     )
     # 2, 6 and 8 tokens lose 0, 1/2 and 1: rewards become 1, 1/2 and -1. The longest row counts.

@@ -8,6 +8,7 @@ import torch
 from configs.loss import LossSection
 from learner import correction
 from learner.objective import Loss, Tokens, objective
+from tests.learner.batches import loss_section
 
 CORRECTIONS = get_args(get_type_hints(LossSection)["correction"])
 # Whose level is not that of a token by default.
@@ -20,7 +21,7 @@ WEIGHTS = torch.tensor([0.25, 0.25, 0.25, 0.25])
 
 
 def section(name: str, **settings: Any) -> LossSection:
-    return LossSection(correction=name, level=LEVELS.get(name, "token"), **settings)
+    return loss_section(correction=name, level=LEVELS.get(name, "token"), **settings)
 
 
 def tokens(ratios: list[float], **more: Any) -> Tokens:
@@ -81,7 +82,7 @@ def test_settings_reach_the_correction(
     name: str, settings: dict[str, Any], expected: list[float]
 ) -> None:
     given = tokens([6.0, 1.0, 1.0, 0.25])
-    chosen = LossSection(correction=name, **settings)  # pyright: ignore[reportArgumentType]
+    chosen = loss_section(correction=name, **settings)
     loss = objective(chosen, given, m2_bound=0.04)
     assert gradient(given, loss) == pytest.approx([x / 4 for x in expected], rel=1e-5, abs=1e-6)
 
