@@ -1,5 +1,5 @@
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import msgspec
 import pytest
@@ -12,7 +12,9 @@ from tests.fakes import make_rollout, make_turn
 THREE = AlarmSection(steps=3, entropy_min=0.5)
 
 
-def play(section: AlarmSection, steps: list[Mapping[str, float]]) -> list[dict[str, float | int]]:
+def play(
+    section: AlarmSection, steps: Sequence[Mapping[str, float]]
+) -> list[dict[str, float | int]]:
     watch = Collapse(section)
     return [watch.stepped(number, values) for number, values in enumerate(steps, 1)]
 
