@@ -287,6 +287,8 @@ class AlarmSection(_Section, frozen=True, kw_only=True):
     """Collapse: `loss/ess` stays below this, so that few tokens decide the gradient; 0: never."""
     entropy_min: NonNegative = 0.0
     """Collapse: `loss/entropy` stays below this, in nats; 0: never."""
+    rollback: bool = False
+    """On a collapse go back to the newest checkpoint from before it, at half the learning rate."""
 
 
 class LoggingSection(_Section, frozen=True, kw_only=True):

@@ -60,6 +60,8 @@ class Batch:
     micro_batches: list[MicroBatch]
     num_trained_tokens: int
     """Counted before anything is clipped or left out."""
+    is_left_out: bool
+    """Whether no token of it has a weight: there is nothing to step by."""
     overlong_frac: float
     """Share of its rollouts that a budget cut off, whatever is done about them."""
 
@@ -73,11 +75,12 @@ def split(batch: TrainBatch, num_parts: int) -> list[TrainBatch]:
     ]
 
 
-def pack(batch: TrainBatch, *, loss: LossSection, micro_batch_tokens: int) -> Batch:
+def pack(batch: TrainBatch, *, loss: LossSection, micro_batch_tokens: int, floor: int = 0) -> Batch:
     """Check the batch and cut it into micro-batches of at most `micro_batch_tokens` padded tokens.
 
     A row longer than that is a micro-batch of its own. Rows without a trained token are left out.
-    The weight of each token is fixed here, over the whole batch. Raises LagError, and ValueError for a
+    The weight of each token is fixed here, over the whole batch; then rows with a token of a version
+    below `floor` are left out, and rollouts that a budget cut off, where that is asked. Raises LagError, and ValueError for a
     rollout without a verdict, for a row that cannot be trained on, and for a batch with nothing to
     train on.
     """
@@ -91,7 +94,7 @@ def pack(batch: TrainBatch, *, loss: LossSection, micro_batch_tokens: int) -> Ba
         _TrainedRow(
             row=row,
             advantage=one.advantage,
-            weight=0.0 if one.is_overlong and loss.overlong == "mask" else weight,
+            weight=0.0 if _is_left_out(row, one, loss, floor) else weight,
         )
         for one, weight in zip(rollouts, weights_R, strict=True)
         for row in one.rows
@@ -101,6 +104,7 @@ def pack(batch: TrainBatch, *, loss: LossSection, micro_batch_tokens: int) -> Ba
     return Batch(
         micro_batches=[_pad(part, batch) for part in _parts(rows, micro_batch_tokens)],
         num_trained_tokens=sum(num_tokens_R),
+        is_left_out=not any(one.weight for one in rows),
         overlong_frac=sum(one.is_overlong for one in rollouts) / len(rollouts),
     )
 
@@ -162,6 +166,11 @@ def _group_rollouts(group: TrainGroup, loss: LossSection) -> list[_TrainedRollou
             is_overlong = rollout.stop.is_truncated
             trained.append(_TrainedRollout(rows=rows, advantage=advantage, is_overlong=is_overlong))
     return trained
+
+
+def _is_left_out(row: Row, of: _TrainedRollout, loss: LossSection, floor: int) -> bool:
+    is_old = any(span.version < floor for span in row.spans)
+    return is_old or (of.is_overlong and loss.overlong == "mask")
 
 
 def _reward(rollout: Rollout, loss: LossSection) -> float | None:

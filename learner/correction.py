@@ -136,14 +136,16 @@ def decoupled(
     out. Sources: decoupled PPO, arXiv 2110.00641; AReaL, arXiv 2505.24298, equation 5, whose
     implementation drops above 5.
     """
-    proximal_N = proximal_logprobs_N.detach()
-    behind_N = (proximal_N - old_logprobs_N).exp()
+    behind_N = (proximal_logprobs_N.detach() - old_logprobs_N).exp()
     masked_N = ~(behind_N <= cap)
+    # What is left out stands at the centre: a ratio to it that overflows would spoil the gradient.
+    proximal_N = torch.where(masked_N, logprobs_N, proximal_logprobs_N).detach()
     terms = clip(logprobs_N - proximal_N, advantages_N, clip_low=clip_low, clip_high=clip_high)
-    weight_N = behind_N.masked_fill(masked_N, 0.0)
-    # Where the weight is 0 an infinite loss would not become 0 by being multiplied.
-    loss_N = (weight_N * terms.loss_N).where(~masked_N, 0.0)
-    return Terms(loss_N=loss_N, clipped_N=terms.clipped_N & ~masked_N, masked_N=masked_N)
+    return Terms(
+        loss_N=behind_N.masked_fill(masked_N, 0.0) * terms.loss_N,
+        clipped_N=terms.clipped_N & ~masked_N,
+        masked_N=masked_N,
+    )
 
 
 def interpolated_logprobs(logprobs_N: Tensor, old_logprobs_N: Tensor, lags_N: Tensor) -> Tensor:

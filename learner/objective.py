@@ -8,6 +8,7 @@ import math
 from dataclasses import dataclass
 from typing import assert_never
 
+import torch
 from torch import Tensor
 
 from configs.loss import LossSection
@@ -78,8 +79,9 @@ def objective(section: LossSection, tokens: Tokens, *, m2_bound: float = math.in
 
 def policy_terms(section: LossSection, tokens: Tokens, *, m2_bound: float) -> Terms:
     """What the chosen correction makes of each token, at the chosen level."""
-    new_N, old_N = tokens.logprobs_N, tokens.old_logprobs_N
-    advantages_N = tokens.advantages_N
+    new_N, advantages_N = tokens.logprobs_N, tokens.advantages_N
+    # What is left out may have any ratio: one that overflows would make its gradient 0 times infinity.
+    old_N = torch.where(tokens.weights_N != 0, tokens.old_logprobs_N, new_N.detach())
     own_N = new_N - old_N
     clip = {"clip_low": section.clip_low, "clip_high": section.clip_high}
     match section.correction:

@@ -108,6 +108,8 @@ class Trainer:
         self._optimizer = Optimizer(self.model, section)
         self._step = 0
         self._version = 0
+        self._lr_factor = 1.0
+        self._floor = 0
 
     @property
     def num_parameters(self) -> int:
@@ -126,7 +128,9 @@ class Trainer:
     def train(self, batch: TrainBatch) -> StepReport:
         """Take one optimizer step; publish when `batch.publish_version` says so.
 
-        Raises NonFiniteLossError before the weights move; LagError and ValueError for a batch that
+        With `batch.rollback` the weights and the optimizer become those of that checkpoint, for good,
+        and the learning rate half of what it was; what older versions sampled is not trained on any
+        more. Raises NonFiniteLossError before the weights move; LagError and ValueError for a batch that
         must not be trained on; RuntimeError for one that is not the next step.
         """
         start_s = time.monotonic()
@@ -135,6 +139,10 @@ class Trainer:
                 f"batch of step {batch.step} after step {self._step}: each step is trained once, "
                 "in order"
             )
+        if batch.rollback:
+            self._load(Path(batch.rollback))
+            self._lr_factor /= 2.0
+            self._floor = batch.version + 1
         try:
             metrics = self._train(batch)
         except NonFiniteLossError as error:
@@ -174,7 +182,11 @@ class Trainer:
             model=self.model,
             tokenizer_source=self._model_path,
             state=ResumeState(
-                step=self._step, version=self._version, optimizer=self._optimizer.state()
+                step=self._step,
+                version=self._version,
+                optimizer=self._optimizer.state(),
+                lr_factor=self._lr_factor,
+                floor=self._floor,
             ),
         )
 
@@ -183,33 +195,47 @@ class Trainer:
 
         Raises CheckpointError, ModelError, and ValueError for a checkpoint of another `dtype`.
         """
-        state = read_resume(Path(directory))
-        saved = load_model(Path(directory) / "hf", self._dtype)
-        self.model.load_state_dict(saved.state_dict())
-        self._optimizer.load(state.optimizer)
+        state = self._load(Path(directory))
         self._step = state.step
         self._version = state.version
+        self._lr_factor = state.lr_factor
+        self._floor = state.floor
 
     def close(self) -> None:
         """Remove the published files, or leave the engines' groups."""
         self._publisher.close()
 
+    def _load(self, directory: Path) -> ResumeState:
+        """Take over weights and optimizer of a checkpoint; returns the rest of it."""
+        state = read_resume(directory)
+        saved = load_model(directory / "hf", self._dtype)
+        self.model.load_state_dict(saved.state_dict())
+        self._optimizer.load(state.optimizer)
+        return state
+
     def _train(self, batch: TrainBatch) -> dict[str, float]:
         """Update the weights once for each part of the batch; returns the step's metrics."""
         section = self._section
         parts = [
-            pack(part, loss=section.loss, micro_batch_tokens=section.micro_batch_tokens)
+            pack(
+                part,
+                loss=section.loss,
+                micro_batch_tokens=section.micro_batch_tokens,
+                floor=self._floor,
+            )
             for part in split(batch, section.updates_per_batch)
         ]
         proximal: list[list[Tensor] | None] = [None] * len(parts)
         if needs_proximal(section.loss):
             proximal = [self._logprobs_now(part) for part in parts]
         lr = warmup_lr(batch.step, lr=section.lr, warmup_steps=section.warmup_steps)
+        lr *= self._lr_factor
         updates: list[_Sums] = []
         for packed, start in zip(parts, proximal, strict=True):
             sums = self._backward(packed, start)
             self._check(batch.step, sums, len(updates))
-            self._optimizer.step(lr)
+            if not packed.is_left_out:  # else momentum alone would move the weights
+                self._optimizer.step(lr)
             updates.append(sums)
         self._step = batch.step
         overlong = sum(part.overlong_frac for part in parts) / len(parts)

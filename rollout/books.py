@@ -32,7 +32,8 @@ class Books:
         self._clock = clock
         self._faults = Faults()
         self._window = Window()
-        self._collapse = Collapse(alarm)
+        self.collapse = Collapse(alarm)
+        """Whether the run has collapsed, by the steps so far."""
         self._step = 0
         self._lags: Lags = {}
         self._step_values: Values = {}
@@ -124,4 +125,4 @@ class Books:
             values.setdefault("reward/all_mean", self.last_reward)
         if "reward/all_mean" in values:
             self.last_reward = float(values["reward/all_mean"])
-        return values | self._collapse.stepped(self._step, values)
+        return values | self.collapse.stepped(self._step, values)

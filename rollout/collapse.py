@@ -11,6 +11,11 @@ from collections.abc import Mapping
 
 from configs.schema import AlarmSection
 
+_CURE = (
+    ": set alarm.rollback=true, or train again with a lower learner.lr, a lower rollout.max_lag or another "
+    "learner.loss.correction"
+)
+
 logger = logging.getLogger(__name__)
 
 
@@ -19,30 +24,42 @@ class Collapse:
 
     def __init__(self, section: AlarmSection) -> None:
         self._section = section
-        self._rewards: deque[float] = deque(maxlen=section.steps)
+        self.begin_anew()
+
+    def begin_anew(self) -> None:
+        """Forget what was seen: the weights are others now."""
+        self._rewards: deque[float] = deque(maxlen=self._section.steps)
         self._best = float("-inf")
         self._since_best = 0
         self._below = {"loss/ess": 0, "loss/entropy": 0}
-        self._is_on = False
+        self._step = 0
+        self.is_on = False
+        """Whether the last step showed a sign."""
+
+    @property
+    def good_step(self) -> int:
+        """The step of the best mean reward; while there is none, and no sign, the last step."""
+        return self._step - max(self._since_best, *self._below.values())
 
     def stepped(self, step: int, values: Mapping[str, float | int]) -> dict[str, float | int]:
         """Take in the values of a step; returns what is to be noted with them, and warns."""
+        self._step = step
         found = [self._reward(values), *self._low(values)]
         signs = [sign for sign in found if sign]
         noted: dict[str, float | int] = {"alarm/signs": len(signs)}
         if self._best > float("-inf"):
             noted |= {"reward/best_mean": self._best, "reward/since_best_steps": self._since_best}
-        if signs and not self._is_on:
+        if signs and not self.is_on:
             logger.warning(
-                "COLLAPSE at step %d: %s. What was learned is going, or gone: stop, and begin again from "
-                "an earlier checkpoint with a lower learner.lr, a lower rollout.max_lag or another "
-                "learner.loss.correction; look at loss/clip_frac and kl/engine_max of the steps before",
+                "COLLAPSE at step %d: %s. What was learned is going, or gone%s; look at loss/clip_frac "
+                "and kl/engine_max of the steps before",
                 step,
                 "; ".join(signs),
+                "" if self._section.rollback else _CURE,
             )
-        elif self._is_on and not signs:
+        elif self.is_on and not signs:
             logger.warning("no sign of collapse any more at step %d", step)
-        self._is_on = bool(signs)
+        self.is_on = bool(signs)
         return noted
 
     def _reward(self, values: Mapping[str, float | int]) -> str:

@@ -339,7 +339,7 @@ class Coordinator:
             is_last = step == self._config.learner.steps
             request = self._queue.train_batch(batch, step=step, is_last=is_last)
             with self._watchdog.learner_at_work():
-                report = await learner.train(request)
+                report = await learner.train(await self._saver.rolled_back(request))
             values = self._on_step(report, batch)
             if report.manifest is not None and report.manifest.is_sent:
                 with self._watchdog.learner_at_work():  # nobody else has these weights yet

@@ -302,6 +302,8 @@ class TrainBatch(msgspec.Struct, frozen=True, kw_only=True):
     groups: list[TrainGroup]
     max_lag: int
     lineage: Lineage = Lineage()
+    rollback: str = ""
+    """Directory of a checkpoint whose weights replace the learner's before this step; empty: none."""
 
 
 class StepReport(msgspec.Struct, frozen=True, kw_only=True):

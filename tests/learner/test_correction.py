@@ -161,9 +161,20 @@ def test_decoupled_clips_around_the_proximal_policy_and_weighs_by_its_distance()
 
 def test_decoupled_takes_no_gradient_through_the_proximal_policy() -> None:
     new = logprobs([1.1])
-    # A proximal policy that depends on the weights: as a constant it leaves u's gradient alone.
-    terms = correction.decoupled(new, OLD[:1], new - 0.05, torch.tensor([1.0]), **CLIP, cap=5.0)
-    assert gradient(new, terms) == near([-1.1])
+    # A clipped token has no gradient, though its weight rho is made of the weights being trained.
+    proximal = new - math.log(1.5)
+    terms = correction.decoupled(new, OLD[:1], proximal, torch.tensor([1.0]), **CLIP, cap=5.0)
+    assert terms.clipped_N.tolist() == [True]
+    assert gradient(new, terms) == [0.0]
+
+
+def test_decoupled_leaves_out_what_overflows_on_either_side() -> None:
+    old = torch.tensor([-1e4, -1.0])
+    new = torch.tensor([-0.1, -1.0], requires_grad=True)
+    proximal = torch.tensor([-5e3, -1.0])
+    terms = correction.decoupled(new, old, proximal, torch.tensor([-1.0, -1.0]), **CLIP, cap=5.0)
+    assert terms.masked_N.tolist() == [True, False]
+    assert gradient(new, terms) == near([0.0, 1.0])
 
 
 def test_interpolation_is_one_version_back() -> None:
