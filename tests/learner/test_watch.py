@@ -29,13 +29,13 @@ def test_fractions_are_by_the_sign_of_the_advantage() -> None:
     assert metrics["loss/clip_frac_pos"] == 1 / 2
     assert metrics["loss/clip_frac_neg"] == 2 / 3
     assert metrics["loss/mask_frac"] == 0.0
-    # Ratios 3 (A = 0), 1.5 and 1.5 are above 1.4.
-    masked = icepop(NEW - OLD, NEW, ADVANTAGES, low=0.1, high=1.4)
+    # Ratios 3 (A = 0), .5, .5 and .6 are outside.
+    masked = icepop(NEW - OLD, NEW, ADVANTAGES, low=0.7, high=2.0)
     metrics = ratio_stats(NEW, OLD, ADVANTAGES, masked).metrics()
     assert metrics["loss/clip_frac"] == 0.0
-    assert metrics["loss/mask_frac"] == 2 / 6
+    assert metrics["loss/mask_frac"] == 3 / 6
     assert metrics["loss/mask_frac_pos"] == 1 / 2
-    assert metrics["loss/mask_frac_neg"] == 1 / 3
+    assert metrics["loss/mask_frac_neg"] == 2 / 3
 
 
 def test_mismatch_is_measured_against_the_sampler() -> None:
