@@ -14,8 +14,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-import numpy as np
-
 from envpool.pool import Outcome, StepResult
 from envpool.task import Task
 from rollout import toolcall
@@ -164,8 +162,7 @@ class Episode:
                 env_s=time.monotonic() - generated,
             )
             self.turns.append(turn)
-            mask = np.ones(len(reply.token_ids))
-            self.on_turn(turn, Row.pack(reply.token_ids, reply.logprobs, mask, reply.spans))
+            self.on_turn(turn, Row.sampled(reply.token_ids, reply.logprobs, reply.spans))
             if result.terminated:
                 return StopReason.ANSWERED
             if result.truncated:

@@ -1,8 +1,6 @@
 """One vocabulary for what goes wrong in a rollout: `RolloutFault`, made by `boundary`."""
 
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from envpool.pool import EnvFault, Outcome
 from rollout.engine import EngineError
@@ -30,17 +28,31 @@ class RolloutFault(Exception):
         return self.args[2] if len(self.args) > 2 else Outcome.OK
 
 
-@contextmanager
-def boundary(stop: StopReason) -> Iterator[None]:
+def boundary(stop: StopReason) -> "_Boundary":
     """Turn any exception inside into a `RolloutFault` for `stop`, or the one its type says."""
-    try:
-        yield
-    except EnvFault as error:
-        stop = _STOPS.get(error.outcome, StopReason.ENV_ERROR)
-        raise RolloutFault(stop, str(error), error.outcome) from error
-    except EngineError as error:
-        raise RolloutFault(StopReason.ENGINE_ERROR, str(error)) from error
-    except TimeoutError:
-        raise  # the rollout's own deadline: it passes through every boundary
-    except Exception as error:
-        raise RolloutFault(stop, traceback.format_exc(limit=-8)) from error
+    return _Boundary(stop)
+
+
+class _Boundary:
+    """A class, as each turn of each rollout passes three of them, and a generator costs thrice as much."""
+
+    __slots__ = ("_stop",)
+
+    def __init__(self, stop: StopReason) -> None:
+        self._stop = stop
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if error is None:
+            return
+        if isinstance(error, EnvFault):
+            stop = _STOPS.get(error.outcome, StopReason.ENV_ERROR)
+            raise RolloutFault(stop, str(error), error.outcome) from error
+        if isinstance(error, EngineError):
+            raise RolloutFault(StopReason.ENGINE_ERROR, str(error)) from error
+        # The rollout's own deadline passes through every boundary, as a cancellation does.
+        if isinstance(error, Exception) and not isinstance(error, TimeoutError):
+            text = "".join(traceback.format_exception(error, limit=-8))
+            raise RolloutFault(self._stop, text) from error

@@ -129,6 +129,29 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
             spans=spans,
         )
 
+    @classmethod
+    def sampled(
+        cls,
+        token_ids: npt.NDArray[np.int32],
+        logprobs: npt.NDArray[np.float32],
+        spans: list[Span],
+    ) -> "Row":
+        """Pack a reply, [N] tokens that were all sampled; raises ValueError as `pack` does."""
+        count = len(token_ids)
+        if count != len(logprobs):
+            raise ValueError(f"row lengths differ: {count}, {len(logprobs)}")
+        ends = [0, *(span.end for span in spans)]
+        if ends[-1] != count or any(
+            span.start != end for span, end in zip(spans, ends, strict=False)
+        ):
+            raise ValueError("spans do not cover exactly the masked tokens")
+        return cls(
+            token_ids_bytes=token_ids.tobytes(),
+            logprobs_bytes=logprobs.tobytes(),
+            mask_bytes=b"\1" * count,
+            spans=spans,
+        )
+
 
 class Turn(msgspec.Struct, frozen=True, kw_only=True):
     """One model reply and the environment's answer, as the journal and the log keep it."""

@@ -27,8 +27,8 @@ from rollout.weights import Manifest
 
 RECIPE, POOL = "local.toml", "tiny"
 
-# Groups in all: as many members at once as the engine has room for, several times over.
-GROUPS, GROUP_SIZE = 36, 16
+# As many members at once as the engine has room for, several times over.
+NUM_GROUPS, GROUP_SIZE = 36, 16
 REPEATS = 3
 
 # What was asked in one member's turns: each prompt, how many tokens its reply had, and its seed.
@@ -96,19 +96,19 @@ class Recorder:
         """Leave the engine to its owner."""
 
 
-def load_recipe(kind: str) -> Checked:
+def load_recipe(kind: str, *overrides: str) -> Checked:
     """The run whose tasks are played, with an engine of this kind. Not inside an event loop."""
-    return check(load([RECIPE, f"engine.kind={kind}"]))
+    return check(load([RECIPE, f"engine.kind={kind}", *overrides]))
 
 
-async def measure(checked: Checked, engine: Engine) -> Share:
+async def measure(checked: Checked, engine: Engine, *, num_groups: int = NUM_GROUPS) -> Share:
     """Play, ask the same again, and so on in turns."""
     sys.setswitchinterval(5e-4)  # as in an actor's process
     config = checked.config
     pool = await EnvPool.start({POOL: config.pools[POOL]}, limits=config.envpool)
     played, asked = [], []
     try:
-        grants = _grants(checked.sources[POOL])
+        grants = _grants(checked.sources[POOL], num_groups)
         for _ in range(REPEATS):
             recorder = Recorder(engine)
             seconds = await _play(config, recorder, pool, grants)
@@ -121,10 +121,10 @@ async def measure(checked: Checked, engine: Engine) -> Share:
     return Share(actor=max(played), raw=max(asked))
 
 
-def _grants(source: Source) -> list[Grant]:
+def _grants(source: Source, num_groups: int) -> list[Grant]:
     rng = Random(0)
     grants = []
-    for index in range(GROUPS):
+    for index in range(num_groups):
         env = source.train[index % len(source.train)]
         config = source.draw(env, rng, Split.TRAIN)
         task = source.task(env, config, seed=rng.getrandbits(31))

@@ -5,7 +5,9 @@
   programs on the machine matter little. `generate` gets them all as one left-padded batch, the best it
   offers, and computes until the longest reply ends.
 - vLLM against the embedded engine, on the same requests, in tokens per second on the wall.
-- An actor that plays episodes against its engine that is asked the same requests bare.
+- An actor that plays episodes against its engine that is asked the same requests bare: with the default
+  run's policy, of half a million weights, and with a random one of ten million, as the share of a turn that
+  is not the model's falls with its size.
 - How long a weight update stalls an engine, in each mode.
 
 What is about vLLM is left out where it is not installed.
@@ -14,9 +16,12 @@ What is about vLLM is left out where it is not installed.
 import argparse
 import asyncio
 import json
+import shutil
 import sys
 import tempfile
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,6 +46,17 @@ _VOCAB_SIZE = 642
 _CONTEXT_TOKENS = 256
 _CONCURRENCY = (1, 8, 64, 128)
 _VLLM_CONCURRENCY = (1, 8, 32, 64)
+
+# Of ten million weights, with the default policy's tokens.
+_LARGER = {
+    "hidden_size": 384,
+    "num_hidden_layers": 6,
+    "layer_types": ["full_attention"] * 6,
+    "num_attention_heads": 6,
+    "head_dim": 64,
+    "intermediate_size": 1024,
+}
+_LARGER_GROUPS = 8
 
 # Best of this many runs, which take turns.
 _REPEATS = 3
@@ -69,7 +85,7 @@ class Results:
     walls: dict[int, dict[str, float]] = field(default_factory=dict)
     """Tokens per second on the wall, by number of requests and kind of engine."""
     shares: dict[str, actor_loop.Share] = field(default_factory=dict)
-    """By kind of engine."""
+    """By kind of engine, with `_10m` for the larger model."""
     stalls: dict[str, dict[str, float]] = field(default_factory=dict)
     """Seconds, by kind of engine and update mode."""
 
@@ -101,6 +117,7 @@ def main(arguments: list[str]) -> int:
     for kind in kinds:
         checked = actor_loop.load_recipe(kind)
         results.shares[kind], results.stalls[kind] = asyncio.run(_as_in_a_run(checked))
+        results.shares[f"{kind}_10m"] = _share_of_larger(kind, Path(checked.config.model.path))
     _show(_share_lines(results.shares))
     _show(_stall_lines(results.stalls))
     if lacking:
@@ -147,9 +164,9 @@ def _wall_lines(walls: dict[int, dict[str, float]]) -> list[str]:
 
 
 def _share_lines(shares: dict[str, actor_loop.Share]) -> list[str]:
-    lines = [f"{'engine':>8} {'actor tok/s':>16} {'bare engine tok/s':>19} {'ratio':>7}"]
+    lines = [f"{'engine':>9} {'actor tok/s':>16} {'bare engine tok/s':>19} {'ratio':>7}"]
     for kind, share in shares.items():
-        lines.append(f"{kind:>8} {share.actor:>16.0f} {share.raw:>19.0f} {share.ratio:>7.2f}")
+        lines.append(f"{kind:>9} {share.actor:>16.0f} {share.raw:>19.0f} {share.ratio:>7.2f}")
     return lines
 
 
@@ -193,6 +210,32 @@ async def _wall(engine: Engine, work: list[Request]) -> float:
 
 async def _as_in_a_run(checked: Checked) -> tuple[actor_loop.Share, dict[str, float]]:
     """The actor's share of the default run's engine, and the stalls of that engine."""
+    async with _engine_of(checked) as engine:
+        share = await actor_loop.measure(checked, engine)
+        return share, await update_stalls.measure(engine, Path(checked.config.model.path))
+
+
+def _share_of_larger(kind: str, policy: Path) -> actor_loop.Share:
+    """The actor's share of the same engine with a random model of ten million weights."""
+
+    async def share(checked: Checked) -> actor_loop.Share:
+        async with _engine_of(checked) as engine:
+            # Fewer, as each takes longer; still more than the engine has room for at once.
+            return await actor_loop.measure(checked, engine, num_groups=_LARGER_GROUPS)
+
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copytree(policy, folder, dirs_exist_ok=True)
+        torch.manual_seed(0)
+        config = Qwen3Config.from_pretrained(policy, **_LARGER)
+        Qwen3ForCausalLM(config).save_pretrained(folder)
+        # What such a model says never ends an episode.
+        checked = actor_loop.load_recipe(kind, f"model.path={folder}", "rollout.max_turns=3")
+        return asyncio.run(share(checked))
+
+
+@asynccontextmanager
+async def _engine_of(checked: Checked) -> AsyncIterator[Engine]:
+    """The engine of a run."""
     config = checked.config
     engine: Engine = await _KINDS[config.engine.kind].start(
         config.model.path,
@@ -201,8 +244,7 @@ async def _as_in_a_run(checked: Checked) -> tuple[actor_loop.Share, dict[str, fl
         max_context_tokens=config.rollout.max_context_tokens,
     )
     try:
-        share = await actor_loop.measure(checked, engine)
-        return share, await update_stalls.measure(engine, Path(config.model.path))
+        yield engine
     finally:
         await engine.close()
 
