@@ -87,3 +87,16 @@ def test_repeated_identical_calls_are_counted_within_a_rollout() -> None:
     window = Window()
     window.add_scored([rollout, other])
     assert window.values()["rollout/repeated_call_frac"] == 2 / 8
+
+
+def test_good_weights_are_those_of_the_best_reward_or_of_before_the_other_signs() -> None:
+    watch = Collapse(THREE)
+    found = []
+    for step, reward in enumerate([0.1, 0.2, 0.3, 0.6, 0.3, 0.2], 1):
+        watch.stepped(step, {"reward/all_mean": reward})
+        found.append(watch.good_step)
+    # Before three steps nothing is known to be bad; then the best mean is that of step 5.
+    assert found == [1, 2, 3, 4, 5, 5]
+    watch.begin_anew()
+    watch.stepped(9, {"loss/ess": 0.1})
+    assert (watch.good_step, watch.is_on) == (8, False)
