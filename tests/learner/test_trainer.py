@@ -305,6 +305,18 @@ def test_micro_batches_step_like_one_batch_whatever_weighs_the_same(
     assert results[0]["loss/mask_frac"] > 0
 
 
+def test_a_batch_within_its_budget_keeps_every_token(make_trainer: MakeTrainer) -> None:
+    fractions = []
+    for budget in (10.0, 0.04, 1e-9):
+        trainer = make_trainer(
+            loss=loss_section(correction="m2po", m2po_budget=budget), micro_batch_tokens=1
+        )
+        metrics = trainer.train(make_batch(two_groups(trainer, shift=0.4))).metrics
+        fractions.append(metrics["loss/mask_frac"])
+    # About half of the tokens are pushed further from their sampler: all of those may go.
+    assert fractions[0] == 0.0 < fractions[1] < fractions[2] < 0.8
+
+
 def test_what_is_left_out_changes_no_denominator(make_trainer: MakeTrainer) -> None:
     ids = [5, 6, 7, 8]
     metrics = {}
