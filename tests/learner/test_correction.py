@@ -166,6 +166,9 @@ def test_decoupled_takes_no_gradient_through_the_proximal_policy() -> None:
     terms = correction.decoupled(new, OLD[:1], proximal, torch.tensor([1.0]), **CLIP, cap=5.0)
     assert terms.clipped_N.tolist() == [True]
     assert gradient(new, terms) == [0.0]
+    # One that is not has that of its ratio to a constant.
+    terms = correction.decoupled(new, OLD[:1], new - 0.05, torch.tensor([1.0]), **CLIP, cap=5.0)
+    assert gradient(new, terms) == near([-1.1])
 
 
 def test_decoupled_leaves_out_what_overflows_on_either_side() -> None:
