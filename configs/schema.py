@@ -114,6 +114,8 @@ class VllmSection(_Section, frozen=True, kw_only=True):
     """Compile the model and capture CUDA graphs, which starts later and runs faster; `auto`: on GPUs."""
     update_timeout_s: Positive = 20.0
     """An engine that has not loaded new weights after this long is ended, and another started."""
+    start_timeout_s: Positive = 120.0
+    """An engine that takes longer to start is ended; one that replaces another is then tried again."""
     lora_rank: Annotated[int, Meta(ge=0, le=512)] = 0
     """Take adapters of up to this rank as new weights, and nothing else; 0: whole models."""
     arguments: dict[str, Any] = {}
