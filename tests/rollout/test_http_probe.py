@@ -390,7 +390,7 @@ async def test_each_actor_has_a_server_and_the_evaluator_the_last(model: Path) -
         (["engine.http.urls=['a:1']"], "write http://host:port"),
         (["engine.http.urls=['http://me:pw@a:1']"], "write http://host:port"),
         (["engine.http.urls=['http://a:1','http://a:1/']", "actors.count=2"], "a server twice"),
-        (["engine.http.urls=['http://a:1']", "engine.http.update_timeout_s=40"], "less than half"),
+        (["engine.http.urls=['http://a:1']", "engine.http.update_timeout_s=90"], "less than half"),
         (["engine.http.urls=['http://127.0.0.1:9']", "engine.http.retry_s=0"], "server runs"),
     ],
 )
