@@ -107,8 +107,19 @@ async def test_an_unknown_argument_is_refused_before_the_start(tmp_path: Path) -
 
 
 @on_vllm
+async def test_a_start_that_takes_too_long_is_ended_and_names_the_setting(tmp_path: Path) -> None:
+    path = await asyncio.to_thread(checkpoint, tmp_path / "model")
+    before = await asyncio.to_thread(children)
+    options = VllmSection(start_timeout_s=1.5)
+    with pytest.raises(EngineError, match=r"within engine\.vllm\.start_timeout_s=1\.5: raise that"):
+        await start("vllm", path, vllm=options)
+    left = [psutil.Process(pid).cmdline() for pid in await asyncio.to_thread(children) - before]
+    assert not [line for line in left if "resource_tracker" not in " ".join(line)]
+
+
+@on_vllm
 async def test_prompts_in_parts_with_seeds_and_an_update_leave_it_alive_and_small(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def prepare() -> Served:
         paths = [checkpoint(tmp_path / f"model_{seed}", seed=seed) for seed in range(2)]
@@ -129,6 +140,13 @@ async def test_prompts_in_parts_with_seeds_and_an_update_leave_it_alive_and_smal
             await engine.update_weights(manifest, UpdateMode.RECOMPUTE)
         assert engine.pids == pids
         assert 0 < await asyncio.to_thread(resident_bytes, pids) < 2.5e9
+
+        async def fail(*_: object) -> None:
+            raise RuntimeError("whatever may happen at the end")
+
+        core = importlib.import_module("rollout.vllm_api").Core
+        monkeypatch.setattr(core, "abort", fail)
+    assert not set(pids) & await asyncio.to_thread(children)
     for prompt, task in zip(prompts, asked, strict=True):
         served.assert_exact(prompt, task.result())
 
@@ -214,5 +232,5 @@ async def test_processes_that_were_being_started_end_too(
         assert await program.wait() == -signal.SIGKILL
     async with asyncio.timeout(60):
         while await asyncio.to_thread(left):
-            await asyncio.sleep(0.05)
+            continue
     adopt(False)
