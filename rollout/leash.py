@@ -20,28 +20,30 @@ _watching_pid = 0
 
 
 class Leash(str):
-    """Names this process, the owner. A process made with it ends with the owner and with its parent.
+    """A process made with it ends with the owner, which made the leash, and with its own parent.
 
-    Text, as whoever makes a fingerprint of its settings can read that.
+    It is text, and the same one every time: caches of compiled models are found by a fingerprint of all
+    settings.
     """
 
-    __slots__ = ("__weakref__",)
+    __slots__ = ("__weakref__", "_owner")
 
     def __new__(cls, owner: int | None = None) -> "Leash":
-        leash = super().__new__(cls, owner or os.getpid())
+        leash = super().__new__(cls, "leash")
+        leash._owner = owner or os.getpid()
         util.register_after_fork(leash, Leash._hold_forked)
         return leash
 
     def __reduce__(self) -> Any:
         # Only spawned processes read it with another number than their own.
-        return _received, (int(self), os.getpid())
+        return _received, (self._owner, os.getpid())
 
     def __deepcopy__(self, memo: Any) -> "Leash":
         return self
 
     def _hold_forked(self) -> None:
         parent = multiprocessing.parent_process()
-        _watch([int(self), parent.pid if parent is not None and parent.pid else os.getppid()])
+        _watch([self._owner, parent.pid if parent is not None and parent.pid else os.getppid()])
 
 
 def _received(owner: int, parent: int) -> Leash:
