@@ -150,7 +150,7 @@ class Core:
             end = os.pidfd_open(process.pid)
             asyncio.get_running_loop().add_reader(end, self._note_end, end)
         pids = await self._llm.collective_rpc("settle", args=(str(log) if log else "",))
-        self._pids = sorted({*self._pids, *pids})
+        self._pids += sorted(set(pids) - set(self._pids))
         await self._llm.update_weight_version(str(version))
         if self._adapters is not None:
             await self._adapt(await asyncio.to_thread(self._adapters.put_nothing))

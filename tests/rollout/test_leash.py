@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -51,7 +52,9 @@ def family(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[list[int]
         pids = [process.pid, *map(int, process.stdout.readline().split())]
         assert len(pids) == 3
         yield pids
-        process.kill()
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
 
 @pytest.mark.parametrize("place", [0, 1])
