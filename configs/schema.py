@@ -111,10 +111,12 @@ class VllmSection(_Section, frozen=True, kw_only=True):
     """Compile the model and capture CUDA graphs, which starts later and runs faster; `auto`: on GPUs."""
     update_timeout_s: Positive = 20.0
     """An engine that has not loaded new weights after this long is ended, and another started."""
+    start_timeout_s: Positive = 150.0
+    """An engine that takes longer to start is ended; one that replaces another is then tried again."""
     lora_rank: Annotated[int, Meta(ge=0, le=512)] = 0
     """Take adapters of up to this rank as new weights, and nothing else; 0: whole models."""
     arguments: dict[str, Any] = {}
-    """More arguments of vLLM's AsyncEngineArgs, by name; they win over what is chosen here."""
+    """More arguments of vLLM's AsyncEngineArgs, by name; what other settings decide is refused."""
 
 
 class HttpSection(_Section, frozen=True, kw_only=True):
@@ -152,7 +154,7 @@ class EngineSection(_Section, frozen=True, kw_only=True):
     max_running: Count = 128
     """Requests computed together; also the members an actor has room for."""
     max_cached: Whole = 64
-    """Finished rows kept for their prefix; more memory, less recomputation."""
+    """Finished rows kept for their prefix; more memory, less recomputation. Kind `local` alone."""
     threads: Count = 1
     """Torch threads of the engine; `vllm`: of each of its worker processes on a CPU."""
     vllm: VllmSection = VllmSection()
@@ -237,8 +239,8 @@ class WeightsSection(_Section, frozen=True, kw_only=True):
     """Steps between published versions."""
     dir: str = "/dev/shm"
     """Where versions are handed over; where it is missing or too small, the run directory is used."""
-    deadline_s: Positive = 60.0
-    """An engine that takes longer to load a version stops the run."""
+    deadline_s: Positive = 180.0
+    """An engine that takes longer to load a version, or to be replaced by one that has it, stops the run."""
     transport: Literal["file", "nccl"] = "file"
     """`nccl`: from the learner's GPUs to those of vLLM, without a file; the next step waits for it."""
     buffer_mb: Count = 256

@@ -1,6 +1,8 @@
 """Adapters as vLLM reads them: a directory for each version, with names and settings as peft writes them."""
 
+import fcntl
 import json
+import os
 import re
 import shutil
 import tempfile
@@ -13,6 +15,8 @@ from torch import Tensor
 
 from rollout.weights import Adapter, Manifest, WeightsError, read_tensors
 
+_PREFIX = "millrace-adapters-"
+_LOCK = "lock"
 _NAME = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<part>[AB])\.weight")
 
 
@@ -23,7 +27,13 @@ class AdapterFolder:
         """`shapes` are those of the model's tensors, by name."""
         self._shapes = shapes
         self._max_rank = max_rank
-        self._folder = Path(tempfile.mkdtemp(prefix="millrace-adapters-"))
+        _sweep()
+        self._folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
+        # Held while this process lives. Under its own name it is locked from the beginning.
+        partial = self._folder / "new"
+        self._lock: int | None = os.open(partial, os.O_CREAT | os.O_RDWR, 0o600)
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        partial.rename(self._folder / _LOCK)
         self._num_put = 0
 
     def put(self, manifest: Manifest) -> Path:
@@ -59,6 +69,9 @@ class AdapterFolder:
 
     def close(self) -> None:
         shutil.rmtree(self._folder, ignore_errors=True)
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     def _check(self, about: str, adapter: Adapter, tensors: Mapping[str, Tensor]) -> None:
         modules: dict[str, dict[str, tuple[int, ...]]] = {}
@@ -103,3 +116,19 @@ class AdapterFolder:
         }
         (path / "adapter_config.json").write_text(json.dumps(settings))
         return path
+
+
+def _sweep() -> None:
+    """Remove the folders of processes that were killed."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        try:
+            lock = os.open(folder / _LOCK, os.O_RDWR)
+        except OSError:
+            continue  # somebody else's, or about to be made
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder, ignore_errors=True)
+        except BlockingIOError:
+            continue
+        finally:
+            os.close(lock)

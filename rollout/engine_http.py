@@ -193,6 +193,8 @@ class HttpEngine:
                 raise EngineError(self._end_reason)
             if not self._found.is_steered:
                 raise EngineError(f"{self._client.url}: the server's weights are fixed: {STEER}")
+            if self._doubt:
+                await self._check_started_anew()
             if manifest.version <= self._version:
                 raise WeightsError(
                     f"version {manifest.version} is not newer than {self._version}, which is served"
@@ -302,8 +304,7 @@ class HttpEngine:
         async with self._update_lock:
             self._check()
             try:
-                answer = await self._client.ask("/weight_info")
-                served = msgspec.json.decode(answer, type=_Info).weight_version
+                served = await self._served()
                 if served == str(self._version):
                     return
                 if self._loaded is None:
@@ -318,6 +319,23 @@ class HttpEngine:
                 raise EngineError(
                     f"{self._client.url} lost version {self._version}, and it cannot be loaded again: {error}"
                 ) from error
+
+    async def _check_started_anew(self) -> None:
+        """Raise EngineError while the server may hold parts of two versions.
+
+        Nothing can be loaded over them: a layer of which half came takes what is next for its other half.
+        """
+        try:
+            if await self._served() == _UNNAMED:
+                return
+        except RequestFailed as failure:
+            raise EngineError(f"{self._doubt}: {failure}") from failure
+        raise EngineError(self._doubt)
+
+    async def _served(self) -> str:
+        """What the server calls the weights that it has; raises RequestFailed."""
+        answer = await self._client.ask("/weight_info")
+        return msgspec.json.decode(answer, type=_Info).weight_version
 
     async def _load(self, manifest: Manifest, mode: UpdateMode) -> UpdateReport:
         """Load weights, whose version need not be new; the server goes on, however that ends."""
@@ -390,7 +408,7 @@ class HttpEngine:
         if is_touched:
             self._doubt = (
                 f"{why}. Whether the server has old weights, new ones or parts of both is unknown: start "
-                "it anew, or load another version"
+                "it anew, and load a version"
             )
         return EngineError(self._doubt if is_touched else why)
 

@@ -17,13 +17,14 @@ import logging
 import math
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from configs.schema import EngineSection
 from rollout.busy import BusyClock
+from rollout.deadlines import Deadline
 from rollout.engine import (
     EngineError,
     Generation,
@@ -35,6 +36,7 @@ from rollout.engine import (
 from rollout.shapes import shapes_of
 from rollout.types import EngineStats, Sampling
 from rollout.vllm_setup import import_api
+from rollout.vllm_start import start_core
 from rollout.vllm_words import PAUSES, generation, spans_of
 from rollout.weights import Endpoint, Manifest, WeightsError
 
@@ -45,6 +47,10 @@ logger = logging.getLogger(__name__)
 
 # Replacements in a row, without a reply in between, after which an engine has failed.
 _MAX_REPLACEMENTS = 3
+# Between tries to start another one: whatever was in the way may go away.
+_PAUSES_S = (1.0, 5.0)
+# Deaths of engines in the middle of one request, after which that is not asked again.
+_MAX_DEATHS = 3
 
 
 class VllmEngine:
@@ -67,6 +73,7 @@ class VllmEngine:
         self._vocab_size = _vocab_size(model_path)
         self._num_parameters = sum(map(math.prod, shapes_of(model_path).values()))
         self._timeout_s = section.vllm.update_timeout_s
+        self._start_timeout_s = section.vllm.start_timeout_s
         self._start_version = version
         self._log = log
         self._version = version
@@ -85,13 +92,17 @@ class VllmEngine:
         self._end_reason = ""
         """Why no call is served any more; empty while they are."""
         self._why_replaced = ""
+        self._dead: Core | None = None
+        """The last core that ended by itself."""
+        self._closing = asyncio.Event()
+        self._resuming: set[asyncio.Task[None]] = set()
         self._gone = api.Counts()
         """Of the cores before this one."""
         self._gone_cpu_s = 0.0
         self._update_lock = asyncio.Lock()
         self._loading: Manifest | None = None
         """What an update under way loads; whoever replaces the core has it loaded."""
-        self._limit: asyncio.Timeout | None = None
+        self._deadline = Deadline()
         """Of a step of that update; cut short when the core is replaced, which will not answer."""
         self._names = map(str, itertools.count())
         self._asked: set[str] = set()
@@ -162,6 +173,7 @@ class VllmEngine:
             vocab_size=self._vocab_size,
             max_context_tokens=self._max_context_tokens,
         ).tolist()
+        num_deaths = 0
         while True:
             core, version = await self._alive(), self._version
             name = next(self._names)
@@ -174,7 +186,14 @@ class VllmEngine:
             except EngineError as error:
                 if not core.is_dead or self._end_reason:
                     raise
-                self._replace(core, f"{error}{f' (see {self._log})' if self._log else ''}")
+                where = f" (see {self._log})" if self._log else ""
+                self._replace(core, f"{error}{where}")
+                num_deaths += core is self._dead
+                if num_deaths == _MAX_DEATHS:
+                    raise EngineError(
+                        f"{num_deaths} engines died in the middle of this request of {len(prompt)} tokens, "
+                        f"which is not asked again: {error}{where}"
+                    ) from error
                 continue
             finally:
                 self._asked.discard(name)
@@ -264,9 +283,12 @@ class VllmEngine:
     async def close(self) -> None:
         """End its processes; what runs or waits is returned as aborted. May be called twice."""
         self._end_reason = self._end_reason or "the engine is closed"
-        self._cut_limit()  # nobody answers an update that is under way
+        self._closing.set()
+        self._deadline.cut()  # nobody answers an update that is under way
+        if self._resuming:
+            await asyncio.wait(self._resuming)
         if self._replacing is not None:
-            await self._replacing  # it cannot be cancelled while processes are being started
+            await self._replacing
         core, self._core = self._core, None
         if core is None:
             return
@@ -275,12 +297,26 @@ class VllmEngine:
             async with asyncio.timeout(self._timeout_s):
                 await core.abort(list(self._asked))
                 await self._is_idle.wait()
-        except (TimeoutError, EngineError) as error:
-            logger.warning(
-                "vLLM is killed, as it did not end its requests: %s", error or "too late"
-            )
+        except BaseException as error:
+            # Whatever it was, and even if nobody waits any more: no process may be left.
             core.kill()
-        await core.close()
+            if not isinstance(error, Exception):
+                raise
+            said = str(error) or type(error).__name__
+            logger.warning("vLLM is killed, as it did not end its requests: %s", said)
+        finally:
+            await core.close()
+
+    @asynccontextmanager
+    async def _bounded(self) -> AsyncIterator[None]:
+        """A deadline for what a core is told; raises EngineError."""
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                yield
+        except TimeoutError as error:
+            raise EngineError(
+                f"not done within engine.vllm.update_timeout_s={self._timeout_s:g}"
+            ) from error
 
     async def _alive(self) -> "Core":
         """The core, once there is one; raises EngineError when there will be none."""
@@ -291,13 +327,16 @@ class VllmEngine:
         raise EngineError(self._end_reason)
 
     async def _open(self, choose: "Callable[[], Manifest | None]") -> None:
-        """Start another core, with what is chosen once it is there; None: the model's directory."""
-        if (now := choose()) is not None and now.is_sent:
-            raise EngineError(f"version {now.version} was sent, and is in no file to load again")
-        core = await asyncio.to_thread(self._make_core)
+        """Start another core, with what is chosen once it is there; None: the model's directory.
+
+        Raises EngineError, and what loading raises.
+        """
+        core = await start_core(
+            self._make_core, within_s=self._start_timeout_s, is_unwanted=self._closing
+        )
         try:
             manifest = choose()
-            async with asyncio.timeout(self._timeout_s):
+            async with self._bounded():
                 await core.prepare(self._start_version, self._log)
                 if manifest is not None:
                     await core.pause("keep", clears_cache=True)
@@ -325,11 +364,13 @@ class VllmEngine:
             return
         self._gone = core.counts.after(self._gone)
         self._gone_cpu_s += self._api.cpu_seconds(core.pids)
+        if core.is_dead:
+            self._dead = core
         self._core = None
         self._is_settled.clear()
         self._note_busy()
         self._why_replaced = why
-        self._cut_limit()
+        self._deadline.cut()
         self._replacing = asyncio.create_task(self._start_another(core, why))
 
     async def _start_another(self, core: "Core", why: str) -> None:
@@ -341,16 +382,35 @@ class VllmEngine:
             await core.close()
             if self._num_replaced > _MAX_REPLACEMENTS:
                 raise EngineError("it was started anew too often without a reply in between")
-            try:
-                await self._open(self._newest)
-            except Exception as error:
-                if self._newest() is self._manifest:
-                    raise
-                logger.warning("new weights cannot be loaded: %s", error)
-                await self._open(lambda: self._manifest)
+            if (now := self._newest()) is not None and now.is_sent:
+                raise EngineError(
+                    f"version {now.version} was sent, and is in no file to load again"
+                )
+            for pause_s in (*_PAUSES_S, None):
+                try:
+                    await self._open_newest()
+                    return
+                except Exception as error:
+                    if pause_s is None or self._end_reason:
+                        raise
+                    logger.warning("vLLM is started once more in %g s: %s", pause_s, error)
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(pause_s):
+                        await self._closing.wait()
         except Exception as error:  # noqa: BLE001 the task's entry point: callers get the error
-            self._end_reason = f"vLLM ended ({why}) and cannot be started again: {error}"
+            reason = f"vLLM ended ({why}) and cannot be started again: {error}"
+            self._end_reason = self._end_reason or reason
             self._is_settled.set()
+
+    async def _open_newest(self) -> None:
+        """Start another core with new weights, or else with those served."""
+        try:
+            await self._open(self._newest)
+        except Exception as error:
+            if self._newest() is self._manifest or self._end_reason:
+                raise
+            logger.warning("new weights cannot be loaded: %s", error)
+            await self._open(lambda: self._manifest)
 
     async def _update(
         self, core: "Core", manifest: Manifest, mode: UpdateMode
@@ -360,9 +420,9 @@ class VllmEngine:
         is_touched = False
         try:
             if mode is UpdateMode.DRAIN:
-                async with self._limited(None):  # for as long as replies take
+                async with self._deadline.within(None):  # for as long as replies take
                     await core.pause(way, clears_cache=clears_cache)
-            async with self._limited(self._timeout_s):
+            async with self._deadline.within(self._timeout_s):
                 if mode is not UpdateMode.DRAIN:
                     await core.pause(way, clears_cache=clears_cache)
                 self._note_pause(True)
@@ -377,8 +437,8 @@ class VllmEngine:
                 await core.resume()
                 return load_s, time.perf_counter() - paused
         except WeightsError:
-            async with asyncio.timeout(self._timeout_s):
-                await core.resume()
+            self._loading = None
+            await self._resume(core)
             raise
         except asyncio.CancelledError:
             # Nobody waits any more. An engine that stays paused would be worse than a new one.
@@ -386,25 +446,25 @@ class VllmEngine:
             if is_touched:
                 self._replace(core, f"loading version {manifest.version} was cancelled")
             else:
-                await asyncio.shield(core.resume())
+                await self._resume(core)
             raise
         finally:
             self._note_pause(False)
 
-    @asynccontextmanager
-    async def _limited(self, seconds: float | None) -> AsyncIterator[None]:
-        """A deadline for what is asked of the core, which comes at once when that is replaced."""
-        async with asyncio.timeout(seconds) as limit:
-            self._limit = limit
-            try:
-                yield
-            finally:
-                self._limit = None
+    async def _resume(self, core: "Core") -> None:
+        """Let a core go on, or replace it; that happens even if nobody waits for it any more."""
 
-    def _cut_limit(self) -> None:
-        """Let an update under way wait for no answer any more."""
-        if self._limit is not None and not self._limit.expired():
-            self._limit.reschedule(asyncio.get_running_loop().time())
+        async def go_on() -> None:
+            try:
+                async with self._bounded():
+                    await core.resume()
+            except Exception as error:  # noqa: BLE001 whatever it was, it may be paused for ever
+                self._replace(core, f"it did not go on after a pause: {error}")
+
+        task = asyncio.create_task(go_on())
+        self._resuming.add(task)
+        task.add_done_callback(self._resuming.discard)
+        await asyncio.shield(task)
 
     def _note_version(self, manifest: Manifest) -> None:
         self._manifest = manifest

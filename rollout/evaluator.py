@@ -1,6 +1,7 @@
 """Evaluation while training goes on: published versions, played by an actor of their own.
 
     train -- manifest of a due step --> pin -> load -> play -> values, rows --> metrics, files
+                                        kept until the next one is loaded
 
 Training's engines change weights under their episodes, so that none of them can show one version. The
 evaluator's actor is a process of its own, with few episodes in flight, that on a machine shared with
@@ -24,7 +25,7 @@ from rollout.metrics import Values
 from rollout.ports import ActorPort
 from rollout.supervise import root_cause
 from rollout.types import EngineStats, Grant, Rollout, RolloutDone
-from rollout.weights import Manifest, WeightsError, pin, unpin
+from rollout.weights import NUM_PINS, Manifest, WeightsError, pin, unpin
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +72,9 @@ class Evaluator:
         self.when_ended: Callable[[], None] = lambda: None
         """Called when it was played, or given up."""
         self._version = 0
+        self._served: Manifest | None = None
+        """The pinned version that the engine has: one that has to take its place loads it again."""
+        self._num_pinned = 0
         self._in_flight: set[tuple[str, int]] = set()
         self._retries: list[Grant] = []
         self._news = asyncio.Event()
@@ -117,6 +121,7 @@ class Evaluator:
                 type(cause).__name__,
                 cause,
             )
+        await self._serve_instead(None)
         await asyncio.Event().wait()
 
     def _offer(self, manifest: Manifest) -> None:
@@ -143,16 +148,19 @@ class Evaluator:
                 self.evaluation = self._offered = None
                 self.is_idle.set()
                 self.when_ended()
+        await self._serve_instead(None)
 
     async def _load(self, manifest: Manifest) -> bool:
         """Load a version; a version that does not load is skipped."""
         try:
-            pinned = await asyncio.to_thread(pin, manifest, self._run_id)
+            place = self._num_pinned % NUM_PINS
+            pinned = await asyncio.to_thread(pin, manifest, self._run_id, place=place)
             try:
                 async with asyncio.timeout(self._deadline_s):
                     await self.actor.update_weights(pinned)
-            finally:
+            except BaseException:
                 await asyncio.to_thread(unpin, pinned)
+                raise
         except (OSError, WeightsError, EngineError) as error:  # TimeoutError is an OSError
             logger.error(  # noqa: TRY400 - one line: the next version may load
                 "version %d (step %d) is not evaluated: %s: %s",
@@ -162,7 +170,15 @@ class Evaluator:
                 str(error) or f"not loaded within weights.deadline_s={self._deadline_s:g}",
             )
             return False
+        self._num_pinned += 1
+        await self._serve_instead(pinned)
         return True
+
+    async def _serve_instead(self, pinned: Manifest | None) -> None:
+        """Let go of the version that was served before."""
+        before, self._served = self._served, pinned
+        if before is not None:
+            await asyncio.to_thread(unpin, before)
 
     async def _play(self, manifest: Manifest) -> bool:
         """Play every configuration; False when training ended first."""

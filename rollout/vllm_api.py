@@ -11,17 +11,14 @@ Traps that end here, so that nobody else meets them:
 - a step that runs between the start and the end of an update ends the engine: it is paused first;
 - on a CPU, a request with a seed of its own ends the engine once its prompt is computed in parts;
 - the CPU's attention has kernels for some head sizes alone;
-- processes of an engine outlive the process that started them.
+- processes of an engine outlive the process that started them, also while they start.
 """
 # pyright: reportMissingImports=false
 
 import asyncio
-import multiprocessing
 import os
-import select
 import signal
 import sys
-import threading
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -36,6 +33,7 @@ from torch import Tensor
 from configs.schema import EngineSection
 from rollout.adapters import AdapterFolder
 from rollout.engine import EngineError
+from rollout.leash import Leash
 from rollout.shapes import Shapes, shapes_of
 from rollout.types import Sampling
 from rollout.vllm_arguments import engine_arguments
@@ -90,6 +88,10 @@ class Core:
     ) -> None:
         self._llm = llm
         self._is_killed = False
+        owner = llm.engine_core.resources.engine_manager
+        self._processes = owner.processes if owner is not None else []
+        """Those that this process started."""
+        self._pids = [process.pid for process in self._processes]
         self.counts = counts
         self._shapes = shapes
         self._adapters = adapters
@@ -109,6 +111,7 @@ class Core:
         transport: str = "file",
     ) -> "Core":
         """Load the model in processes of its own; blocks for seconds. Raises EngineError."""
+        leash = Leash()
         try:
             arguments = engine_arguments(
                 model_path,
@@ -117,6 +120,7 @@ class Core:
                 max_context_tokens=max_context_tokens,
                 worker=f"{__name__}.Worker",
                 backend=FILE if transport == "file" else transport,
+                leash=leash,
             )
             made = AsyncEngineArgs(**arguments)
             counts = Counts()
@@ -133,20 +137,20 @@ class Core:
 
     @property
     def pids(self) -> list[int]:
-        """The processes that it computes in."""
-        owner = self._llm.engine_core.resources.engine_manager
-        return [process.pid for process in owner.processes] if owner is not None else []
+        """The processes that it computes in; before `prepare` those alone that this one started."""
+        return list(self._pids)
 
     @property
     def is_dead(self) -> bool:
         return self._is_killed or bool(self._llm.errored)
 
     async def prepare(self, version: int, log: Path | None) -> None:
-        """Say which version the weights are, let its processes end with this one and write to `log`."""
-        for pid in self.pids:
-            end = os.pidfd_open(pid)
+        """Say which version the weights are, and let its processes write their errors to `log`."""
+        for process in self._processes:
+            end = os.pidfd_open(process.pid)
             asyncio.get_running_loop().add_reader(end, self._note_end, end)
-        await self._llm.collective_rpc("settle", args=(os.getpid(), str(log) if log else ""))
+        pids = await self._llm.collective_rpc("settle", args=(str(log) if log else "",))
+        self._pids += sorted(set(pids) - set(self._pids))
         await self._llm.update_weight_version(str(version))
         if self._adapters is not None:
             await self._adapt(await asyncio.to_thread(self._adapters.put_nothing))
@@ -234,9 +238,8 @@ class Core:
 
     def _ending(self) -> str:
         """How its processes ended; waits a moment for them."""
-        owner = self._llm.engine_core.resources.engine_manager
         said = []
-        for process in owner.processes if owner is not None else []:
+        for process in self._processes:
             process.join(timeout=1)
             code = process.exitcode
             what = signal.Signals(-code).name if code is not None and code < 0 else code
@@ -291,11 +294,8 @@ class Core:
     def kill(self) -> None:
         """End its processes at once; whoever awaits a reply gets an EngineError."""
         self._is_killed = True
-        for pid in self.pids:
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
+        for process in self._processes:  # workers of theirs end with them
+            process.kill()
         # Only of a death that vLLM finds out itself, before it is closed, does it tell them.
         self._llm.output_processor.propagate_error(EngineDeadError())
 
@@ -344,29 +344,13 @@ FILE = "millrace_file"
 class Worker:
     """Added to vLLM's worker class; its methods can be called from the front end."""
 
-    def settle(self, pid: int, log: str) -> None:
-        """End this engine's processes when process `pid` ends, however it ends; append errors to `log`."""
+    def settle(self, log: str) -> int:
+        """Append what this process says to `log`, if there is one; its pid."""
         if log:
             with open(log, "ab") as file:
                 for stream in (sys.stdout, sys.stderr):  # vLLM's logger writes to the former
                     os.dup2(file.fileno(), stream.fileno())
-        threading.Thread(target=_end_with, args=(pid,), daemon=True, name="parent").start()
-
-
-def _end_with(pid: int) -> None:
-    try:
-        watched = os.pidfd_open(pid)
-        poll = select.poll()
-        poll.register(watched, select.POLLIN)
-        poll.poll()
-    except ProcessLookupError:
-        pass
-    # With several GPUs the process between has no such watch of its own. Whoever adopted an orphan is
-    # somebody else's: a shell's session, a container.
-    parent = multiprocessing.parent_process()
-    if parent is not None and parent.pid not in (None, pid) and os.getppid() == parent.pid:
-        os.kill(os.getppid(), signal.SIGKILL)
-    os.kill(os.getpid(), signal.SIGKILL)
+        return os.getpid()
 
 
 @dataclass

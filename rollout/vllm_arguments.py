@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 from configs.schema import EngineSection
 from rollout.engine import EngineError, check_context
+from rollout.leash import Leash
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # those of vLLM's own imports
@@ -28,10 +29,12 @@ def engine_arguments(
     max_context_tokens: int,
     worker: str,
     backend: str,
+    leash: Leash,
 ) -> dict[str, Any]:
     """What to make AsyncEngineArgs with; raises EngineError for what vLLM cannot serve.
 
     `worker` names the class added to its workers', `backend` the way that new weights come.
+    `leash` goes to each of its processes.
     """
     context = max_context_tokens
     options, is_cpu = section.vllm, current_platform.is_cpu()
@@ -74,7 +77,8 @@ def engine_arguments(
         raise EngineError(
             f"engine.vllm.arguments: vLLM's AsyncEngineArgs has no {', '.join(unknown)}"
         )
-    return chosen | options.arguments
+    settings = {**options.arguments.get("additional_config", {}), "millrace_leash": leash}
+    return chosen | options.arguments | {"additional_config": settings}
 
 
 def _head_dim(model: dict[str, Any]) -> int:

@@ -1,7 +1,9 @@
 """What vLLM needs before it is imported: the right version, and an environment that it reads then."""
 
+import ast
 import importlib
 import importlib.metadata
+import importlib.util
 import os
 from pathlib import Path
 from typing import Any
@@ -38,6 +40,35 @@ def _installed_version() -> str:
         except importlib.metadata.PackageNotFoundError:
             continue
     return ""
+
+
+def is_built_for_gpus() -> bool:
+    """Whether the vLLM here computes on GPUs alone."""
+    try:
+        return "cpu" not in importlib.metadata.version("vllm").partition("+")[2]
+    except importlib.metadata.PackageNotFoundError:
+        return False
+
+
+def known_arguments() -> set[str]:
+    """Names of the arguments of vLLM's AsyncEngineArgs; empty where they cannot be found out.
+
+    They are read from its source: importing it takes seconds.
+    """
+    found = importlib.util.find_spec("vllm")
+    if found is None or found.origin is None:
+        return set()
+    try:
+        source = (Path(found.origin).parent / "engine" / "arg_utils.py").read_text()
+    except OSError:
+        return set()
+    return {
+        line.target.id
+        for part in ast.parse(source).body
+        if isinstance(part, ast.ClassDef) and part.name in ("EngineArgs", "AsyncEngineArgs")
+        for line in part.body
+        if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name)
+    }
 
 
 def _settle_environment(section: EngineSection) -> None:

@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 
 # One is read while the next is written.
 NUM_BUFFERS = 2
+# One is served while the next is loaded.
+NUM_PINS = 2
 
 # Stands before the reason in what another process says of weights that it refused: there its
 # WeightsError is text.
@@ -138,20 +140,20 @@ def buffer_names(directory: Path, run_id: str) -> list[tuple[Path, Path]]:
     return [(path, path.with_name(path.name + ".partial")) for path in finals]
 
 
-def pin_name(directory: Path, run_id: str) -> Path:
-    """The name under which a version stays readable while its buffer is written anew."""
-    return directory / f"millrace-{run_id}-pinned.safetensors"
+def pin_names(directory: Path, run_id: str) -> list[Path]:
+    """The names under which versions stay readable while their buffers are written anew."""
+    return [directory / f"millrace-{run_id}-pinned-{i}.safetensors" for i in range(NUM_PINS)]
 
 
-def pin(manifest: Manifest, run_id: str) -> Manifest:
+def pin(manifest: Manifest, run_id: str, *, place: int) -> Manifest:
     """Keep the file of a version under a second name; blocks for a moment, copies nothing.
 
-    A buffer is replaced by a rename, which leaves this link to the old file alone. A run has one pin
-    at a time. Raises OSError when the file is gone. Whether it was still that version when it was
-    pinned, the checksum tells the reader.
+    A buffer is replaced by a rename, which leaves this link to the old file alone. `place`: which of the
+    run's pins it is; the version there before is let go of. Raises OSError when the file is gone. Whether
+    it was still that version when it was pinned, the checksum tells the reader.
     """
     source = Path(manifest.path)
-    path = pin_name(source.parent, run_id)
+    path = pin_names(source.parent, run_id)[place]
     path.unlink(missing_ok=True)
     path.hardlink_to(source)
     return msgspec.structs.replace(manifest, path=str(path))
@@ -167,7 +169,7 @@ def sweep(directories: Iterable[Path], run_id: str) -> None:
     # Exact names: a pattern would also match the files of a run whose id starts with this one.
     for directory in directories:
         buffers = [path for names in buffer_names(directory, run_id) for path in names]
-        for path in [*buffers, pin_name(directory, run_id)]:
+        for path in [*buffers, *pin_names(directory, run_id)]:
             try:
                 path.unlink(missing_ok=True)
             except OSError as error:

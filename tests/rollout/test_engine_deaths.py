@@ -200,6 +200,59 @@ async def test_an_update_cancelled_half_way_leaves_an_engine_that_serves(served:
     served.assert_exact([1], await engine.generate([1], Sampling(max_tokens=20)))
 
 
+async def test_an_update_cancelled_while_the_engine_hangs_leaves_one_that_serves(
+    served: Served,
+) -> None:
+    engine, version, prompts = served.engine, await update(served, 1), ragged(4)
+    manifest = await asyncio.to_thread(served.publish, 2)
+    async with asyncio.TaskGroup() as tasks:
+        asked = ask(engine, tasks, prompts, 450)
+        await sampling(engine, 20, since=engine.stats().sampled_tokens)
+        updating = tasks.create_task(engine.update_weights(manifest, UpdateMode.DRAIN))
+        await sampling(engine, 40, since=engine.stats().sampled_tokens)
+        old = send(served, signal.SIGSTOP)
+        updating.cancel()
+    assert updating.cancelled() and engine.version == version
+    assert_replaced(served, old)
+    for prompt, task in zip(prompts, asked, strict=True):
+        served.assert_exact(prompt, task.result())
+
+
+async def test_a_request_that_meets_death_after_death_is_not_asked_again(served: Served) -> None:
+    engine = served.engine
+    await update(served, 1)
+    asked = asyncio.gather(
+        engine.generate([1, 2], Sampling(max_tokens=480)), return_exceptions=True
+    )
+    for _ in range(3):
+        # Others are served meanwhile.
+        reply = await engine.generate([3], Sampling(max_tokens=2))
+        served.assert_exact([3], reply)
+        assert not asked.done()
+        send(served, signal.SIGKILL)
+        await until(lambda: not engine.pids)
+    (error,) = await asked
+    assert isinstance(error, EngineError)
+    assert "3 engines died in the middle of this request of 2 tokens" in str(error)
+    served.assert_exact([3], await engine.generate([3], Sampling(max_tokens=20)))
+
+
+async def test_a_start_that_fails_is_tried_again(
+    served: Served, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine, model = served.engine, served.folder / "model_0"
+    await update(served, 2)
+    await asyncio.to_thread(model.rename, served.folder / "away")
+    async with asyncio.TaskGroup() as tasks:
+        (asked,) = ask(engine, tasks, [[1]], 300)
+        await sampling(engine, 5, since=engine.stats().sampled_tokens)
+        old = send(served, signal.SIGKILL)
+        await until(lambda: "started once more" in caplog.text)
+        await asyncio.to_thread((served.folder / "away").rename, model)
+    assert_replaced(served, old)
+    served.assert_exact([1], asked.result())
+
+
 async def test_an_engine_that_cannot_be_started_again_fails_every_call(tmp_path: Path) -> None:
     def prepare() -> tuple[Path, Manifest]:
         path = checkpoint(tmp_path / "model")

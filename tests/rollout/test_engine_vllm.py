@@ -107,8 +107,23 @@ async def test_an_unknown_argument_is_refused_before_the_start(tmp_path: Path) -
 
 
 @on_vllm
+async def test_a_start_that_takes_too_long_is_ended_and_names_the_setting(tmp_path: Path) -> None:
+    path = await asyncio.to_thread(checkpoint, tmp_path / "model")
+    before = await asyncio.to_thread(children)
+    options = VllmSection(start_timeout_s=1.5)
+    with pytest.raises(EngineError, match=r"within engine\.vllm\.start_timeout_s=1\.5: raise that"):
+        await start("vllm", path, vllm=options)
+
+    def left() -> list[str]:
+        return [" ".join(psutil.Process(pid).cmdline()) for pid in children() - before]
+
+    # One of Python's own may be there, which ends with this process.
+    assert not [line for line in await asyncio.to_thread(left) if "resource_tracker" not in line]
+
+
+@on_vllm
 async def test_prompts_in_parts_with_seeds_and_an_update_leave_it_alive_and_small(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def prepare() -> Served:
         paths = [checkpoint(tmp_path / f"model_{seed}", seed=seed) for seed in range(2)]
@@ -129,17 +144,29 @@ async def test_prompts_in_parts_with_seeds_and_an_update_leave_it_alive_and_smal
             await engine.update_weights(manifest, UpdateMode.RECOMPUTE)
         assert engine.pids == pids
         assert 0 < await asyncio.to_thread(resident_bytes, pids) < 2.5e9
+
+        async def fail(*_: object) -> None:
+            raise RuntimeError("whatever may happen at the end")
+
+        core = importlib.import_module("rollout.vllm_api").Core
+        monkeypatch.setattr(core, "abort", fail)
+    assert not set(pids) & await asyncio.to_thread(children)
     for prompt, task in zip(prompts, asked, strict=True):
         served.assert_exact(prompt, task.result())
 
 
 PROGRAM = """
-import asyncio, sys
+import asyncio, os, sys
 from pathlib import Path
+from configs.schema import VllmSection
 from tests.engines import start
 
 async def main():
-    engine = await start("vllm", Path(sys.argv[1]))
+    # A thread that waits for work already has the priority that it was made with.
+    await asyncio.to_thread(int)
+    os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+    parallel = VllmSection(tensor_parallel=int(sys.argv[2]))
+    engine = await start("vllm", Path(sys.argv[1]), vllm=parallel)
     print(*engine.pids, flush=True)
     await asyncio.sleep(3600)
 
@@ -148,15 +175,18 @@ asyncio.run(main())
 
 
 @on_vllm
-async def test_its_processes_end_with_the_one_that_started_them(tmp_path: Path) -> None:
+async def test_its_processes_have_the_priority_of_the_one_that_started_them_and_end_with_it(
+    tmp_path: Path,
+) -> None:
     path = await asyncio.to_thread(checkpoint, tmp_path / "model")
     program = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", PROGRAM, str(path), cwd=ROOT, stdout=subprocess.PIPE
+        *(sys.executable, "-c", PROGRAM, str(path), "1"), cwd=ROOT, stdout=subprocess.PIPE
     )
     assert program.stdout is not None
     try:
         pids = [int(word) for word in (await program.stdout.readline()).split()]
         assert pids
+        assert {os.sched_getscheduler(pid) for pid in pids} == {os.SCHED_BATCH}
         ends = [os.pidfd_open(pid) for pid in pids]
         # As a shell's session or a container does, this process adopts what outlives its parent, and is
         # not taken for that.
@@ -169,4 +199,42 @@ async def test_its_processes_end_with_the_one_that_started_them(tmp_path: Path) 
         assert readable == [end]
         os.close(end)
         await asyncio.to_thread(os.waitpid, pid, 0)
+    adopt(False)
+
+
+@on_vllm
+@pytest.mark.parametrize(
+    ("method", "parallel", "num_begun"), [("fork", 1, 1), ("spawn", 1, 2), ("fork", 2, 3)]
+)
+async def test_processes_that_were_being_started_end_too(
+    tmp_path: Path, method: str, parallel: int, num_begun: int
+) -> None:
+    path = await asyncio.to_thread(checkpoint, tmp_path / "model")
+    before = await asyncio.to_thread(children)
+    program = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", PROGRAM, str(path), str(parallel)),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        env=os.environ | {"VLLM_WORKER_MULTIPROC_METHOD": method},
+    )
+    adopt(True)
+
+    def begun() -> set[int]:
+        return children() - before - {program.pid}
+
+    def left() -> set[int]:
+        for child in psutil.Process().children():
+            if child.pid not in before and child.status() == psutil.STATUS_ZOMBIE:
+                os.waitpid(child.pid, 0)
+        return begun()
+
+    try:
+        while len(await asyncio.to_thread(begun)) < num_begun:
+            assert program.returncode is None
+    finally:
+        program.send_signal(signal.SIGKILL)
+        assert await program.wait() == -signal.SIGKILL
+    async with asyncio.timeout(60):
+        while await asyncio.to_thread(left):
+            continue
     adopt(False)

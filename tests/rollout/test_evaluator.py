@@ -30,7 +30,7 @@ from rollout.model import load_model
 from rollout.select import labels, parse, select
 from rollout.tokens import ChatTokens
 from rollout.types import ActorEvent, EngineStats, Grant, StepReport, StopReason, TrainBatch
-from rollout.weights import Manifest, WeightsError, pin, pin_name, read_tensors, sweep, unpin
+from rollout.weights import Manifest, WeightsError, pin, pin_names, read_tensors, sweep, unpin
 from tests.fakes import FakeActor, FakeLearner, Verdict, alternating, make_task
 from tests.recipes import BASICS
 
@@ -165,6 +165,12 @@ async def written(folder: Path, step: int) -> Manifest:
     return manifest(path, step)
 
 
+async def pins(folder: Path) -> list[str]:
+    """What is in the pinned files."""
+    paths = pin_names(folder, "run")
+    return await asyncio.to_thread(lambda: [one.read_text() for one in paths if one.exists()])
+
+
 def rows_of(run_dir: Path, step: int) -> list[RolloutRow]:
     path = run_dir / "rollouts" / f"eval_step_{step}.jsonl"
     return [msgspec.json.decode(x, type=RolloutRow) for x in path.read_bytes().splitlines()]
@@ -248,18 +254,17 @@ async def test_a_version_that_cannot_be_read_is_skipped_aloud(
 
 
 class PickyActor(FakeActor):
-    """Takes no weights the first time: with `error`, or, where that is None, never in time."""
+    """Takes one version not: with `error`, or, where that is None, never in time."""
 
-    def __init__(self, error: Exception | None) -> None:
+    def __init__(self, error: Exception | None, *, refused: int = 2) -> None:
         super().__init__("evaluator")
         self._error = error
-        self._is_first = True
+        self._refused = refused
 
     async def update_weights(self, manifest: Manifest) -> UpdateReport:
-        is_first, self._is_first = self._is_first, False
-        if is_first and self._error is None:
+        if manifest.version == self._refused and self._error is None:
             await asyncio.Event().wait()
-        if is_first and self._error is not None:
+        if manifest.version == self._refused and self._error is not None:
             raise self._error
         return await super().update_weights(manifest)
 
@@ -279,8 +284,24 @@ async def test_a_version_that_does_not_load_is_skipped_aloud(
     async with playing(tmp_path, config, PickyActor(error)) as evaluator:
         assert await found(evaluator, await written(tmp_path, 2)) == {}
         assert f"version 2 (step 2) is not evaluated: {words}" in caplog.text
+        assert await pins(tmp_path) == []
         assert (await found(evaluator, await written(tmp_path, 4)))["eval/step"] == 4
-    assert not await asyncio.to_thread(pin_name(tmp_path, "run").exists)
+
+
+async def test_what_the_engine_serves_stays_readable_until_it_serves_another(
+    tmp_path: Path,
+) -> None:
+    config = await asyncio.to_thread(load, [*SETTINGS, "learner.steps=20"])
+    actor = PickyActor(EngineError("no room"), refused=4)
+    async with playing(tmp_path, config, actor) as evaluator:
+        for step, served in ((2, "2"), (4, "2"), (6, "6"), (8, "8")):
+            await found(evaluator, await written(tmp_path, step))
+            # The run writes its next versions over it.
+            await asyncio.to_thread((tmp_path / "weights").unlink)
+            assert await pins(tmp_path) == [served]
+        evaluator.end()
+        while await pins(tmp_path):
+            continue
 
 
 async def test_episodes_that_never_end_end_evaluation(
@@ -407,12 +428,13 @@ def test_a_pinned_version_outlives_its_buffer(tmp_path: Path) -> None:
         directory=str(tmp_path), fallback=tmp_path, run_id="run", log=tmp_path / "version.json"
     )
     first = publisher.publish(named_weights(model), version=1, step=1)
-    pinned = pin(first, "run")
+    pinned = pin(first, "run", place=0)
     for version in (2, 3):
         publisher.publish({}, version=version, step=version)
     assert read_tensors(pinned).keys() == named_weights(model).keys()
     unpin(pinned)
-    pin(msgspec.structs.replace(first), "run")
+    for place in range(2):
+        pin(msgspec.structs.replace(first), "run", place=place)
     sweep([tmp_path], "run")
     assert not list(tmp_path.glob("*.safetensors"))
 
@@ -457,7 +479,6 @@ async def test_a_real_actor_plays_real_episodes_with_one_version(tmp_path: Path)
         async with playing(tmp_path, config, actor, sets) as evaluator:
             values = await found(evaluator, manifests[1])
         await actor.close()
-    assert not await asyncio.to_thread(pin_name(tmp_path, "run").exists)
     assert values["eval/faults"] == 0 and values["eval/cpu_s"] > 0
     rows = await asyncio.to_thread(
         lambda: select(tmp_path, parse(["eval=step_2", "limit=99"])).rows
