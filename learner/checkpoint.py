@@ -45,6 +45,10 @@ class ResumeState:
     """The last version published."""
     optimizer: dict[str, Any]
     """As `Optimizer.state` gives it."""
+    lr_factor: float = 1.0
+    """What rollbacks made of the learning rate."""
+    floor: int = 0
+    """Versions below this were rolled back: what they sampled is not trained on."""
 
 
 def write_learner_part(
@@ -90,7 +94,14 @@ def read_resume(directory: Path) -> ResumeState:
             f"{path} has format {saved.get('format')!r}; this release reads format {FORMAT}"
         )
     torch.set_rng_state(saved["rng"])
-    return ResumeState(step=saved["step"], version=saved["version"], optimizer=saved["optimizer"])
+    return ResumeState(
+        step=saved["step"],
+        version=saved["version"],
+        optimizer=saved["optimizer"],
+        # A checkpoint of a release without rollbacks has had none.
+        lr_factor=saved.get("lr_factor", 1.0),
+        floor=saved.get("floor", 0),
+    )
 
 
 def _write_hf(directory: Path, model: PreTrainedModel, tokenizer_source: Path) -> None:
@@ -109,6 +120,8 @@ def _write_resume(path: Path, state: ResumeState) -> None:
             "step": state.step,
             "version": state.version,
             "optimizer": state.optimizer,
+            "lr_factor": state.lr_factor,
+            "floor": state.floor,
             "rng": torch.get_rng_state(),
         },
         path,

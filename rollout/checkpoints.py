@@ -55,8 +55,14 @@ def latest(run_dir: Path) -> Path | None:
     return complete[max(complete)] if complete else None
 
 
-def prune(run_dir: Path, keep: int) -> list[Path]:
-    """Remove all but the `keep` newest complete checkpoints; returns what was removed.
+def not_after(run_dir: Path, step: int) -> Path | None:
+    """The newest complete checkpoint of `step` or before, None when there is none."""
+    steps = [one for one in _complete(run_dir) if one <= step]
+    return directory(run_dir, max(steps)) if steps else None
+
+
+def prune(run_dir: Path, keep: int, *, spare: Path | None = None) -> list[Path]:
+    """Remove all but the `keep` newest complete checkpoints and `spare`; returns what was removed.
 
     Unfinished directories older than the newest complete one are removed too: nothing continues
     them. Raises ValueError when `keep` is less than 1.
@@ -67,6 +73,8 @@ def prune(run_dir: Path, keep: int) -> list[Path]:
     if not complete:
         return []
     kept = set(sorted(complete)[-keep:])
+    if spare is not None:
+        kept.add(step_of(spare))
     stale = [
         path
         for step, path in sorted(_directories(run_dir).items())

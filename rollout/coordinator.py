@@ -91,7 +91,7 @@ class Coordinator:
         self._started_s = clock() - (resumed.snapshot.wall_s if resumed else 0.0)
         rollout = config.rollout
         self.ledger = Ledger(sink=files.event, clock=clock)
-        self._books = Books(files, clock=clock)
+        self._books = Books(files, clock=clock, alarm=config.alarm)
         self._queue = ReplayQueue(
             ledger=self.ledger,
             groups_per_step=rollout.groups_per_step,
@@ -339,7 +339,7 @@ class Coordinator:
             is_last = step == self._config.learner.steps
             request = self._queue.train_batch(batch, step=step, is_last=is_last)
             with self._watchdog.learner_at_work():
-                report = await learner.train(request)
+                report = await learner.train(await self._saver.rolled_back(request))
             values = self._on_step(report, batch)
             if report.manifest is not None and report.manifest.is_sent:
                 with self._watchdog.learner_at_work():  # nobody else has these weights yet

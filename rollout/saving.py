@@ -1,6 +1,7 @@
 """Checkpoints of a running run: when one is due, what goes into it, and in which order."""
 
 import asyncio
+import logging
 from pathlib import Path
 
 import msgspec
@@ -18,6 +19,9 @@ from rollout.refusals import Refused
 from rollout.scores import Score
 from rollout.snapshot import Snapshot
 from rollout.status import Saved
+from rollout.types import TrainBatch
+
+logger = logging.getLogger(__name__)
 
 # What whoever still waits for a checkpoint is told.
 OVER = "the run ended before it was saved"
@@ -48,6 +52,7 @@ class Saver:
         self._books = books
         self._newest: Saved | None = None
         self._is_over = False
+        self._is_stuck = False
         self._asked: asyncio.Future[Saved | Refused] | None = None
 
     def restore(self, state: Snapshot) -> None:
@@ -61,6 +66,33 @@ class Saver:
             books=self._books,
         )
         self._note(state.step)
+
+    # -- after a collapse ---------------------------------------------------------------------
+
+    async def rolled_back(self, batch: TrainBatch) -> TrainBatch:
+        """The learner's orders, with a way back where the run collapsed and is to go back."""
+        collapse = self._books.collapse
+        if not (self._config.alarm.rollback and collapse.is_on):
+            return batch
+        path = await asyncio.to_thread(checkpoints.not_after, self._run_dir, collapse.good_step)
+        if path is None and not self._is_stuck:
+            self._is_stuck = True
+            logger.warning(
+                "step %d: no checkpoint from before the collapse (its best was at step %d): the run "
+                "goes on as it is; write some more often with checkpoint.every",
+                batch.step,
+                collapse.good_step,
+            )
+        if path is None:
+            return batch
+        collapse.begin_anew()
+        logger.warning(
+            "step %d: back to the weights of %s, at half the learning rate; what the weights since "
+            "then sampled is not trained on",
+            batch.step,
+            path,
+        )
+        return msgspec.structs.replace(batch, rollback=str(path))
 
     # -- on demand ----------------------------------------------------------------------------
 
@@ -101,6 +133,12 @@ class Saver:
     def _note(self, step: int) -> None:
         path = checkpoints.directory(self._run_dir, step)
         self._newest = Saved(step=step, path=str(path))
+
+    def _prune(self) -> None:
+        spare = None
+        if self._config.alarm.rollback:
+            spare = checkpoints.not_after(self._run_dir, self._books.collapse.good_step)
+        checkpoints.prune(self._run_dir, self._config.checkpoint.keep, spare=spare)
 
     # -- the parts ----------------------------------------------------------------------------
 
@@ -154,7 +192,7 @@ class Saver:
         sizes = await asyncio.to_thread(flushed.wait)
         state = msgspec.structs.replace(state, sizes=sizes)
         await asyncio.to_thread(snapshot.commit, part, state)
-        await asyncio.to_thread(checkpoints.prune, self._run_dir, self._config.checkpoint.keep)
+        await asyncio.to_thread(self._prune)
         self._note(step)
         assert self._newest is not None
         self.answer(self._newest)

@@ -2,6 +2,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -15,7 +16,13 @@ from learner.publish import Publisher
 from learner.trainer import Trainer
 from rollout import checkpoints
 from rollout.types import TrainBatch
-from tests.learner.batches import make_batch, sampled_group
+from tests.learner.batches import (
+    make_batch,
+    make_group,
+    make_rollout,
+    make_row,
+    sampled_group,
+)
 from tests.models import tiny_qwen3
 
 MakeTrainer = Callable[..., Trainer]
@@ -216,3 +223,50 @@ def test_a_state_of_another_format_is_refused(tmp_path: Path, make_trainer: Make
     torch.save({"format": 99}, directory / "resume" / "trainer.pt")
     with pytest.raises(CheckpointError, match="format 99"):
         trainer.restore(directory)
+
+
+def test_a_rollback_goes_back_for_good_at_half_the_rate(
+    tmp_path: Path, make_trainer: MakeTrainer
+) -> None:
+    trainer = make_trainer()
+    trainer.train(batch_for(trainer, 1))
+    good, saved = weights(trainer), complete(tmp_path, trainer)
+    for step in (2, 3):
+        trainer.train(batch_for(trainer, step))
+    away = sampled_group(trainer.model, seed=4, shift=0.1, version=3)
+    order = make_batch([away], step=4, version=3, publish_version=4)
+    report = trainer.train(msgspec.structs.replace(order, rollback=str(saved)))
+    # What the weights of before sampled is left out, and no momentum moves what was put back.
+    torch.testing.assert_close(weights(trainer), good, rtol=0, atol=0)
+    assert report.metrics["optim/lr"] == pytest.approx(5e-4)
+    assert report.manifest is not None and report.manifest.version == trainer.version == 4
+    assert trainer.step == 4
+    # Still in flight: a batch of the old weights alone changes nothing.
+    late = sampled_group(trainer.model, seed=5, shift=0.1, version=3)
+    trainer.train(make_batch([late], step=5, version=4))
+    torch.testing.assert_close(weights(trainer), good, rtol=0, atol=0)
+
+    # It is so after a restart too.
+    other = make_trainer()
+    other.restore(complete(tmp_path, trainer))
+    fresh = sampled_group(trainer.model, seed=6, shift=0.1, version=4)
+    for each in (trainer, other):
+        metrics = each.train(make_batch([fresh, late], step=6, version=4)).metrics
+        assert metrics["optim/lr"] == pytest.approx(5e-4)
+        assert any(not torch.equal(weights(each)[name], good[name]) for name in good)
+    torch.testing.assert_close(weights(other), weights(trainer), rtol=0, atol=0)
+
+
+def test_what_is_left_out_may_have_any_ratio(tmp_path: Path, make_trainer: MakeTrainer) -> None:
+    trainer, twin = make_trainer(), make_trainer()
+    saved = complete(tmp_path, trainer)
+    ids = [1, 2, 3]
+    # All but impossible to its sampler, as what collapsed weights sampled may be to better ones.
+    old = [make_row(ids, [0.0, 0.0, -1e4], [0, 0, 1]), make_row(ids, [0.0, 0.0, -9e3], [0, 0, 1])]
+    rollouts = [
+        make_rollout([row], reward, member=member)
+        for member, (row, reward) in enumerate(zip(old, (1.0, 0.0), strict=True))
+    ]
+    order = make_batch([make_group(rollouts)], step=1, version=0)
+    trainer.train(msgspec.structs.replace(order, rollback=str(saved)))
+    torch.testing.assert_close(weights(trainer), weights(twin), rtol=0, atol=0)

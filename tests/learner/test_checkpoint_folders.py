@@ -65,3 +65,18 @@ def test_the_coordinator_needs_no_torch_to_handle_checkpoints() -> None:
     code = "import sys, rollout.checkpoints; sys.exit('torch' in sys.modules)"
     root = Path(checkpoints.__file__).parents[1]
     assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0
+
+
+def test_the_newest_that_is_not_after_a_step(tmp_path: Path) -> None:
+    for step in (2, 4, 8):
+        make(tmp_path, step)
+    make(tmp_path, 6, done=False)
+    found = [checkpoints.not_after(tmp_path, step) for step in (1, 2, 7, 99)]
+    assert [path.name if path else None for path in found] == [None, "step_2", "step_4", "step_8"]
+
+
+def test_prune_spares_what_it_is_told_to(tmp_path: Path) -> None:
+    for step in (1, 2, 3, 4):
+        make(tmp_path, step)
+    removed = checkpoints.prune(tmp_path, 1, spare=checkpoints.directory(tmp_path, 2))
+    assert [path.name for path in removed] == ["step_1", "step_3"]

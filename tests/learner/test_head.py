@@ -54,6 +54,22 @@ def test_chunks_change_neither_values_nor_gradients(tmp_path: Path) -> None:
     torch.testing.assert_close(results[0], results[1], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("chunk_logits", [128, 10_000])
+def test_entropy_has_its_gradient_where_that_is_asked(tmp_path: Path, chunk_logits: int) -> None:
+    model = load(tmp_path, tiny_qwen3)
+    ids_BT, mask_BT = torch.tensor([IDS[0]]), torch.tensor([MASK[0]]).bool()
+    logits_TV = model(input_ids=ids_BT).logits[0, [0, 2, 3, 4]] / 0.7
+    torch.distributions.Categorical(logits=logits_TV).entropy().sum().backward()
+    expected = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    model.zero_grad()
+    tokens = token_logprobs(
+        model, ids_BT, mask_BT, temperature=0.7, chunk_logits=chunk_logits, entropy_grad=True
+    )
+    tokens.entropy_N.sum().backward()
+    found = [p.grad for p in model.parameters() if p.grad is not None]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+
+
 def test_a_model_that_changes_its_logits_is_refused() -> None:
     config = GraniteConfig(
         vocab_size=32,
