@@ -9,11 +9,8 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-Count = Annotated[int, Meta(ge=1)]
-Whole = Annotated[int, Meta(ge=0)]
-Positive = Annotated[float, Meta(gt=0)]
-Fraction = Annotated[float, Meta(ge=0, le=1)]
-NonNegative = Annotated[float, Meta(ge=0)]
+from configs.loss import LossSection
+from configs.ranges import Count, Fraction, NonNegative, Positive, Whole
 
 
 class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -211,12 +208,8 @@ class LearnerSection(_Section, frozen=True, kw_only=True):
     """Decoupled weight decay."""
     grad_clip: Positive = 1.0
     """Bound on the gradient's norm."""
-    advantage: Literal["grpo", "grpo_no_std"] = "grpo"
-    """How a group's rewards become advantages."""
-    clip_low: Fraction = 0.2
-    """The ratio to the sampler's log-probs is clipped below at 1 - clip_low."""
-    clip_high: NonNegative = 0.2
-    """And above at 1 + clip_high."""
+    updates_per_batch: Count = 1
+    """Parts of a batch, each an optimizer update: more use data again under weights it did not see."""
     micro_batch_tokens: Count = 2048
     """Padded tokens computed at once; more memory, fewer passes."""
     threads: Count = 1
@@ -225,6 +218,18 @@ class LearnerSection(_Section, frozen=True, kw_only=True):
     """CPUs that Ray sets aside for it."""
     num_gpus: NonNegative = 0.0
     """GPUs that Ray sets aside for it."""
+    loss: LossSection = LossSection()
+    """What is minimised."""
+
+    def __post_init__(self) -> None:
+        loss = self.loss
+        is_recomputed = loss.correction == "decoupled" and loss.proximal == "recomputed"
+        if is_recomputed and self.updates_per_batch == 1:
+            raise ValueError(
+                'loss.proximal="recomputed" with updates_per_batch=1 would never clip, as the only '
+                'update begins at the clip\'s centre: set loss.proximal="interpolated", or '
+                "updates_per_batch=2 or more"
+            )
 
 
 class WeightsSection(_Section, frozen=True, kw_only=True):
@@ -273,6 +278,17 @@ class CheckpointSection(_Section, frozen=True, kw_only=True):
     """Checkpoints kept; older ones are removed."""
 
 
+class AlarmSection(_Section, frozen=True, kw_only=True):
+    steps: Count = 10
+    """Steps over which rewards are averaged, and others must be beyond their bound, before it warns."""
+    reward_frac: Fraction = 0.5
+    """Collapse: the mean reward is below this share of the best there was; 0: never."""
+    ess_min: Fraction = 0.2
+    """Collapse: `loss/ess` stays below this, so that few tokens decide the gradient; 0: never."""
+    entropy_min: NonNegative = 0.0
+    """Collapse: `loss/entropy` stays below this, in nats; 0: never."""
+
+
 class LoggingSection(_Section, frozen=True, kw_only=True):
     wandb: Literal["offline", "online", "off"] = "off"
     """`offline` writes a directory that `wandb sync` uploads."""
@@ -316,6 +332,7 @@ class RunConfig(_Section, frozen=True, kw_only=True):
     weights: WeightsSection = WeightsSection()
     eval: EvalSection = EvalSection()
     checkpoint: CheckpointSection = CheckpointSection()
+    alarm: AlarmSection = AlarmSection()
     logging: LoggingSection = LoggingSection()
     control: ControlSection = ControlSection()
     cluster: ClusterSection = ClusterSection()
@@ -343,6 +360,16 @@ class RunConfig(_Section, frozen=True, kw_only=True):
                 f"rollout.band_low={rollout.band_low:g} is not below "
                 f"rollout.band_high={rollout.band_high:g}, so that no pass rate is in the band: lower "
                 "rollout.band_low, or raise rollout.band_high"
+            )
+        if self.learner.updates_per_batch > rollout.groups_per_step:
+            raise ValueError(
+                f"learner.updates_per_batch={self.learner.updates_per_batch} is more than the groups "
+                f"of a batch, rollout.groups_per_step={rollout.groups_per_step}: lower it"
+            )
+        if self.learner.loss.overlong_start >= rollout.max_context_tokens:
+            raise ValueError(
+                f"learner.loss.overlong_start={self.learner.loss.overlong_start} is never reached with "
+                f"rollout.max_context_tokens={rollout.max_context_tokens}: lower it"
             )
         if rollout.max_reply_tokens >= rollout.max_context_tokens:
             raise ValueError(

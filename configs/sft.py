@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from configs.schema import Count, Fraction, NonNegative, Positive, Whole
+from configs.ranges import Count, Fraction, NonNegative, Positive, Whole
 
 
 class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

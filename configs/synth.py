@@ -7,7 +7,7 @@ from typing import Literal
 
 import msgspec
 
-from configs.schema import Count, Fraction, NonNegative, Positive, Whole
+from configs.ranges import Count, Fraction, NonNegative, Positive, Whole
 
 DEFAULT_RECIPE = "synth.toml"
 

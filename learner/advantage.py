@@ -38,7 +38,42 @@ def grpo_no_std(rewards_G: Sequence[float | None]) -> npt.NDArray[np.float64]:
     return rewards - rewards.mean()
 
 
-ADVANTAGES: dict[str, Advantage] = {"grpo": grpo, "grpo_no_std": grpo_no_std}
+def rloo(rewards_G: Sequence[float | None]) -> npt.NDArray[np.float64]:
+    """`r - mean of the others' rewards`, an unbiased baseline; 0 in a group of one.
+
+    Source: RLOO, arXiv 2402.14740. Raises ValueError as `grpo` does.
+    """
+    rewards = _checked(rewards_G)
+    if rewards.min() == rewards.max():
+        return np.zeros_like(rewards)
+    others = (rewards.sum() - rewards) / (len(rewards) - 1)
+    return rewards - others
+
+
+def maxrl(rewards_G: Sequence[float | None]) -> npt.NDArray[np.float64]:
+    """`(r - mean) / mean`: the rarer a success, the more it weighs; 0 where nothing succeeded.
+
+    With rewards of 0 and 1 this is an estimate of the gradient of log success, cut off at as many
+    terms as there are rollouts. Source: MaxRL, arXiv 2602.02710. Raises ValueError
+    as `grpo` does, and for a reward below 0, of which there is no likelihood.
+    """
+    rewards = _checked(rewards_G)
+    if rewards.min() < 0:
+        raise ValueError(
+            f"rewards {rewards.tolist()} include one below 0, of which maxrl knows no meaning: set "
+            'learner.loss.advantage="grpo"'
+        )
+    if rewards.min() == rewards.max():
+        return np.zeros_like(rewards)
+    return rewards / rewards.mean() - 1.0
+
+
+ADVANTAGES: dict[str, Advantage] = {
+    "grpo": grpo,
+    "grpo_no_std": grpo_no_std,
+    "rloo": rloo,
+    "maxrl": maxrl,
+}
 
 
 def _checked(rewards_G: Sequence[float | None]) -> npt.NDArray[np.float64]:

@@ -8,14 +8,17 @@ real token sees the padding and no attention mask is needed.
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 import torch
 from torch import Tensor
 
+from configs.loss import LossSection
 from learner.advantage import ADVANTAGES
+from learner.loss import AGGREGATIONS, overlong_penalty
 from rollout.types import LagError, Rollout, Row, TrainBatch, TrainGroup
 
-# Marks the positions of `versions_BT` that no weights sampled.
+# Marks the positions of `lags_BT` that no weights sampled.
 NOT_SAMPLED = -1
 
 
@@ -31,8 +34,10 @@ class MicroBatch:
     """float32, that of the row's rollout at every position."""
     mask_BT: Tensor
     """bool, True exactly where the token was sampled by the policy."""
-    versions_BT: Tensor
-    """int64, which weights sampled the token; `NOT_SAMPLED` where the mask is False."""
+    weights_BT: Tensor
+    """float32, what the token's loss is multiplied by; 0 where the mask is False or it is left out."""
+    lags_BT: Tensor
+    """int64, versions since the weights that sampled the token; `NOT_SAMPLED` where the mask is False."""
     mixed_kv_BT: Tensor
     """bool, True where the token was sampled on a cache that older weights filled."""
 
@@ -42,7 +47,8 @@ class MicroBatch:
             old_logprobs_BT=self.old_logprobs_BT.to(device),
             advantages_BT=self.advantages_BT.to(device),
             mask_BT=self.mask_BT.to(device),
-            versions_BT=self.versions_BT.to(device),
+            weights_BT=self.weights_BT.to(device),
+            lags_BT=self.lags_BT.to(device),
             mixed_kv_BT=self.mixed_kv_BT.to(device),
         )
 
@@ -53,26 +59,67 @@ class Batch:
 
     micro_batches: list[MicroBatch]
     num_trained_tokens: int
-    """Denominator of the loss: counted before anything is clipped or masked."""
+    """Counted before anything is clipped or left out."""
+    overlong_frac: float
+    """Share of its rollouts that a budget cut off, whatever is done about them."""
 
 
-def pack(batch: TrainBatch, *, advantage: str, micro_batch_tokens: int) -> Batch:
+def split(batch: TrainBatch, num_parts: int) -> list[TrainBatch]:
+    """Cut a batch into parts of like many whole groups, at most one for each group."""
+    num_parts = min(num_parts, len(batch.groups))
+    return [
+        msgspec.structs.replace(batch, groups=batch.groups[part::num_parts])
+        for part in range(num_parts)
+    ]
+
+
+def pack(batch: TrainBatch, *, loss: LossSection, micro_batch_tokens: int) -> Batch:
     """Check the batch and cut it into micro-batches of at most `micro_batch_tokens` padded tokens.
 
     A row longer than that is a micro-batch of its own. Rows without a trained token are left out.
-    Raises LagError, and ValueError for a rollout without a verdict, for a row that cannot be
-    trained on, and for a batch with nothing to train on.
+    The weight of each token is fixed here, over the whole batch. Raises LagError, and ValueError for a
+    rollout without a verdict, for a row that cannot be trained on, and for a batch with nothing to
+    train on.
     """
     check_lag(batch)
-    rows = [row for group in batch.groups for row in _group_rows(group, advantage)]
-    if not rows:
+    rollouts = [one for group in batch.groups for one in _group_rollouts(group, loss)]
+    if not rollouts:
         raise ValueError(f"the batch of step {batch.step} has no token to train on")
+    num_tokens_R = [sum(int(row.mask.sum()) for row in one.rows) for one in rollouts]
+    weights_R = AGGREGATIONS[loss.aggregation](num_tokens_R, loss.constant_tokens)
+    rows = [
+        _TrainedRow(
+            row=row,
+            advantage=one.advantage,
+            weight=0.0 if one.is_overlong and loss.overlong == "mask" else weight,
+        )
+        for one, weight in zip(rollouts, weights_R, strict=True)
+        for row in one.rows
+    ]
     # Rows of like length share a micro-batch: less padding.
-    rows.sort(key=lambda row: -len(row[0].token_ids))
+    rows.sort(key=lambda one: -len(one.row.token_ids))
     return Batch(
-        micro_batches=[_pad(part) for part in _parts(rows, micro_batch_tokens)],
-        num_trained_tokens=sum(int(row.mask.sum()) for row, _ in rows),
+        micro_batches=[_pad(part, batch) for part in _parts(rows, micro_batch_tokens)],
+        num_trained_tokens=sum(num_tokens_R),
+        overlong_frac=sum(one.is_overlong for one in rollouts) / len(rollouts),
     )
+
+
+@dataclass(slots=True, kw_only=True, frozen=True)
+class _TrainedRollout:
+    """A rollout with a token to train on, and its rows that have one."""
+
+    rows: list[Row]
+    advantage: float
+    is_overlong: bool
+
+
+@dataclass(slots=True, kw_only=True, frozen=True)
+class _TrainedRow:
+    row: Row
+    advantage: float
+    weight: float
+    """Of each of its trained tokens."""
 
 
 def check_lag(batch: TrainBatch) -> None:
@@ -100,19 +147,31 @@ def _rows(batch: TrainBatch) -> Iterator[tuple[TrainGroup, Rollout, Row]]:
                 yield group, rollout, row
 
 
-def _group_rows(group: TrainGroup, advantage: str) -> list[tuple[Row, float]]:
-    """The trainable rows of a group, each with the advantage of its rollout."""
+def _group_rollouts(group: TrainGroup, loss: LossSection) -> list[_TrainedRollout]:
+    """The trainable rollouts of a group with their advantages, which all of its members decide."""
     try:
-        advantages_G = ADVANTAGES[advantage]([rollout.reward for rollout in group.rollouts])
+        advantages_G = ADVANTAGES[loss.advantage]([_reward(one, loss) for one in group.rollouts])
     except ValueError as error:
         raise ValueError(f"group {group.group_id!r}: {error}") from error
-    rows: list[tuple[Row, float]] = []
-    for rollout, value in zip(group.rollouts, advantages_G.tolist(), strict=True):
+    trained: list[_TrainedRollout] = []
+    for rollout, advantage in zip(group.rollouts, advantages_G.tolist(), strict=True):
         for row in rollout.rows:
             _check_row(row, f"group {group.group_id!r}, member {rollout.member}")
-            if row.mask.any():
-                rows.append((row, value))
-    return rows
+        rows = [row for row in rollout.rows if row.mask.any()]
+        if rows:
+            is_overlong = rollout.stop.is_truncated
+            trained.append(_TrainedRollout(rows=rows, advantage=advantage, is_overlong=is_overlong))
+    return trained
+
+
+def _reward(rollout: Rollout, loss: LossSection) -> float | None:
+    """The environment's verdict, less what the rollout's longest row costs."""
+    if loss.overlong != "penalize" or rollout.reward is None:
+        return rollout.reward
+    longest = max((len(row.token_ids) for row in rollout.rows), default=0)
+    return rollout.reward - overlong_penalty(
+        longest, start=loss.overlong_start, end=loss.overlong_end
+    )
 
 
 def _check_row(row: Row, where: str) -> None:
@@ -134,39 +193,43 @@ def _check_row(row: Row, where: str) -> None:
         raise ValueError(f"{where}: the sampler's log-probs of trained tokens are not all finite")
 
 
-def _parts(rows: list[tuple[Row, float]], max_tokens: int) -> Iterator[list[tuple[Row, float]]]:
+def _parts(rows: list[_TrainedRow], max_tokens: int) -> Iterator[list[_TrainedRow]]:
     """Cut rows, longest first, into runs of at most `max_tokens` padded tokens."""
     start = 0
     while start < len(rows):
         # The first row of a part is its longest: it sets the width of the padding.
-        width = len(rows[start][0].token_ids)
+        width = len(rows[start].row.token_ids)
         num_rows = max(1, max_tokens // width)
         yield rows[start : start + num_rows]
         start += num_rows
 
 
-def _pad(rows: list[tuple[Row, float]]) -> MicroBatch:
-    shape = len(rows), max(len(row.token_ids) for row, _ in rows)
+def _pad(rows: list[_TrainedRow], batch: TrainBatch) -> MicroBatch:
+    shape = len(rows), max(len(one.row.token_ids) for one in rows)
     ids = np.zeros(shape, dtype=np.int64)
     old_logprobs = np.zeros(shape, dtype=np.float32)
     advantages = np.zeros(shape, dtype=np.float32)
     mask = np.zeros(shape, dtype=np.bool_)
-    versions = np.full(shape, NOT_SAMPLED, dtype=np.int64)
+    weights = np.zeros(shape, dtype=np.float32)
+    lags = np.full(shape, NOT_SAMPLED, dtype=np.int64)
     mixed_kv = np.zeros(shape, dtype=np.bool_)
-    for i, (row, advantage) in enumerate(rows):
-        num_tokens = len(row.token_ids)
+    for i, one in enumerate(rows):
+        row, num_tokens = one.row, len(one.row.token_ids)
         ids[i, :num_tokens] = row.token_ids
         old_logprobs[i, :num_tokens] = np.where(row.mask, row.logprobs, 0.0)
-        advantages[i] = advantage
+        advantages[i] = one.advantage
         mask[i, :num_tokens] = row.mask
+        weights[i, :num_tokens] = one.weight * row.mask
         for span in row.spans:
-            versions[i, span.start : span.end] = span.version
+            lag = batch.lineage.lag(span.version, at=batch.version)
+            lags[i, span.start : span.end] = lag
             mixed_kv[i, span.start : span.end] = span.mixed_kv
     return MicroBatch(
         ids_BT=torch.from_numpy(ids),
         old_logprobs_BT=torch.from_numpy(old_logprobs),
         advantages_BT=torch.from_numpy(advantages),
         mask_BT=torch.from_numpy(mask),
-        versions_BT=torch.from_numpy(versions),
+        weights_BT=torch.from_numpy(weights),
+        lags_BT=torch.from_numpy(lags),
         mixed_kv_BT=torch.from_numpy(mixed_kv),
     )

@@ -22,7 +22,7 @@ class TokenLogprobs:
     logprobs_N: Tensor
     """float32, with gradient, of the softmax at the sampling temperature."""
     entropy_N: Tensor
-    """float32, without gradient: of the same distribution, in nats."""
+    """float32, of the same distribution, in nats; with gradient only where it was asked for."""
 
 
 def token_logprobs(
@@ -32,6 +32,7 @@ def token_logprobs(
     *,
     temperature: float,
     chunk_logits: int = CHUNK_LOGITS,
+    entropy_grad: bool = False,
 ) -> TokenLogprobs:
     """Log-probs of the masked tokens, each given the tokens before it in its row.
 
@@ -47,11 +48,15 @@ def token_logprobs(
     head = output_head(model)
     num_chunk = max(1, chunk_logits // head.weight.shape[0])
     if len(targets_N) <= num_chunk:
-        logprobs_N, entropy_N = _head_logprobs(hidden_ND, targets_N, head, temperature)
+        logprobs_N, entropy_N = _head_logprobs(
+            hidden_ND, targets_N, head, temperature, entropy_grad
+        )
         return TokenLogprobs(logprobs_N=logprobs_N, entropy_N=entropy_N)
     # Recomputed in the backward pass: otherwise the logits of all chunks would be kept for it.
     chunks = [
-        checkpoint(_head_logprobs, hidden, targets, head, temperature, use_reentrant=False)
+        checkpoint(
+            _head_logprobs, hidden, targets, head, temperature, entropy_grad, use_reentrant=False
+        )
         for hidden, targets in zip(
             hidden_ND.split(num_chunk), targets_N.split(num_chunk), strict=True
         )
@@ -91,11 +96,15 @@ def check_head(model: PreTrainedModel) -> None:
 
 
 def _head_logprobs(
-    hidden_ND: Tensor, targets_N: Tensor, head: nn.Linear, temperature: float
+    hidden_ND: Tensor,
+    targets_N: Tensor,
+    head: nn.Linear,
+    temperature: float,
+    entropy_grad: bool,
 ) -> tuple[Tensor, Tensor]:
     bias = None if head.bias is None else head.bias.float()
     logits_NV = functional.linear(hidden_ND.float(), head.weight.float(), bias) / temperature
     logprobs_NV = logits_NV.log_softmax(dim=-1)
-    with torch.no_grad():
+    with torch.set_grad_enabled(entropy_grad and torch.is_grad_enabled()):
         entropy_N = -(logprobs_NV.exp() * logprobs_NV).sum(dim=-1)
     return logprobs_NV.gather(1, targets_N[:, None])[:, 0], entropy_N

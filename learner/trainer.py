@@ -1,27 +1,31 @@
 """One training rank: a batch in, one AdamW step, perhaps a published version out.
 
-A plain synchronous class; `rollout/cluster.py` gives it a process. The loss is
-`advantage x PPO clip against the sampler's log-probs / trained tokens`, see `learner/loss.py`.
+A plain synchronous class; `rollout/cluster.py` gives it a process. What it minimises is
+`learner/objective.py`'s, as `learner.loss` says.
 """
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from configs.schema import LearnerSection, RunConfig
-from learner.batch import Batch, MicroBatch, pack
+from learner.batch import Batch, MicroBatch, pack, split
 from learner.checkpoint import ResumeState, read_resume, write_learner_part
+from learner.correction import m2_bound
 from learner.head import TokenLogprobs, check_head, token_logprobs
-from learner.loss import RatioStats, clipped_loss, ratio_stats
+from learner.objective import Loss, Tokens, needs_proximal, objective
 from learner.optimizer import Optimizer, warmup_lr
 from learner.publish import Publisher, named_weights
+from learner.watch import LagStats, RatioStats, lag_stats, ratio_stats
 from rollout.model import load_model
-from rollout.types import Busy, StepReport, TrainBatch
+from rollout.types import Busy, StepReport, TrainBatch, encode
 from rollout.weights import Manifest, WeightsError, run_id, version_log
 
 if TYPE_CHECKING:
@@ -31,19 +35,37 @@ if TYPE_CHECKING:
 WHO = "learner"
 
 
+# Where a run keeps batches whose loss was no number.
+BROKEN_BATCHES = "broken_batches"
+
+
 class NonFiniteLossError(RuntimeError):
     """The loss or its gradient is NaN or infinite; the weights did not move."""
 
 
 @dataclass(slots=True, kw_only=True)
 class _Sums:
-    """Over the trained tokens of a batch, summed micro-batch by micro-batch."""
+    """Over the trained tokens of an update, summed micro-batch by micro-batch."""
 
     loss: float = 0.0
+    """This and the next two are weighted sums, and so those of the batch."""
+    policy: float = 0.0
+    kl: float = 0.0
     entropy: float = 0.0
-    gap_lag0: float = 0.0
-    num_lag0: float = 0.0
+    num_tokens: int = 0
+    grad_norm: float = 0.0
     ratios: RatioStats = field(default_factory=RatioStats)
+    lags: LagStats = field(default_factory=LagStats)
+
+    def add(self, loss: Loss, tokens: Tokens) -> None:
+        self.loss += loss.total.item()
+        self.policy += loss.policy.item()
+        self.kl += loss.kl.item() if loss.kl is not None else 0.0
+        self.entropy += tokens.entropy_N.detach().double().sum().item()
+        self.num_tokens += tokens.logprobs_N.numel()
+        against = tokens.logprobs_N, tokens.old_logprobs_N
+        self.ratios += ratio_stats(*against, tokens.advantages_N, loss.terms)
+        self.lags += lag_stats(*against, tokens.lags_N, tokens.mixed_kv_N, loss.terms)
 
 
 class Trainer:
@@ -57,10 +79,12 @@ class Trainer:
         section: LearnerSection,
         temperature: float,
         publisher: "Publisher | Sender",
+        broken_dir: Path | None = None,
     ) -> None:
         """Load the weights of step 0.
 
-        `temperature` is that of training rollouts. Raises ModelError, and ValueError for a model or
+        `temperature` is that of training rollouts. A batch whose loss is no number is left in
+        `broken_dir`, if given. Raises ModelError, and ValueError for a model or
         a temperature whose log-probs cannot be reproduced.
         """
         if temperature <= 0:
@@ -74,11 +98,13 @@ class Trainer:
         self._section = section
         self._temperature = temperature
         self._publisher = publisher
+        self._broken_dir = broken_dir
         self._device = torch.device("cuda" if section.num_gpus else "cpu")
         # Eval mode: dropout would make the ratio differ from 1 for the very weights that sampled.
         self.model = load_model(self._model_path, dtype).eval()
         nn.Module.to(self.model, self._device)
         check_head(self.model)
+        self._reference = self._frozen_model() if section.loss.kl_coef else None
         self._optimizer = Optimizer(self.model, section)
         self._step = 0
         self._version = 0
@@ -109,13 +135,10 @@ class Trainer:
                 f"batch of step {batch.step} after step {self._step}: each step is trained once, "
                 "in order"
             )
-        packed = pack(
-            batch,
-            advantage=self._section.advantage,
-            micro_batch_tokens=self._section.micro_batch_tokens,
-        )
-        sums = self._backward(packed, batch.version)
-        metrics = self._apply(batch.step, sums, packed.num_trained_tokens)
+        try:
+            metrics = self._train(batch)
+        except NonFiniteLossError as error:
+            raise NonFiniteLossError(f"{error}{self._keep_broken(batch)}") from None
         train_end_s = time.monotonic()
         metrics["time/train_s"] = train_end_s - start_s
         manifest = None
@@ -171,59 +194,139 @@ class Trainer:
         """Remove the published files, or leave the engines' groups."""
         self._publisher.close()
 
-    def _backward(self, packed: Batch, version: int) -> _Sums:
-        """Leave the gradient of the batch's mean loss in the optimizer."""
+    def _train(self, batch: TrainBatch) -> dict[str, float]:
+        """Update the weights once for each part of the batch; returns the step's metrics."""
+        section = self._section
+        parts = [
+            pack(part, loss=section.loss, micro_batch_tokens=section.micro_batch_tokens)
+            for part in split(batch, section.updates_per_batch)
+        ]
+        proximal: list[list[Tensor] | None] = [None] * len(parts)
+        if needs_proximal(section.loss):
+            proximal = [self._logprobs_now(part) for part in parts]
+        lr = warmup_lr(batch.step, lr=section.lr, warmup_steps=section.warmup_steps)
+        updates: list[_Sums] = []
+        for packed, start in zip(parts, proximal, strict=True):
+            sums = self._backward(packed, start)
+            self._check(batch.step, sums, len(updates))
+            self._optimizer.step(lr)
+            updates.append(sums)
+        self._step = batch.step
+        overlong = sum(part.overlong_frac for part in parts) / len(parts)
+        return {**self._metrics(updates), "optim/lr": lr, "loss/overlong_frac": overlong}
+
+    def _backward(self, packed: Batch, proximal: list[Tensor] | None) -> _Sums:
+        """Leave the gradient of the batch's loss in the optimizer, its norm bounded.
+
+        `proximal` has the log-probs of each micro-batch at the start of the step, if they are needed.
+        """
         self._optimizer.zero_grad()
-        sums = _Sums()
-        for part in packed.micro_batches:
-            loss = self._micro_loss(part.to(self._device), version, sums)
-            # Divided by the whole batch's count: the gradients of micro-batches then add up to
-            # that of the batch, however it was cut.
-            (loss / packed.num_trained_tokens).backward()
+        loss, sums = self._section.loss, _Sums()
+        bound = self._m2_bound(packed) if loss.correction == "m2po" else math.inf
+        for i, part in enumerate(packed.micro_batches):
+            tokens = self._tokens(part.to(self._device), proximal[i] if proximal else None)
+            # Weights are those of the whole batch: the gradients of micro-batches then add up to its
+            # own, however it was cut.
+            value = objective(loss, tokens, m2_bound=bound)
+            value.total.backward()
             self._optimizer.accumulate()
+            sums.add(value, tokens)
+        sums.grad_norm = self._optimizer.clip()
         return sums
 
-    def _micro_loss(self, part: MicroBatch, version: int, sums: _Sums) -> Tensor:
-        """The summed loss of a micro-batch, with gradient; adds what is watched to `sums`."""
-        tokens = token_logprobs(
-            self.model, part.ids_BT, part.mask_BT, temperature=self._temperature
+    def _tokens(self, part: MicroBatch, proximal_N: Tensor | None = None) -> Tokens:
+        """The trained tokens of a micro-batch under the weights of now."""
+        now = self._forward(self.model, part)
+        reference_N = None
+        if self._reference is not None:
+            with torch.no_grad():
+                reference_N = self._forward(self._reference, part).logprobs_N
+        mask_BT = part.mask_BT
+        return Tokens(
+            logprobs_N=now.logprobs_N,
+            entropy_N=now.entropy_N,
+            old_logprobs_N=part.old_logprobs_BT[mask_BT],
+            advantages_N=part.advantages_BT[mask_BT],
+            weights_N=part.weights_BT[mask_BT],
+            rows_N=mask_BT.nonzero()[:, 0],
+            lags_N=part.lags_BT[mask_BT],
+            mixed_kv_N=part.mixed_kv_BT[mask_BT],
+            proximal_logprobs_N=proximal_N,
+            reference_logprobs_N=reference_N,
         )
-        old_logprobs_N = part.old_logprobs_BT[part.mask_BT]
-        advantages_N = part.advantages_BT[part.mask_BT]
-        mask_N = torch.ones_like(advantages_N, dtype=torch.bool)
-        clip_low, clip_high = self._section.clip_low, self._section.clip_high
-        arguments = (tokens.logprobs_N, old_logprobs_N, advantages_N, mask_N)
-        loss = clipped_loss(*arguments, clip_low=clip_low, clip_high=clip_high)
-        sums.loss += loss.item()
-        sums.ratios += ratio_stats(*arguments, clip_low=clip_low, clip_high=clip_high)
-        _watch(sums, tokens, part, version)
-        return loss
 
-    def _apply(self, step: int, sums: _Sums, num_trained_tokens: int) -> dict[str, float]:
-        """Move the weights, unless the numbers are broken; returns the step's metrics."""
-        loss = sums.loss / num_trained_tokens
-        grad_norm = self._optimizer.clip()
-        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-            raise NonFiniteLossError(
-                f"step {step}: loss {loss}, gradient norm {grad_norm}, largest |log ratio| to the "
-                f"sampler {sums.ratios.max_abs_log_ratio}; the weights are still those of step "
-                f"{self._step}"
-            )
-        lr = warmup_lr(step, lr=self._section.lr, warmup_steps=self._section.warmup_steps)
-        self._optimizer.step(lr)
-        self._step = step
-        metrics = {
-            "loss/total": loss,
-            "loss/policy": loss,
-            "loss/entropy": sums.entropy / num_trained_tokens,
-            **sums.ratios.metrics(),
-            "optim/lr": lr,
-            "optim/grad_norm": grad_norm,
-            "perf/trained_tokens": float(num_trained_tokens),
+    def _forward(self, model: PreTrainedModel, part: MicroBatch) -> TokenLogprobs:
+        return token_logprobs(
+            model,
+            part.ids_BT,
+            part.mask_BT,
+            temperature=self._temperature,
+            entropy_grad=self._section.loss.entropy_coef > 0,
+        )
+
+    @torch.no_grad()
+    def _logprobs_now(self, packed: Batch) -> list[Tensor]:
+        """[N] of each micro-batch, under the weights of now."""
+        parts = (part.to(self._device) for part in packed.micro_batches)
+        return [self._forward(self.model, part).logprobs_N for part in parts]
+
+    def _m2_bound(self, packed: Batch) -> float:
+        """What `m2po` leaves out of this batch, by a pass over all of it."""
+        log_ratios, advantages = [], []
+        for part, new_N in zip(packed.micro_batches, self._logprobs_now(packed), strict=True):
+            kept_BT = part.mask_BT & (part.weights_BT != 0)
+            kept_N = kept_BT[part.mask_BT].to(self._device)
+            old_N = part.old_logprobs_BT[part.mask_BT].to(self._device)
+            log_ratios.append((new_N - old_N)[kept_N])
+            advantages.append(part.advantages_BT[kept_BT].to(self._device))
+        budget = self._section.loss.m2po_budget
+        return m2_bound(torch.cat(log_ratios), torch.cat(advantages), budget=budget)
+
+    def _frozen_model(self) -> PreTrainedModel:
+        """The initial model once more, never trained."""
+        model = load_model(self._model_path, self._dtype).eval().requires_grad_(False)
+        nn.Module.to(model, self._device)
+        return model
+
+    def _check(self, step: int, sums: _Sums, num_updates: int) -> None:
+        """Raise NonFiniteLossError for numbers with which the weights must not move."""
+        if math.isfinite(sums.loss) and math.isfinite(sums.grad_norm):
+            return
+        moved = f" and {num_updates} of its updates" if num_updates else ""
+        raise NonFiniteLossError(
+            f"step {step}: loss {sums.loss}, gradient norm {sums.grad_norm}, largest |log ratio| to "
+            f"the sampler {sums.ratios.max_abs_log_ratio}; the weights are still those of step "
+            f"{self._step}{moved}"
+        )
+
+    def _metrics(self, updates: Sequence[_Sums]) -> dict[str, float]:
+        """Of a step: means over its updates, and over their tokens."""
+        num_updates = len(updates)
+        num_tokens = sum(sums.num_tokens for sums in updates)
+        values = {
+            "loss/total": sum(sums.loss for sums in updates) / num_updates,
+            "loss/policy": sum(sums.policy for sums in updates) / num_updates,
+            "loss/entropy": sum(sums.entropy for sums in updates) / num_tokens,
+            **sum((sums.ratios for sums in updates), RatioStats()).metrics(),
+            **sum((sums.lags for sums in updates), LagStats()).metrics(),
+            "optim/grad_norm": sum(sums.grad_norm for sums in updates) / num_updates,
+            "perf/trained_tokens": float(num_tokens),
         }
-        if sums.num_lag0:
-            metrics["kl/gap_lag0_mean"] = sums.gap_lag0 / sums.num_lag0
-        return metrics
+        if self._reference is not None:
+            values["loss/kl_ref"] = sum(sums.kl for sums in updates) / num_updates
+        return values
+
+    def _keep_broken(self, batch: TrainBatch) -> str:
+        """Write a batch down for a person to look at; returns what to say of it."""
+        if self._broken_dir is None:
+            return ""
+        path = self._broken_dir / f"step_{batch.step:06d}.msgpack"
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(encode(batch))
+        except OSError as error:  # what is wrong with the batch matters more
+            return f"; the batch could not be kept: {error}"
+        return f"; the batch is in {path} (rollout.types.decode_batch(Path(...).read_bytes()) reads it)"
 
 
 def make_trainer(config: RunConfig, run_dir: Path, checkpoint: Path | None = None) -> Trainer:
@@ -237,6 +340,7 @@ def make_trainer(config: RunConfig, run_dir: Path, checkpoint: Path | None = Non
         section=config.learner,
         temperature=config.rollout.temperature,
         publisher=_publisher(config, run_dir),
+        broken_dir=run_dir / BROKEN_BATCHES,
     )
     if checkpoint is not None:
         trainer.restore(checkpoint)
@@ -258,16 +362,3 @@ def _publisher(config: RunConfig, run_dir: Path) -> "Publisher | Sender":
     return Publisher(
         directory=section.dir, fallback=run_dir / "weights", run_id=run_id(run_dir), log=log
     )
-
-
-@torch.no_grad()
-def _watch(sums: _Sums, tokens: TokenLogprobs, part: MicroBatch, version: int) -> None:
-    """Add entropy, and the gap to the engine on tokens of the same weights.
-
-    Tokens sampled on a cache of older weights are left out of the gap: they differ by design.
-    """
-    sums.entropy += tokens.entropy_N.double().sum().item()
-    is_lag0_N = ((part.versions_BT == version) & ~part.mixed_kv_BT)[part.mask_BT]
-    gap_N = (tokens.logprobs_N - part.old_logprobs_BT[part.mask_BT]).abs().double()
-    sums.gap_lag0 += gap_N[is_lag0_N].sum().item()
-    sums.num_lag0 += is_lag0_N.sum().item()

@@ -6,7 +6,9 @@ Decides nothing. One `Books` per run.
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 
+from configs.schema import AlarmSection
 from rollout.buffer import Group
+from rollout.collapse import Collapse
 from rollout.evaluate import Evaluation
 from rollout.fault_log import Faults
 from rollout.files import BusySpan, Flushed, Mark, RolloutRow, RunFiles, TrainedStep
@@ -25,11 +27,12 @@ RECENT_ROLLOUTS = 200
 class Books:
     """Records of one run."""
 
-    def __init__(self, files: RunFiles, *, clock: Callable[[], float]) -> None:
+    def __init__(self, files: RunFiles, *, clock: Callable[[], float], alarm: AlarmSection) -> None:
         self._files = files
         self._clock = clock
         self._faults = Faults()
         self._window = Window()
+        self._collapse = Collapse(alarm)
         self._step = 0
         self._lags: Lags = {}
         self._step_values: Values = {}
@@ -121,4 +124,4 @@ class Books:
             values.setdefault("reward/all_mean", self.last_reward)
         if "reward/all_mean" in values:
             self.last_reward = float(values["reward/all_mean"])
-        return values
+        return values | self._collapse.stepped(self._step, values)

@@ -91,7 +91,7 @@ class Coordinator:
         self._started_s = clock() - (resumed.snapshot.wall_s if resumed else 0.0)
         rollout = config.rollout
         self.ledger = Ledger(sink=files.event, clock=clock)
-        self._books = Books(files, clock=clock)
+        self._books = Books(files, clock=clock, alarm=config.alarm)
         self._queue = ReplayQueue(
             ledger=self.ledger,
             groups_per_step=rollout.groups_per_step,

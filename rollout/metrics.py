@@ -28,8 +28,6 @@ Values = dict[str, float | int]
 # Steps over which a person wants a mean: fewer are noise, more hide what changes.
 RECENT_STEPS = 10
 
-TRUNCATED = frozenset({StopReason.MAX_TURNS, StopReason.MAX_TOKENS, StopReason.CONTEXT_FULL})
-
 
 @dataclass(slots=True)
 class _Pool:
@@ -105,9 +103,10 @@ class Window:
                 "rollout/tokens_max": max(tokens),
                 "rollout/sampled_tokens_mean": statistics.fmean(sampled),
                 "rollout/turns_mean": len(turns) / len(graded),
-                "rollout/truncated_frac": sum(r.stop in TRUNCATED for r in graded) / len(graded),
+                "rollout/truncated_frac": sum(r.stop.is_truncated for r in graded) / len(graded),
                 "rollout/bad_call_frac": sum(turn.is_bad_call for turn in turns)
                 / max(1, len(turns)),
+                "rollout/repeated_call_frac": sum(map(num_repeated, graded)) / max(1, len(turns)),
                 "rollout/wall_s_p50": statistics.median(r.wall_s for r in graded),
             }
         stops = Counter(rollout.stop for rollout in self._rollouts)
@@ -127,6 +126,12 @@ class Window:
         if self._loop_lags_s:
             values["loop/lag_s_p99"] = float(np.percentile(self._loop_lags_s, 99))
         return values
+
+
+def num_repeated(rollout: Rollout) -> int:
+    """Calls of a rollout that it had made before, to the letter."""
+    actions = [turn.action for turn in rollout.turns if turn.action]
+    return len(actions) - len(set(actions))
 
 
 def trained_values(rollouts: Sequence[Rollout], lags: Sequence[int]) -> Values:

@@ -25,6 +25,7 @@ _LABELLED = (
     (re.compile(r"stop/(?P<reason>.+)"), "stop_frac"),
     (re.compile(r"eval/(?P<set>[^/]+)/(?P<mode>.+)"), "eval_success"),
     (re.compile(r"lag/count_(?P<lag>\d+)"), "lag_rollouts"),
+    (re.compile(r"lag/tokens_(?P<lag>\d+)"), "lag_tokens"),
 )
 _NOT_LABELS = ("family", "rest")
 # Of the file, not of the run.

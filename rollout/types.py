@@ -45,7 +45,13 @@ class StopReason(StrEnum):
     def is_fault(self) -> bool:
         return self in _FAULTS
 
+    @property
+    def is_truncated(self) -> bool:
+        """Whether a budget cut the rollout off."""
+        return self in _TRUNCATED
 
+
+_TRUNCATED = frozenset({StopReason.MAX_TURNS, StopReason.MAX_TOKENS, StopReason.CONTEXT_FULL})
 _FAULTS = frozenset(
     {
         StopReason.ENGINE_ERROR,

@@ -243,7 +243,9 @@ def test_a_command_has_help_of_its_own(
 def test_help_of_a_section_has_no_other(capsys: pytest.CaptureFixture[str]) -> None:
     assert launch.main(["--help", "config", "learner"]) == 0
     said = capsys.readouterr().out
-    assert "[learner]" in said and "learner.clip_high=0.2" in said and "learner.steps=60" in said
+    assert (
+        "[learner]" in said and "learner.loss.clip_high=0.2" in said and "learner.steps=60" in said
+    )
     assert "[rollout]" not in said and "rollout." not in said
     assert launch.main(["--help", "config", "lerner"]) == 2
     assert "there are run, model, pools, rollout" in capsys.readouterr().err

@@ -1,11 +1,18 @@
 """Small batches to train on, with the log-probs that a sampler would have reported."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
+from configs.loss import LossSection
 from rollout.types import Rollout, Row, Span, StopReason, TrainBatch, TrainGroup
+
+
+def loss_section(**settings: Any) -> LossSection:
+    """The loss with these settings, whose words a test may make; refused as a config is."""
+    return LossSection(**settings)
 
 
 def make_row(

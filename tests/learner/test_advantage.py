@@ -15,6 +15,32 @@ def test_grpo_no_std_subtracts_the_mean() -> None:
     np.testing.assert_allclose(ADVANTAGES["grpo_no_std"]([1, 0, 0, 0]), [0.75, -0.25, -0.25, -0.25])
 
 
+def test_rloo_subtracts_the_mean_of_the_others() -> None:
+    # Of 4, the others' mean is (1 + 1 + 0) / 3.
+    expected = [4 - 2 / 3, 1 - 5 / 3, 1 - 5 / 3, -2.0]
+    np.testing.assert_allclose(ADVANTAGES["rloo"]([4, 1, 1, 0]), expected)
+
+
+def test_maxrl_weighs_a_success_by_how_rare_it_is() -> None:
+    # 1 of 4: (1 - 1/4) / (1/4); 3 of 4: (1 - 3/4) / (3/4)
+    np.testing.assert_allclose(ADVANTAGES["maxrl"]([1, 0, 0, 0]), [3, -1, -1, -1])
+    np.testing.assert_allclose(ADVANTAGES["maxrl"]([1, 1, 1, 0]), [1 / 3, 1 / 3, 1 / 3, -1])
+
+
+def test_maxrl_refuses_rewards_that_are_no_likelihood() -> None:
+    with pytest.raises(ValueError, match=r"below 0.*learner\.loss\.advantage"):
+        ADVANTAGES["maxrl"]([1.0, -1.0])
+
+
+def test_a_group_without_a_success_has_no_advantage() -> None:
+    assert ADVANTAGES["maxrl"]([0.0, 0.0]).tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("name", sorted(ADVANTAGES))
+def test_a_lone_rollout_has_no_advantage(name: str) -> None:
+    assert ADVANTAGES[name]([0.7]).tolist() == [0.0]
+
+
 def test_grpo_does_not_blow_up_nearly_equal_rewards() -> None:
     assert np.abs(ADVANTAGES["grpo"]([1.0, 1.0 + 1e-9])).max() < 1e-3
 

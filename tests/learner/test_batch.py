@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from learner.batch import NOT_SAMPLED, Batch, LagError, pack
+from learner.batch import NOT_SAMPLED, Batch, LagError, pack, split
 from rollout.types import Row, Span, TrainBatch
-from tests.learner.batches import make_batch, make_group, make_rollout, make_row
+from tests.learner.batches import loss_section, make_batch, make_group, make_rollout, make_row
 
 
 def rows_of(lengths: list[int]) -> list[Row]:
@@ -18,7 +18,8 @@ def batch_of(rows: list[Row]) -> TrainBatch:
 
 
 def packed(batch: TrainBatch, *, micro_batch_tokens: int = 100) -> Batch:
-    return pack(batch, advantage="grpo_no_std", micro_batch_tokens=micro_batch_tokens)
+    loss = loss_section(advantage="grpo_no_std")
+    return pack(batch, loss=loss, micro_batch_tokens=micro_batch_tokens)
 
 
 def test_rows_keep_their_tokens_log_probs_and_versions_in_place() -> None:
@@ -36,7 +37,8 @@ def test_rows_keep_their_tokens_log_probs_and_versions_in_place() -> None:
     assert part.old_logprobs_BT.tolist() == [[0, -1, 0, -2], [0, -0.5, 0, 0]]
     assert part.mask_BT.tolist() == [[False, True, False, True], [False, True, False, False]]
     nothing = NOT_SAMPLED
-    assert part.versions_BT.tolist() == [[nothing, 3, nothing, 4], [nothing, 4, nothing, nothing]]
+    # The batch is computed at version 5.
+    assert part.lags_BT.tolist() == [[nothing, 2, nothing, 1], [nothing, 1, nothing, nothing]]
     assert part.mixed_kv_BT.sum() == 1 and part.mixed_kv_BT[0, 3]
     assert part.advantages_BT.tolist() == [[0.5] * 4, [-0.5] * 4]
 
@@ -147,3 +149,57 @@ def test_padding_is_never_trained() -> None:
     (part,) = packed(batch_of(rows_of([2, 6]))).micro_batches
     is_padding_BT = torch.arange(6)[None] >= torch.tensor([[6], [2]])
     assert not part.mask_BT[is_padding_BT].any()
+
+
+@pytest.mark.parametrize(
+    ("aggregation", "constant_tokens", "expected"),
+    [("token", 0, [1 / 5, 1 / 5]), ("sequence", 0, [1 / 8, 1 / 2]), ("constant", 10, [1 / 20] * 2)],
+)
+def test_weights_are_those_of_the_whole_batch(
+    aggregation: str, constant_tokens: int, expected: list[float]
+) -> None:
+    # Four trained tokens in two rows of one rollout, and one in another.
+    long = [make_row([1, 2, 3], [0, -1, -1], [0, 1, 1]) for _ in range(2)]
+    rollouts = [
+        make_rollout(long, 1.0),
+        make_rollout(rows_of([2]), 0.0, member=1),
+        # A rollout without a token to train on counts for nothing.
+        make_rollout([make_row([1, 2], [0.0, 0.0], [0, 0])], 0.0, member=2),
+    ]
+    loss = loss_section(aggregation=aggregation, constant_tokens=constant_tokens)
+    for budget in (1, 100):
+        parts = pack(
+            make_batch([make_group(rollouts)]), loss=loss, micro_batch_tokens=budget
+        ).micro_batches
+        weights = torch.cat([part.weights_BT[part.mask_BT] for part in parts])
+        assert weights.tolist() == pytest.approx([expected[0]] * 4 + [expected[1]])
+        assert not any(part.weights_BT[~part.mask_BT].any() for part in parts)
+
+
+def test_long_rollouts_may_lose_reward() -> None:
+    loss = loss_section(
+        advantage="grpo_no_std", overlong="penalize", overlong_start=4, overlong_end=8
+    )
+    # 2, 6 and 8 tokens lose 0, 1/2 and 1: rewards become 1, 1/2 and -1. The longest row counts.
+    rollouts = [
+        make_rollout(rows_of([2]), 1.0),
+        make_rollout(rows_of([3, 6]), 1.0, member=1),
+        make_rollout(rows_of([8]), 0.0, member=2),
+    ]
+    (part,) = pack(
+        make_batch([make_group(rollouts)]), loss=loss, micro_batch_tokens=100
+    ).micro_batches
+    mean = 0.5 / 3
+    expected = [-1 - mean, 0.5 - mean, 0.5 - mean, 1 - mean]
+    assert part.advantages_BT[:, 0].tolist() == pytest.approx(expected)
+
+
+def test_a_batch_is_split_into_whole_groups() -> None:
+    groups = [
+        make_group([make_rollout(rows_of([3]), 1.0)], group_id=f"g{number}") for number in range(5)
+    ]
+    batch = make_batch(groups)
+    parts = [[group.group_id for group in part.groups] for part in split(batch, 2)]
+    assert parts == [["g0", "g2", "g4"], ["g1", "g3"]]
+    assert [len(part.groups) for part in split(batch, 9)] == [1] * 5
+    assert split(batch, 1) == [batch]

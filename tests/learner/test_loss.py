@@ -1,78 +1,66 @@
-import dataclasses
 import math
 
 import pytest
 import torch
-from torch import Tensor
 
-from learner.loss import RatioStats, clipped_loss, ratio_stats
-
-CLIP = {"clip_low": 0.2, "clip_high": 0.28}
-# Ratios above and below the bounds, for either sign of the advantage, and one without advantage.
-RATIOS = [1.5, 0.5, 0.5, 0.6, 1.5, 3.0]
-ADVANTAGES = torch.tensor([3.0, 1.0, -1.0, -1.0, -1.0, 0.0])
-ALL = torch.ones(6, dtype=torch.bool)
-OLD = torch.tensor([-1.0, -2.0, -3.0, -4.0, -5.0, -6.0])
+from learner.loss import AGGREGATIONS, DIVERGENCES, overlong_penalty, weighted_sum
 
 
-def logprobs(ratios: list[float]) -> Tensor:
-    return (OLD + torch.tensor(ratios).log()).requires_grad_()
+@pytest.mark.parametrize(
+    ("aggregation", "expected"),
+    [
+        ("token", [1 / 8, 1 / 8, 1 / 8]),
+        ("sequence", [1 / 3, 1 / 15, 1 / 6]),
+        ("constant", [1 / 30, 1 / 30, 1 / 30]),
+    ],
+)
+def test_weight_of_a_token_of_each_rollout(aggregation: str, expected: list[float]) -> None:
+    assert AGGREGATIONS[aggregation]([1, 5, 2], 10) == pytest.approx(expected)
 
 
-def test_loss_takes_the_worse_of_the_ratio_and_its_clip() -> None:
-    # 3 min(1.5, 1.28) + min(.5, .8) + min(-.5, -.8) + min(-.6, -.8) + min(-1.5, -1.28) + 0
-    #   = 3.84 + .5 - .8 - .8 - 1.5 = 1.24
-    loss = clipped_loss(logprobs(RATIOS), OLD, ADVANTAGES, ALL, **CLIP)
-    torch.testing.assert_close(loss, torch.tensor(-1.24))
+@pytest.mark.parametrize("aggregation", ["token", "sequence"])
+def test_weights_of_all_tokens_add_up_to_one(aggregation: str) -> None:
+    num_tokens = [1, 5, 2, 40]
+    weights = AGGREGATIONS[aggregation](num_tokens, 0)
+    assert sum(n * weight for n, weight in zip(num_tokens, weights, strict=True)) == (
+        pytest.approx(1.0)
+    )
 
 
-def test_gradient_is_ratio_times_advantage_except_where_clipped() -> None:
-    new = logprobs(RATIOS)
-    clipped_loss(new, OLD, ADVANTAGES, ALL, **CLIP).backward()
-    assert new.grad is not None
-    torch.testing.assert_close(new.grad, torch.tensor([0.0, -0.5, 0.0, 0.0, 1.5, 0.0]))
+def test_estimates_of_the_divergence_from_a_reference() -> None:
+    # pi / ref = 2 and 1/4
+    logprobs = torch.tensor([-1.0, -2.0])
+    reference = logprobs - torch.tensor([2.0, 0.25]).log()
+    two = math.log(2)
+    expected = {
+        "k1": [two, -2 * two],
+        "k2": [two**2 / 2, 2 * two**2],
+        # 1/2 - 1 + log 2 and 4 - 1 - log 4
+        "k3": [-0.5 + two, 3.0 - 2 * two],
+    }
+    for name, values in expected.items():
+        assert DIVERGENCES[name](logprobs, reference).tolist() == pytest.approx(values, rel=1e-5)
 
 
-def test_masked_tokens_add_nothing_even_when_they_are_not_numbers() -> None:
-    new = torch.tensor([math.log(0.5), math.nan, math.inf], requires_grad=True)
-    old = torch.tensor([0.0, -math.inf, math.nan])
-    advantages, mask = torch.tensor([1.0, 1.0, math.nan]), torch.tensor([True, False, False])
-    loss = clipped_loss(new, old, advantages, mask, **CLIP)
-    loss.backward()
-    torch.testing.assert_close(loss.detach(), torch.tensor(-0.5))
-    torch.testing.assert_close(new.grad, torch.tensor([-0.5, 0.0, 0.0]))
-    assert ratio_stats(new, old, advantages, mask, **CLIP).num_tokens == 1
+def test_gradients_of_the_estimates_pull_towards_the_reference() -> None:
+    two = math.log(2)
+    # k1 and k2: the log ratio; k3: 1 - ref / pi
+    expected = {"k1": [two, -2 * two], "k2": [two, -2 * two], "k3": [0.5, -3.0]}
+    for name, values in expected.items():
+        logprobs = torch.tensor([-1.0, -2.0], requires_grad=True)
+        reference = logprobs.detach() - torch.tensor([2.0, 0.25]).log()
+        (grad,) = torch.autograd.grad(DIVERGENCES[name](logprobs, reference).sum(), logprobs)
+        assert grad.tolist() == pytest.approx(values, rel=1e-5)
 
 
-def test_clip_fractions_count_tokens_without_gradient_by_sign() -> None:
-    metrics = ratio_stats(logprobs(RATIOS), OLD, ADVANTAGES, ALL, **CLIP).metrics()
-    assert metrics["loss/clip_frac"] == 3 / 6
-    assert metrics["loss/clip_frac_pos"] == 1 / 2
-    assert metrics["loss/clip_frac_neg"] == 2 / 3
+def test_overlong_rollouts_lose_reward_along_a_line() -> None:
+    lost = [overlong_penalty(n, start=100, end=150) for n in (0, 100, 110, 125, 150, 400)]
+    assert lost == pytest.approx([0.0, 0.0, 0.2, 0.5, 1.0, 1.0])
 
 
-def test_mismatch_is_measured_against_the_sampler() -> None:
-    old = torch.zeros(2)
-    new = torch.tensor([math.log(2.0), math.log(0.5)])
-    mask = torch.ones(2, dtype=torch.bool)
-    metrics = ratio_stats(new, old, torch.ones(2), mask, **CLIP).metrics()
-    # k3: (2 - 1 - log 2 + 1/2 - 1 + log 2) / 2; k1: the logs cancel; ESS: 2.5^2 / (2 * 4.25)
-    assert metrics["kl/engine_mean"] == pytest.approx(0.25)
-    assert metrics["kl/engine_k1_mean"] == pytest.approx(0.0, abs=1e-7)
-    assert metrics["kl/engine_max"] == pytest.approx(math.log(2.0))
-    assert metrics["loss/ess"] == pytest.approx(6.25 / 8.5)
-
-
-def test_stats_of_two_micro_batches_add_up_to_those_of_one() -> None:
-    new = logprobs(RATIOS).detach()
-    whole = ratio_stats(new, OLD, ADVANTAGES, ALL, **CLIP)
-    halves = [
-        ratio_stats(new[part], OLD[part], ADVANTAGES[part], ALL[part], **CLIP)
-        for part in (slice(0, 2), slice(2, 6))
-    ]
-    total = dataclasses.asdict(halves[0] + halves[1])
-    assert total == pytest.approx(dataclasses.asdict(whole))
-
-
-def test_stats_of_nothing_are_finite() -> None:
-    assert all(math.isfinite(value) for value in RatioStats().metrics().values())
+def test_a_weight_of_zero_leaves_out_what_is_no_number() -> None:
+    values = torch.tensor([2.0, math.nan, math.inf, 3.0], requires_grad=True)
+    total = weighted_sum(values, torch.tensor([0.5, 0.0, 0.0, 1.0]))
+    (grad,) = torch.autograd.grad(total, values)
+    assert total.item() == 4.0
+    assert grad.tolist() == [0.5, 0.0, 0.0, 1.0]

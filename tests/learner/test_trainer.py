@@ -1,19 +1,22 @@
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
+import msgspec
 import pytest
 import torch
 from torch import Tensor
 
+from configs.loss import LossSection
 from configs.schema import LearnerSection, ModelSection, RunConfig, WeightsSection
 from learner.publish import Publisher
 from learner.trainer import NonFiniteLossError, Trainer
 from learner.trainer import make_trainer as trainer_of_run
-from rollout.types import LagError, TrainBatch, TrainGroup
+from rollout.types import LagError, StopReason, TrainBatch, TrainGroup, decode_batch
 from rollout.weights import read_tensors
 from tests.learner.batches import (
+    loss_section,
     make_batch,
     make_group,
     make_rollout,
@@ -98,7 +101,7 @@ def test_micro_batches_step_like_one_batch(make_trainer: MakeTrainer) -> None:
 def test_loss_is_divided_by_all_trained_tokens_also_when_some_are_clipped(
     make_trainer: MakeTrainer,
 ) -> None:
-    trainer = make_trainer(clip_low=0.2, clip_high=0.2, advantage="grpo_no_std")
+    trainer = make_trainer(loss=loss_section(advantage="grpo_no_std"))
     ids = [5, 6, 7, 8]
     new = sampler_logprobs(trainer.model, ids)
     # Two tokens at ratio 1 and one at ratio 2, in a rollout of advantage 1/2; one token at ratio 1
@@ -257,3 +260,161 @@ def test_trainers_of_two_runs_of_one_name_keep_their_files_apart(tmp_path: Path)
     # The learner of a run that restarts sweeps what it left, and only that.
     trainer_of_run(config, runs[0])
     assert [Path(manifest.path).exists() for manifest in manifests] == [False, True]
+
+
+CORRECTIONS = get_args(get_type_hints(LossSection)["correction"])
+
+
+@pytest.mark.parametrize("correction", CORRECTIONS)
+def test_every_correction_moves_the_weights_and_stays_finite(
+    make_trainer: MakeTrainer, correction: str
+) -> None:
+    level = "sequence" if correction == "vespo" else "token"
+    trainer = make_trainer(
+        loss=loss_section(correction=correction, level=level),
+        micro_batch_tokens=40,
+        warmup_steps=0,
+    )
+    before = weights(trainer)
+    batch = make_batch(two_groups(trainer, shift=0.2), version=1)
+    metrics = trainer.train(batch).metrics
+    assert all(math.isfinite(value) for value in metrics.values())
+    assert metrics["optim/grad_norm"] > 0
+    after = weights(trainer)
+    assert all(torch.isfinite(tensor).all() for tensor in after.values())
+    assert any(not torch.equal(after[name], before[name]) for name in before)
+
+
+@pytest.mark.parametrize("aggregation", ["sequence", "constant"])
+def test_micro_batches_step_like_one_batch_whatever_weighs_the_same(
+    make_trainer: MakeTrainer, aggregation: str
+) -> None:
+    constant = 7 if aggregation == "constant" else 0
+    loss = loss_section(
+        aggregation=aggregation,
+        constant_tokens=constant,
+        correction="m2po",
+    )
+    results = []
+    for micro_batch_tokens in (1, 10_000):
+        trainer = make_trainer(micro_batch_tokens=micro_batch_tokens, grad_clip=1e9, loss=loss)
+        metrics = trainer.train(make_batch(two_groups(trainer, shift=0.4))).metrics
+        results.append({k: v for k, v in metrics.items() if not k.startswith("time/")})
+    assert results[1] == pytest.approx(results[0], rel=1e-4, abs=1e-6)
+    # Some tokens are left out, and the others do not grow for it.
+    assert results[0]["loss/mask_frac"] > 0
+
+
+def test_what_is_left_out_changes_no_denominator(make_trainer: MakeTrainer) -> None:
+    ids = [5, 6, 7, 8]
+    metrics = {}
+    for name in ("none", "icepop"):
+        trainer = make_trainer(loss=loss_section(correction=name, advantage="grpo_no_std"))
+        new = sampler_logprobs(trainer.model, ids)
+        # One of three tokens of the first rollout is far from its sampler.
+        old = [0.0, new[1], new[2], new[3] - math.log(8.0)]
+        rollouts = [
+            make_rollout([make_row(ids, old, [0, 1, 1, 1])], 1.0),
+            make_rollout([make_row(ids[:2], [0.0, new[1]], [0, 1])], 0.0, member=1),
+        ]
+        metrics[name] = trainer.train(make_batch([make_group(rollouts)])).metrics
+    assert metrics["none"]["loss/policy"] == pytest.approx(-(3 * 0.5 - 0.5) / 4, rel=1e-4)
+    assert metrics["icepop"]["loss/policy"] == pytest.approx(-(2 * 0.5 - 0.5) / 4, rel=1e-4)
+    assert metrics["icepop"]["loss/mask_frac_pos"] == pytest.approx(1 / 3)
+
+
+def test_a_batch_may_be_taken_in_several_updates(make_trainer: MakeTrainer) -> None:
+    # Without warm-up and with one group in each part: two updates are two steps of one group.
+    once, twice = make_trainer(warmup_steps=0), make_trainer(warmup_steps=0, updates_per_batch=2)
+    groups = two_groups(once)
+    metrics = twice.train(make_batch(groups)).metrics
+    assert twice.step == 1
+    for step, group in enumerate(groups, 1):
+        once.train(make_batch([group], step=step))
+    torch.testing.assert_close(weights(twice), weights(once), rtol=0, atol=0)
+    # The second update sees weights that the first has moved.
+    assert metrics["kl/engine_max"] > 1e-4
+
+
+def test_recomputed_centre_is_that_of_the_batch_and_not_of_the_update(
+    make_trainer: MakeTrainer,
+) -> None:
+    loss = loss_section(
+        correction="decoupled", proximal="recomputed", clip_low=0.01, clip_high=0.01
+    )
+    trainer = make_trainer(loss=loss, updates_per_batch=2, warmup_steps=0, lr=1e-2)
+    metrics = trainer.train(make_batch(two_groups(trainer))).metrics
+    # In the first update nothing has moved from the centre; in the second the clip acts.
+    assert 0 < metrics["loss/clip_frac"] <= 0.5
+
+
+def test_rollouts_that_a_budget_cut_off_may_be_left_out(make_trainer: MakeTrainer) -> None:
+    ids = [5, 6, 7]
+    trainer = make_trainer(loss=loss_section(overlong="mask", advantage="grpo_no_std"))
+    new = sampler_logprobs(trainer.model, ids)
+    rollouts = [
+        make_rollout([make_row(ids, new, [0, 1, 1])], reward, member=member)
+        for member, reward in enumerate((1.0, 0.0, 0.5))
+    ]
+    cut = msgspec.structs.replace(rollouts[1], stop=StopReason.MAX_TURNS)
+    batch = make_batch([make_group([rollouts[0], cut, rollouts[2]])])
+    metrics = trainer.train(batch).metrics
+    # Its reward is in the baseline and its tokens in the denominator: only its terms are missing.
+    assert metrics["loss/policy"] == pytest.approx(-(2 * 0.5 + 2 * 0.0) / 6, rel=1e-4)
+    assert metrics["loss/overlong_frac"] == pytest.approx(1 / 3)
+
+
+def test_pull_towards_the_initial_model(make_trainer: MakeTrainer) -> None:
+    loss = loss_section(kl_coef=10.0, kl_estimator="k2")
+    trainer = make_trainer(loss=loss, warmup_steps=0, lr=1e-2)
+    group = two_groups(trainer)[0]
+    assert trainer.train(make_batch([group], step=1)).metrics["loss/kl_ref"] < 1e-9
+    away = trainer.train(make_batch([group], step=2)).metrics
+    assert away["loss/kl_ref"] > 1e-4
+    expected = away["loss/policy"] + 10.0 * away["loss/kl_ref"]
+    assert away["loss/total"] == pytest.approx(expected, rel=1e-4)
+    for step in range(3, 30):
+        trainer.train(make_batch([group], step=step))
+    free = make_trainer(warmup_steps=0, lr=1e-2)
+    for step in range(1, 30):
+        free.train(make_batch([group], step=step))
+    ids, mask = group.rollouts[0].rows[0].token_ids.tolist(), group.rollouts[0].rows[0].mask
+    start = sampler_logprobs(make_trainer().model, ids)
+    held, gone = (sampler_logprobs(each.model, ids) for each in (trainer, free))
+    gaps = [
+        sum(abs(a - b) * bit for a, b, bit in zip(new, start, mask, strict=True))
+        for new in (held, gone)
+    ]
+    assert gaps[0] < gaps[1]
+
+
+def test_entropy_bonus_keeps_replies_random(make_trainer: MakeTrainer) -> None:
+    entropies = []
+    for coefficient in (0.0, 1.0):
+        trainer = make_trainer(loss=loss_section(entropy_coef=coefficient), warmup_steps=0, lr=1e-2)
+        group = two_groups(trainer)[0]
+        steps = [trainer.train(make_batch([group], step=step)) for step in range(1, 12)]
+        entropies.append(steps[-1].metrics["loss/entropy"])
+    assert entropies[1] > entropies[0]
+
+
+def test_a_broken_batch_is_kept_and_can_be_read(tmp_path: Path) -> None:
+    model_path = tiny_qwen3(tmp_path / "model")
+    config = RunConfig(model=ModelSection(path=str(model_path)))
+    trainer = trainer_of_run(config, tmp_path)
+    batch = broken_batch(trainer)
+    with pytest.raises(NonFiniteLossError, match="decode_batch") as raised:
+        trainer.train(batch)
+    (path,) = (tmp_path / "broken_batches").iterdir()
+    assert path.name == "step_000001.msgpack" and str(path) in str(raised.value)
+    assert decode_batch(path.read_bytes()) == batch
+    trainer.close()
+
+
+def test_a_broken_batch_that_cannot_be_kept_is_said_all_the_same(tmp_path: Path) -> None:
+    config = RunConfig(model=ModelSection(path=str(tiny_qwen3(tmp_path / "model"))))
+    trainer = trainer_of_run(config, tmp_path)
+    (tmp_path / "broken_batches").write_text("in the way")
+    with pytest.raises(NonFiniteLossError, match=r"step 1.*could not be kept"):
+        trainer.train(broken_batch(trainer))
+    trainer.close()

@@ -16,6 +16,7 @@ import pytest
 
 import launch
 from configs.load import ConfigError, load
+from configs.schema import AlarmSection
 from envpool.task import Task
 from rollout import audit, processes, run, rundir
 from rollout.books import Books
@@ -52,7 +53,7 @@ class Played:
         ticks = count(100)
         self.clock = lambda: float(next(ticks))
         self.files = RunFiles(run_dir)
-        self.books = Books(self.files, clock=self.clock)
+        self.books = Books(self.files, clock=self.clock, alarm=AlarmSection())
         self.ledger = Ledger(sink=self.files.event, clock=self.clock)
         self.metrics = MetricsWriter(self.files, wandb=None)
         self.queue = ReplayQueue(

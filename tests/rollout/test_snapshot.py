@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from configs.load import load
-from configs.schema import PoolSection, RolloutSection, RunConfig
+from configs.schema import AlarmSection, PoolSection, RolloutSection, RunConfig
 from envpool.source import PoolSource
 from envpool.task import Task
 from rollout import checkpoints, snapshot
@@ -88,7 +88,7 @@ def make_state(run_dir: Path, config: RunConfig, lineage: Lineage) -> State:
         seed=0,
         clock=time.monotonic,
     )
-    books = Books(files, clock=time.monotonic)
+    books = Books(files, clock=time.monotonic, alarm=AlarmSection())
     saver = Saver(
         run_dir=run_dir,
         config=config,
