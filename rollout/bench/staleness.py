@@ -282,6 +282,9 @@ def _train(cells: Sequence[Cell], *, jobs: int) -> Iterable[Done]:
 
 def train_cell(cell: Cell) -> Done:
     """Train one cell in this process."""
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
     checked = _check(cell)
 
     async def train(run_dir: Path) -> Outcome:
