@@ -151,8 +151,7 @@ class ExactLag:
             await self._engine.update_weights(report.manifest, UpdateMode.RECOMPUTE)
             note(num_trained)
         means = [
-            statistics.fmean(rewards[end - WINDOW : end])
-            for end in range(WINDOW, len(rewards) + 1)
+            statistics.fmean(rewards[end - WINDOW : end]) for end in range(WINDOW, len(rewards) + 1)
         ] or [0.0]
         return Outcome(
             before=before,

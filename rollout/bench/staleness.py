@@ -120,14 +120,13 @@ def main(arguments: list[str]) -> int:
 
 
 def read(file: Path) -> list[Done]:
-    """The cells of a results' file; a last line that was cut off is left out."""
+    """The cells of a results' file; a last line that was cut off is removed."""
     if not file.exists():
         return []
-    found = []
-    for line in file.read_bytes().splitlines(keepends=True):
-        if line.endswith(b"\n"):
-            found.append(msgspec.json.decode(line, type=Done))
-    return found
+    whole, newline, rest = file.read_bytes().rpartition(b"\n")
+    if rest:
+        file.write_bytes(whole + newline)
+    return [msgspec.json.decode(line, type=Done) for line in whole.splitlines()]
 
 
 def summary(cells: Iterable[Done]) -> dict[str, object]:
@@ -156,11 +155,11 @@ def markdown(cells: Sequence[Done]) -> str:
 def _tables(cells: Sequence[Done]) -> list[tuple[float, list[str], list[list[str]]]]:
     """Learning rate, header and rows of each table."""
     grouped = _grouped(cells)
-    lags = sorted({lag for _, lag, _ in grouped})
     tables = []
     for lr in sorted({lr for _, _, lr in grouped}):
+        lags = sorted({lag for _, lag, rate in grouped if rate == lr})
         rows = []
-        for variant in dict.fromkeys(variant for variant, _, _ in grouped):
+        for variant in dict.fromkeys(variant for variant, _, rate in grouped if rate == lr):
             row = [variant]
             for lag in lags:
                 row.append(_text(grouped.get((variant, lag, lr), [])))
@@ -323,7 +322,9 @@ def _plot(cells: Sequence[Done], path: Path) -> None:
     for number, lr in enumerate(rates, 1):
         axes = figure.add_subplot(1, len(rates), number)
         for variant in dict.fromkeys(variant for variant, _, _ in grouped):
-            found = {lag: grouped[variant, lag, lr] for lag in lags if (variant, lag, lr) in grouped}
+            found = {
+                lag: grouped[variant, lag, lr] for lag in lags if (variant, lag, lr) in grouped
+            }
             means = [statistics.fmean(one.outcome.after for one in of) for of in found.values()]
             axes.plot(range(len(found)), means, marker="o", label=variant)
         axes.set(title=f"learning rate {lr:g}", xlabel="lag, in updates", ylim=(0, 1))
