@@ -160,10 +160,7 @@ def _tables(cells: Sequence[Done]) -> list[tuple[float, list[str], list[list[str
         lags = sorted({lag for _, lag, rate in grouped if rate == lr})
         rows = []
         for variant in dict.fromkeys(variant for variant, _, rate in grouped if rate == lr):
-            row = [variant]
-            for lag in lags:
-                row.append(_text(grouped.get((variant, lag, lr), [])))
-            rows.append(row)
+            rows.append([variant, *(_text(grouped.get((variant, lag, lr), [])) for lag in lags)])
         tables.append((lr, ["correction", *(f"lag {lag}" for lag in lags)], rows))
     return tables
 
