@@ -158,9 +158,11 @@ def _tables(cells: Sequence[Done]) -> list[tuple[float, list[str], list[list[str
     tables = []
     for lr in sorted({lr for _, _, lr in grouped}):
         lags = sorted({lag for _, lag, rate in grouped if rate == lr})
-        rows = []
-        for variant in dict.fromkeys(variant for variant, _, rate in grouped if rate == lr):
-            rows.append([variant, *(_text(grouped.get((variant, lag, lr), [])) for lag in lags)])
+        variants = dict.fromkeys(variant for variant, _, rate in grouped if rate == lr)
+        rows = [
+            [variant, *(_text(grouped.get((variant, lag, lr), [])) for lag in lags)]
+            for variant in variants
+        ]
         tables.append((lr, ["correction", *(f"lag {lag}" for lag in lags)], rows))
     return tables
 
