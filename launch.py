@@ -34,6 +34,7 @@ BENCHES = {
     "learning": "rollout.bench.learning",
     "cost": "rollout.bench.cost",
     "curriculum": "rollout.bench.curriculum",
+    "staleness": "rollout.bench.staleness",
 }
 
 COMMANDS = ("train", "eval", "synth", "sft", "bench", "show", "report", "pool", "control")
