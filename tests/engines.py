@@ -33,7 +33,7 @@ from tests.servers import STEERED, VllmServer
 
 VOCAB = 64
 MAX_RUNNING = 16
-CONTEXT = 512
+CONTEXT = 2048
 END_TOKEN = 7
 """What the model's files call the end of a text, and no engine may care about."""
 
@@ -55,22 +55,20 @@ needs_vllm = [
 ]
 
 # Another kind is one more entry.
-KINDS = ["local", pytest.param("vllm", marks=needs_vllm), pytest.param("http", marks=needs_vllm)]
+COMPUTING = ["local", pytest.param("vllm", marks=needs_vllm)]
+KINDS = [*COMPUTING, pytest.param("http", marks=needs_vllm)]
+"""The last is a server, and cannot promise all that the others do.
+
+- A reply comes whole, when it has ended. `stats` counts the tokens of those that came, and calls all
+  requests under way running: what a test needs to know of these, the server is asked (`Served.seen`).
+  A reply that `close` cuts off has no tokens.
+- `close` does not cut off an update, after which the server could stay paused.
+- `pids` is empty: the server is somebody else's, and goes on when the engine is closed.
+
+It computes as `vllm` does, so that number types and most architectures are tested there.
+"""
 
 each_kind = pytest.mark.parametrize("kind", KINDS)
-
-REPLIES_COME_WHOLE = {"http"}
-"""What these kinds cannot promise, and why: a server's reply comes whole, when it has ended.
-
-- `stats` counts the tokens of replies that have come, and calls all requests under way running: what
-  tests need to know of those, the server is asked (`Served.seen`).
-- A reply that `close` cuts off has no tokens.
-- `close` does not cut off an update, of which the server could stay paused.
-- `pids` is empty, as the server is somebody else's; it goes on when the engine is closed.
-
-Numbers are computed by the server as `vllm` computes them, so architectures and number types are
-tested there.
-"""
 
 
 @asynccontextmanager
@@ -79,7 +77,7 @@ async def started(
     model: Path,
     *,
     dtype: str = "float32",
-    context: int = CONTEXT,
+    context: int = 512,
     log: Path | None = None,
     **section: Any,
 ) -> AsyncIterator[Engine]:
@@ -96,7 +94,7 @@ async def start(
     model: Path,
     *,
     dtype: str = "float32",
-    context: int = CONTEXT,
+    context: int = 512,
     log: Path | None = None,
     **section: Any,
 ) -> Engine:
@@ -195,8 +193,13 @@ class Served:
         return self._of_version[self.engine.version]
 
     @property
+    def long(self) -> int:
+        """Tokens of a reply in whose middle something happens, once it is seen how far it is."""
+        return 400 if self._server is None else 1200  # asking a server takes longer
+
+    @property
     def replies_come_whole(self) -> bool:
-        """As the kinds of `REPLIES_COME_WHOLE` do."""
+        """As they do from a server."""
         return self._server is not None
 
     async def seen(self) -> EngineStats:

@@ -15,7 +15,8 @@ from rollout.engine import Engine, EngineError, EngineStop, Generation, UpdateMo
 from rollout.types import Sampling
 from rollout.weights import WeightsError
 from tests.engines import (
-    REPLIES_COME_WHOLE,
+    COMPUTING,
+    CONTEXT,
     VOCAB,
     Served,
     ask,
@@ -36,8 +37,6 @@ MODELS = {
     "llama": partial(tiny_llama, head_dim=32),
 }
 MAX_RUNNING = 8
-# So that no reply ends before the engine does.
-CONTEXT = 2048
 EMBEDDINGS, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 torch.set_num_threads(1)
@@ -60,8 +59,7 @@ async def variant(
     folder = tmp_path_factory.mktemp(f"{kind}_{name}")
     make = partial(MODELS[name], vocab_size=VOCAB, max_positions=CONTEXT)
     paths = [make(folder / f"model_{seed}", seed=seed) for seed in range(3)]
-    limits = {"context": CONTEXT, "max_running": MAX_RUNNING, "max_cached": 6}
-    async with serving(kind, folder, paths, **limits) as one:
+    async with serving(kind, folder, paths, max_running=MAX_RUNNING, max_cached=6) as one:
         yield one
 
 
@@ -141,26 +139,24 @@ async def test_closing_returns_what_there_is(
     manifest = await asyncio.to_thread(variant.publish, 1)
     prompts = [[1 + i] for i in range(MAX_RUNNING + 1)]
     # Whatever goes on: on some of the engines, an update that waits.
-    waits = "llama" in request.node.name
+    modes = [UpdateMode.DRAIN] if "llama" in request.node.name else []
     async with asyncio.TaskGroup() as tasks:
-        asked = ask(engine, tasks, prompts, CONTEXT - 1)
+        asked = ask(engine, tasks, prompts, CONTEXT)  # none ends before the engine does
         await variant.until(lambda seen: (seen.running, seen.waiting) == (MAX_RUNNING, 1))
         await variant.sampling(2 * MAX_RUNNING)
-        if waits:
-            drain = asyncio.gather(
-                engine.update_weights(manifest, UpdateMode.DRAIN), return_exceptions=True
-            )
-            await variant.sampling(4 * MAX_RUNNING)
+        drain = asyncio.gather(
+            *(engine.update_weights(manifest, mode) for mode in modes), return_exceptions=True
+        )
+        await variant.sampling(4 * MAX_RUNNING)
         await engine.close()
-        if waits:
-            (error,) = await drain
-            assert isinstance(error, EngineError) and "closed" in str(error)
+        ends = await drain
+    assert all(isinstance(end, EngineError) and "closed" in str(end) for end in ends)
     replies = [task.result() for task in asked]
     assert {reply.stop for reply in replies} == {EngineStop.ABORTED}
     for prompt, reply in zip(prompts, replies, strict=True):
         is_whole = variant.replies_come_whole or prompt == prompts[-1]
         assert (len(reply.token_ids) == 0) == is_whole
-        assert len(reply.token_ids) < CONTEXT - 1
+        assert len(reply.token_ids) < CONTEXT - len(prompt)
         variant.assert_exact(prompt, reply)
     await engine.close()
     assert engine.pids == []
@@ -171,11 +167,9 @@ async def test_closing_returns_what_there_is(
     assert engine.version == version and engine.stats().running == 0
 
 
-@each_kind
+@pytest.mark.parametrize("kind", COMPUTING)
 async def test_bfloat16_agrees_with_a_plain_forward(kind: str, tmp_path: Path) -> None:
-    if kind in REPLIES_COME_WHOLE:
-        pytest.skip("a server computes as vllm does")
-    make = partial(tiny_qwen3, vocab_size=VOCAB, dtype=torch.bfloat16)
+    make = partial(tiny_qwen3, vocab_size=VOCAB, max_positions=CONTEXT, dtype=torch.bfloat16)
     path = await asyncio.to_thread(make, tmp_path / "model")
     rng = np.random.default_rng(2)
     prompts = [words(rng, 5 + i) for i in range(8)]

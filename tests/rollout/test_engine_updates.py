@@ -28,9 +28,6 @@ from tests.models import plain_logprobs
 # On the loop of the engine that they share.
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
-LONG = 400
-"""Tokens of a reply that an update reaches in the middle."""
-
 torch.set_num_threads(1)
 
 
@@ -47,7 +44,7 @@ async def update(served: Served, which: int, mode: UpdateMode) -> int:
 async def test_recompute_gives_each_token_its_own_versions_logprob(served: Served) -> None:
     engine, old, prompts = served.engine, served.engine.version, ragged(5)
     async with asyncio.TaskGroup() as tasks:
-        asked = ask(engine, tasks, prompts, LONG, temperature=0.8)
+        asked = ask(engine, tasks, prompts, served.long, temperature=0.8)
         await served.sampling(5 * 5, running=5)
         first = await update(served, 1, UpdateMode.RECOMPUTE)
         await served.sampling(5 * 5)
@@ -56,7 +53,7 @@ async def test_recompute_gives_each_token_its_own_versions_logprob(served: Serve
         reply = task.result()
         assert [span.version for span in reply.spans] == [old, first, second]
         assert not any(span.mixed_kv for span in reply.spans)
-        assert (len(reply.token_ids), reply.stop) == (LONG, EngineStop.LENGTH)
+        assert (len(reply.token_ids), reply.stop) == (served.long, EngineStop.LENGTH)
         served.assert_exact(prompt, reply, temperature=0.8)
 
 
@@ -64,7 +61,7 @@ async def test_keep_goes_on_with_the_old_cache(served: Served) -> None:
     await update(served, 0, UpdateMode.RECOMPUTE)
     engine, old, prompts = served.engine, served.engine.version, ragged(5)
     async with asyncio.TaskGroup() as tasks:
-        asked = ask(engine, tasks, prompts, LONG)
+        asked = ask(engine, tasks, prompts, served.long)
         await served.sampling(5 * 5, running=5)
         new = await update(served, 1, UpdateMode.KEEP)
     for prompt, task in zip(prompts, asked, strict=True):
@@ -86,7 +83,7 @@ async def test_recompute_after_keep_is_exact_again(served: Served) -> None:
     await update(served, 0, UpdateMode.RECOMPUTE)
     engine = served.engine
     async with asyncio.TaskGroup() as tasks:
-        (asked,) = ask(engine, tasks, [[1, 2, 3]], LONG)
+        (asked,) = ask(engine, tasks, [[1, 2, 3]], served.long)
         await served.sampling(4, running=1)
         await update(served, 1, UpdateMode.KEEP)
         await served.sampling(4)
@@ -102,14 +99,14 @@ async def test_recompute_after_keep_is_exact_again(served: Served) -> None:
 async def test_drain_lets_running_requests_finish_and_waiting_ones_wait(served: Served) -> None:
     engine, old, prompts = served.engine, served.engine.version, ragged(MAX_RUNNING + 4)
     async with asyncio.TaskGroup() as tasks:
-        asked = ask(engine, tasks, prompts[:MAX_RUNNING], LONG)
+        asked = ask(engine, tasks, prompts[:MAX_RUNNING], served.long)
         await served.sampling(MAX_RUNNING, running=MAX_RUNNING)
         asked += ask(engine, tasks, prompts[MAX_RUNNING:], 20)
         await served.until(lambda seen: seen.waiting == 4)
         new = await update(served, 1, UpdateMode.DRAIN)
         assert all(task.done() for task in asked[:MAX_RUNNING])
     for i, (prompt, task) in enumerate(zip(prompts, asked, strict=True)):
-        version, count = (old, LONG) if i < MAX_RUNNING else (new, 20)
+        version, count = (old, served.long) if i < MAX_RUNNING else (new, 20)
         assert task.result().spans == [Span(version, 0, count)]
         served.assert_exact(prompt, task.result())
 
@@ -118,14 +115,14 @@ async def test_a_drain_that_is_given_up_lets_requests_in_again(served: Served) -
     engine, old = served.engine, served.engine.version
     manifest = await asyncio.to_thread(served.publish, 2)
     async with asyncio.TaskGroup() as tasks:
-        asked = ask(engine, tasks, ragged(MAX_RUNNING), LONG)
+        asked = ask(engine, tasks, ragged(MAX_RUNNING), served.long)
         await served.sampling(MAX_RUNNING, running=MAX_RUNNING)
         late = ask(engine, tasks, [[1], [2]], 5)
         task = tasks.create_task(engine.update_weights(manifest, UpdateMode.DRAIN))
         await served.sampling(MAX_RUNNING * 5)
         task.cancel()
     assert task.cancelled() and engine.version == old
-    assert {len(one.result().token_ids) for one in asked} == {LONG}
+    assert {len(one.result().token_ids) for one in asked} == {served.long}
     for i, one in enumerate(late):
         served.assert_exact([1 + i], one.result())
 
@@ -232,7 +229,7 @@ async def test_two_updates_at_once_are_one_after_the_other(served: Served) -> No
     engine, prompts = served.engine, ragged(4)
     manifests = [await asyncio.to_thread(served.publish, which) for which in (1, 2)]
     async with asyncio.TaskGroup() as tasks:
-        asked = ask(engine, tasks, prompts, LONG)
+        asked = ask(engine, tasks, prompts, served.long)
         await served.sampling(8, running=4)
         updates = [
             tasks.create_task(engine.update_weights(manifest, UpdateMode.RECOMPUTE))

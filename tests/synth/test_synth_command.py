@@ -17,16 +17,9 @@ from envpool import sandbox
 from synth.export import faults
 from synth.llm.recorded import FOLDER
 from tests.synth.llm_server import ENVIRON, KEY, PROBLEM, good, is_about_solver, serve
+from tests.synth.quick import QUICK
 
 LAUNCH = Path(__file__).parents[2] / "launch.py"
-QUICK = (
-    "verify.configs=2",
-    "verify.drawn=4",
-    "verify.certificate_s=0.2",
-    "verify.random_episodes=2",
-    "verify.alternatives=8",
-)
-
 pytestmark = [
     pytest.mark.skipif(bool(sandbox.lacking()), reason=str(sandbox.lacking())),
     pytest.mark.timeout(240),
