@@ -209,7 +209,7 @@ async def test_a_refused_update_changes_nothing(
     if spoil is not None:
         manifest = await asyncio.to_thread(spoil, manifest)
     async with asyncio.TaskGroup() as tasks:
-        asked = ask(engine, tasks, prompts, 100)
+        asked = ask(engine, tasks, prompts, served.long)
         await served.sampling(3, running=3)
         for mode in (UpdateMode.RECOMPUTE, UpdateMode.KEEP):
             with pytest.raises(WeightsError, match=message):
@@ -244,13 +244,13 @@ async def test_two_updates_at_once_are_one_after_the_other(served: Served) -> No
 
 
 async def test_updates_under_load_lose_no_request(served: Served) -> None:
-    engine, prompts = served.engine, ragged(40)
+    engine, prompts, count = served.engine, ragged(40), served.long // 4
     async with asyncio.TaskGroup() as tasks:
-        asked = ask(engine, tasks, prompts, 60)
+        asked = ask(engine, tasks, prompts, count)
         for which in (1, 2, 0):
             await served.sampling(30, running=1)
             await update(served, which, UpdateMode.RECOMPUTE)
     for prompt, task in zip(prompts, asked, strict=True):
         reply = task.result()
-        assert (len(reply.token_ids), reply.stop) == (60, EngineStop.LENGTH)
+        assert (len(reply.token_ids), reply.stop) == (count, EngineStop.LENGTH)
         served.assert_exact(prompt, reply)
