@@ -218,9 +218,13 @@ class Served:
 
     async def until(self, is_so: Callable[[EngineStats], bool]) -> EngineStats:
         """Wait for what the engine does meanwhile; the numbers that were then seen."""
-        async with asyncio.timeout(60):
-            while not is_so(seen := await self.seen()):  # noqa: ASYNC110 nothing tells of a change
-                await asyncio.sleep(0.001)
+        seen = None
+        try:
+            async with asyncio.timeout(60):
+                while not is_so(seen := await self.seen()):  # noqa: ASYNC110 nothing tells of it
+                    await asyncio.sleep(0.001)
+        except TimeoutError as error:
+            raise AssertionError(f"it did not come to that: {seen}") from error
         return seen
 
     async def sampling(self, count: int, *, running: int = 0) -> None:

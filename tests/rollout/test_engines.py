@@ -75,9 +75,6 @@ async def test_more_requests_than_run_together_all_end(served: Served) -> None:
             tasks.create_task(engine.generate(prompt, Sampling(max_tokens=counts[i], seed=i)))
             for i, prompt in enumerate(prompts)
         ]
-        seen = await served.until(lambda seen: seen.running > 0 and seen.waiting > 0)
-        assert seen.running <= MAX_RUNNING
-        assert 0 < seen.kv_used_frac <= 1
     assert [len(task.result().token_ids) for task in asked] == counts
     for prompt, task in zip(prompts, asked, strict=True):
         assert task.result().stop is EngineStop.LENGTH
@@ -93,6 +90,16 @@ async def test_more_requests_than_run_together_all_end(served: Served) -> None:
     assert all(before[1] <= after[0] for before, after in pairwise(busy))
     assert sum(end - start for start, end in busy) >= stats.busy_s - before.busy_s - 1e-6 > 0
     assert engine.take_busy() == []
+
+
+async def test_only_so_many_requests_run_together(served: Served) -> None:
+    async with asyncio.TaskGroup() as tasks:
+        asked = ask(served.engine, tasks, ragged(MAX_RUNNING + 4), CONTEXT)
+        seen = await served.until(lambda seen: seen.running > 0 and seen.waiting == 4)
+        assert seen.running == MAX_RUNNING
+        assert 0 < seen.kv_used_frac <= 1
+        for one in asked:
+            one.cancel()
 
 
 async def test_lower_priority_values_go_first(served: Served) -> None:
