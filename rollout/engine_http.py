@@ -30,6 +30,7 @@ from rollout.engine import (
     Generation,
     UpdateMode,
     UpdateReport,
+    check_context,
     check_sampling,
     checked_prompt,
 )
@@ -116,6 +117,7 @@ class HttpEngine:
         """
         path = Path(model_path)
         config, shapes, manifest = await asyncio.to_thread(_model, path, version)
+        check_context(max_context_tokens, config.get("max_position_embeddings", max_context_tokens))
         client = Client(url, section.http)
         try:
             found = await study(
@@ -459,7 +461,12 @@ class HttpEngine:
 
 def _model(path: Path, version: int) -> tuple[dict, dict[str, tuple[int, ...]], Manifest | None]:
     """A model's configuration and shapes, and what publishes its weights if one file holds them."""
-    config = json.loads((path / "config.json").read_bytes())
+    try:
+        config = json.loads((path / "config.json").read_bytes())
+    except (OSError, ValueError) as error:
+        raise EngineError(
+            f"model.path={str(path)!r} has no config.json to read: {error}"
+        ) from error
     files = sorted(path.glob("*.safetensors"))
     manifest = None
     if len(files) == 1:

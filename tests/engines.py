@@ -3,26 +3,37 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from configs.schema import EngineSection, ModelSection, PoolSection, RolloutSection, RunConfig
+from configs.schema import (
+    EngineSection,
+    HttpSection,
+    ModelSection,
+    PoolSection,
+    RolloutSection,
+    RunConfig,
+)
 from rollout.engine import Engine, EngineError, Generation
 from rollout.engines import start_engine
-from rollout.types import Sampling
+from rollout.model import load_model
+from rollout.types import EngineStats, Sampling
 from rollout.vllm_setup import check_installed
 from rollout.weights import Manifest
 from tests.models import plain_logprobs, publish, tiny_qwen3
+from tests.servers import STEERED, VllmServer
 
 VOCAB = 64
-CONTEXT = 512
+MAX_RUNNING = 16
+CONTEXT = 2048
 END_TOKEN = 7
 """What the model's files call the end of a text, and no engine may care about."""
 
@@ -44,7 +55,18 @@ needs_vllm = [
 ]
 
 # Another kind is one more entry.
-KINDS = ["local", pytest.param("vllm", marks=needs_vllm)]
+COMPUTING = ["local", pytest.param("vllm", marks=needs_vllm)]
+KINDS = [*COMPUTING, pytest.param("http", marks=needs_vllm)]
+"""The last is a server, and cannot promise all that the others do.
+
+- A reply comes whole, when it has ended. `stats` counts the tokens of those that came, and calls all
+  requests under way running: what a test needs to know of these, the server is asked (`Served.seen`).
+  A reply that `close` cuts off has no tokens.
+- `close` does not cut off an update, after which the server could stay paused.
+- `pids` is empty: the server is somebody else's, and goes on when the engine is closed.
+
+It computes as `vllm` does, so that number types and most architectures are tested there.
+"""
 
 each_kind = pytest.mark.parametrize("kind", KINDS)
 
@@ -55,7 +77,7 @@ async def started(
     model: Path,
     *,
     dtype: str = "float32",
-    context: int = CONTEXT,
+    context: int = 512,
     log: Path | None = None,
     **section: Any,
 ) -> AsyncIterator[Engine]:
@@ -72,11 +94,14 @@ async def start(
     model: Path,
     *,
     dtype: str = "float32",
-    context: int = CONTEXT,
+    context: int = 512,
     log: Path | None = None,
     **section: Any,
 ) -> Engine:
     """The same, to be closed by the caller. Raises EngineError."""
+    if kind == "http":
+        # Nobody's, where none is given.
+        section = {"http": HttpSection(urls=["http://127.0.0.1:9"])} | section
     config = RunConfig(
         model=ModelSection(path=str(model), dtype=dtype),  # pyright: ignore[reportArgumentType]
         pools={"none": PoolSection(source="none")},
@@ -104,16 +129,108 @@ def checkpoint(path: Path, **changes: Any) -> Path:
     return path
 
 
+@asynccontextmanager
+async def serving(
+    kind: str,
+    folder: Path,
+    paths: Sequence[Path],
+    *,
+    dtype: str = "float32",
+    context: int = CONTEXT,
+    max_running: int = MAX_RUNNING,
+    **section: Any,
+) -> "AsyncIterator[Served]":
+    """An engine of `kind` on the first of some models, which was asked something; closed in the end.
+
+    Of kind `http` on a server of its own. `folder` gets logs and weights.
+    """
+    async with AsyncExitStack() as stack:
+        server = None
+        if kind == "http":
+            limits = (f"--max-num-seqs={max_running}", f"--max-model-len={context}")
+            server = VllmServer(paths[0], folder / "server.log", arguments=(*STEERED, *limits))
+            stack.push_async_callback(asyncio.to_thread, server.kill)
+            await asyncio.to_thread(server.start)
+            section["http"] = HttpSection(urls=[server.url])
+        models = [await asyncio.to_thread(load_model, path, dtype) for path in paths]
+        engine = await stack.enter_async_context(
+            started(
+                kind,
+                paths[0],
+                dtype=dtype,
+                context=context,
+                log=folder / "engine.log",
+                max_running=max_running,
+                **section,
+            )
+        )
+        # What an engine makes for its first request is not of the test that comes first.
+        await engine.generate([1], Sampling(max_tokens=1))
+        yield Served(engine, folder, models, server)
+
+
 class Served:
     """An engine, and the model that each of its versions is."""
 
-    def __init__(self, engine: Engine, folder: Path, models: Sequence[PreTrainedModel]) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        folder: Path,
+        models: Sequence[PreTrainedModel],
+        server: VllmServer | None = None,
+    ) -> None:
         self.engine = engine
         self.folder = folder
         self.models = models
         """The first is version 0."""
+        self._server = server
         self._of_version = {0: models[0]}
         self._published = 0
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The one that is served."""
+        return self._of_version[self.engine.version]
+
+    @property
+    def long(self) -> int:
+        """Tokens of a reply in whose middle something happens, once it is seen how far it is."""
+        return 400 if self._server is None else 1200  # asking a server takes longer
+
+    @property
+    def replies_come_whole(self) -> bool:
+        """As they do from a server."""
+        return self._server is not None
+
+    async def seen(self) -> EngineStats:
+        """The engine's numbers, those of requests under way included, whoever knows them."""
+        stats = self.engine.stats()
+        if self._server is None:
+            return stats
+        found = await asyncio.to_thread(self._server.counters)
+        return msgspec.structs.replace(
+            stats,
+            running=int(found["vllm:num_requests_running"]),
+            waiting=int(found["vllm:num_requests_waiting"]),
+            kv_used_frac=found["vllm:kv_cache_usage_perc"],
+            sampled_tokens=int(found["vllm:generation_tokens_total"]),
+        )
+
+    async def until(self, is_so: Callable[[EngineStats], bool]) -> EngineStats:
+        """Wait for what the engine does meanwhile; the numbers that were then seen."""
+        seen = None
+        try:
+            async with asyncio.timeout(60):
+                while not is_so(seen := await self.seen()):  # noqa: ASYNC110 nothing tells of it
+                    await asyncio.sleep(0.001)
+        except TimeoutError as error:
+            raise AssertionError(f"it did not come to that: {seen}") from error
+        return seen
+
+    async def sampling(self, count: int, *, running: int = 0) -> None:
+        """Wait until so many requests run, and then for `count` more tokens."""
+        begun = await self.until(lambda seen: seen.running >= running)
+        await self.until(lambda seen: seen.sampled_tokens >= begun.sampled_tokens + count)
 
     def publish(
         self, which: int, *, change: Callable[[dict[str, Tensor]], None] | None = None

@@ -59,7 +59,13 @@ def tiny_qwen3(
 
 
 def tiny_qwen2(
-    path: Path, *, seed: int = 0, vocab_size: int = 64, head_dim: int = 16, tied: bool = True
+    path: Path,
+    *,
+    seed: int = 0,
+    vocab_size: int = 64,
+    head_dim: int = 16,
+    max_positions: int = 512,
+    tied: bool = True,
 ) -> Path:
     """Write a Qwen2 checkpoint (biases in attention, tied head by default); returns `path`."""
     config = Qwen2Config(
@@ -69,13 +75,20 @@ def tiny_qwen2(
         num_attention_heads=4,
         num_key_value_heads=2,
         intermediate_size=96,
-        max_position_embeddings=512,
+        max_position_embeddings=max_positions,
         tie_word_embeddings=tied,
     )
     return _save(Qwen2ForCausalLM(config), path, seed=seed, dtype=torch.float32)
 
 
-def tiny_llama(path: Path, *, seed: int = 0, vocab_size: int = 64, head_dim: int = 16) -> Path:
+def tiny_llama(
+    path: Path,
+    *,
+    seed: int = 0,
+    vocab_size: int = 64,
+    head_dim: int = 16,
+    max_positions: int = 512,
+) -> Path:
     """Write a Llama checkpoint (as many KV heads as heads); returns `path`."""
     config = LlamaConfig(
         vocab_size=vocab_size,
@@ -84,7 +97,7 @@ def tiny_llama(path: Path, *, seed: int = 0, vocab_size: int = 64, head_dim: int
         num_attention_heads=4,
         num_key_value_heads=4,
         intermediate_size=96,
-        max_position_embeddings=512,
+        max_position_embeddings=max_positions,
     )
     return _save(LlamaForCausalLM(config), path, seed=seed, dtype=torch.float32)
 

@@ -78,15 +78,21 @@ class VllmServer:
             time.sleep(0.2)  # another process: nothing here to wait on
 
     def kill(self) -> None:
-        """End it and all that it started, at once."""
-        assert self.process is not None
+        """End it and all that it started, at once, if it runs."""
+        if self.process is None or self.process.poll() is not None:
+            return
         os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
-    def counter(self, name: str) -> float:
-        """One of the numbers that it counts; blocks."""
-        lines = self._get("/metrics").decode().splitlines()
-        return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name + "{"))
+    def counters(self) -> dict[str, float]:
+        """All that it counts, by name; blocks."""
+        counted: dict[str, float] = {}
+        for line in self._get("/metrics").decode().splitlines():
+            if not line.startswith("#"):
+                key, _, number = line.rpartition(" ")
+                name = key.partition("{")[0]
+                counted[name] = counted.get(name, 0.0) + float(number)
+        return counted
 
     def answer(self, path: str) -> Any:
         """What it answers there; blocks."""
@@ -110,8 +116,7 @@ def serving(server: VllmServer) -> Iterator[VllmServer]:
         server.start()
         yield server
     finally:
-        if server.process is not None and server.process.poll() is None:
-            server.kill()
+        server.kill()
 
 
 @dataclass

@@ -30,7 +30,7 @@ from tests.faults import ARGUMENTS, spoil
 from tests.models import publish
 
 # One engine, as each test leaves one that serves.
-pytestmark = [*needs_vllm, pytest.mark.asyncio(loop_scope="module")]
+pytestmark = [*needs_vllm, pytest.mark.asyncio(loop_scope="session")]
 
 # On a busy machine loading these weights takes a second at most.
 TIMEOUT_S = 6.0
@@ -38,13 +38,15 @@ TIMEOUT_S = 6.0
 torch.set_num_threads(1)
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def served(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Served]:
     folder = tmp_path_factory.mktemp("served")
     paths = [checkpoint(folder / f"model_{seed}", seed=seed) for seed in range(3)]
     models = [load_model(path, "float32") for path in paths]
     options = VllmSection(update_timeout_s=TIMEOUT_S, arguments=ARGUMENTS)
     async with started("vllm", paths[0], max_running=16, vllm=options) as engine:
+        # What an engine makes for its first request is not of the test that comes first.
+        await engine.generate([1], Sampling(max_tokens=1))
         yield Served(engine, folder, models)
 
 

@@ -1,51 +1,36 @@
 """Weights that are sent to real vLLM: everything but NCCL itself, for which a TCP store stands in."""
 
 import asyncio
+import os
+import signal
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import msgspec
-import numpy as np
 import pytest
+import pytest_asyncio
 import torch
 from transformers import PreTrainedModel
 
 from configs.schema import EngineSection, VllmSection
 from learner.publish import named_weights
 from rollout.actor import Joins
-from rollout.engine import EngineError, Generation, UpdateMode
-from rollout.engine_vllm import VllmEngine
+from rollout.engine import Engine, EngineError, Generation, UpdateMode
 from rollout.model import load_model
-from rollout.types import Sampling
-from rollout.vllm_setup import check_installed, import_api
+from rollout.types import Sampling, Span
+from rollout.vllm_setup import import_api
 from rollout.weights import Manifest, WeightsError, newest_version
+from tests.engines import assert_close, assert_covered, needs_vllm, sampling, started
 from tests.models import plain_logprobs, tiny_qwen3
 
-if TYPE_CHECKING:
-    pass
-
-
-def _missing() -> str:
-    try:
-        check_installed()
-    except EngineError as error:
-        return str(error)
-    return ""
-
-
-pytestmark = [
-    pytest.mark.vllm,
-    pytest.mark.skipif(bool(_missing()), reason=_missing()),
-    # Started anew or under load it takes 20 s each time.
-    pytest.mark.timeout(300),
-]
+pytestmark = needs_vllm
+on_shared_loop = pytest.mark.asyncio(loop_scope="session")
 
 NAME = "actor-0"
 PROMPT = [3, 1, 4, 1, 5]
 # Little, so that a version goes in several buffers; a larger tensor would be a warning.
 BUFFER_BYTES = 20_000
+TIMEOUT_S = 6.0
 
 torch.set_num_threads(1)
 
@@ -65,6 +50,7 @@ class Learner:
             for seed in range(3)
         ]
         self.log = folder / "version.json"
+        self.version = 0
         self.sender: Sender = Sender(
             log=self.log,
             num_workers=1,
@@ -73,144 +59,148 @@ class Learner:
             init_info=StoreInit,
         )
 
-    def publish(self, version: int) -> Manifest:
-        """The weights of the model with that number."""
-        weights = named_weights(self.models[version])
-        return self.sender.publish(weights, version=version, step=version)
+    def publish(self) -> Manifest:
+        """A next version: the weights of a next model, and of the first after the last."""
+        self.version += 1
+        weights = named_weights(self.model(self.version))
+        return self.sender.publish(weights, version=self.version, step=self.version)
+
+    def model(self, version: int) -> PreTrainedModel:
+        return self.models[version % len(self.models)]
 
 
-@asynccontextmanager
-async def serving(
-    folder: Path, *, tied: bool = False, timeout_s: float = 60.0
-) -> AsyncIterator[tuple[VllmEngine, Learner]]:
+class Met:
     """An engine, and a learner that it has met."""
-    learner = await asyncio.to_thread(Learner, folder, tied=tied)
-    engine = await VllmEngine.start(
-        folder / "model_0",
-        dtype="float32",
-        section=EngineSection(
-            kind="vllm",
-            max_running=8,
-            vllm=VllmSection(arguments=learner.arguments, update_timeout_s=timeout_s),
-        ),
-        max_context_tokens=256,
-        log=folder / "engine.log",
-    )
-    try:
-        assert isinstance(engine, Joins)
-        endpoint = await asyncio.to_thread(learner.sender.open, NAME, "127.0.0.1")
+
+    def __init__(self, engine: Engine, learner: Learner) -> None:
+        self.engine = engine
+        self.learner = learner
+
+    async def meet(self) -> None:
+        assert isinstance(self.engine, Joins)
+        endpoint = await asyncio.to_thread(self.learner.sender.open, NAME, "127.0.0.1")
         async with asyncio.TaskGroup() as group:
-            group.create_task(engine.join(endpoint))
-            group.create_task(asyncio.to_thread(learner.sender.join, NAME))
-        yield engine, learner
-    finally:
-        await engine.close()
-        learner.sender.close()
+            group.create_task(self.engine.join(endpoint))
+            group.create_task(asyncio.to_thread(self.learner.sender.join, NAME))
+
+    async def deliver(self) -> int:
+        """Serve a next version, which is returned."""
+        manifest = await asyncio.to_thread(self.learner.publish)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.engine.update_weights(manifest, UpdateMode.RECOMPUTE))
+            group.create_task(asyncio.to_thread(self.learner.sender.send, NAME, manifest.version))
+        return manifest.version
+
+    def assert_exact(self, reply: Generation) -> None:
+        """Each span has the log-probs of a plain forward of its version."""
+        tokens = reply.token_ids.tolist()
+        assert_covered(reply)
+        for span in reply.spans:
+            part = slice(span.start, span.end)
+            expected = plain_logprobs(self.learner.model(span.version), PROMPT, tokens)[part]
+            assert_close(reply.logprobs[part], expected)
 
 
-async def deliver(
-    engine: VllmEngine, learner: Learner, version: int, mode: UpdateMode = UpdateMode.RECOMPUTE
-) -> None:
-    manifest = await asyncio.to_thread(learner.publish, version)
+@pytest_asyncio.fixture(
+    scope="module", loop_scope="session", params=[False, True], ids=["untied", "tied"]
+)
+async def met(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Met]:
+    folder = tmp_path_factory.mktemp("met")
+    learner = await asyncio.to_thread(Learner, folder, tied=request.param)
+    options = VllmSection(arguments=learner.arguments, update_timeout_s=TIMEOUT_S)
+    async with started("vllm", folder / "model_0", max_running=8, vllm=options) as engine:
+        one = Met(engine, learner)
+        await one.meet()
+        # What an engine makes for its first request is not of the test that comes first.
+        await engine.generate(PROMPT, Sampling(max_tokens=1))
+        yield one
+    learner.sender.close()
+
+
+# The first one: of a version that was sent no other engine can be started.
+@on_shared_loop
+@pytest.mark.parametrize("met", [False], indirect=True, ids=["untied"])
+async def test_a_sender_that_never_comes_costs_no_request_and_no_version(met: Met) -> None:
+    engine, pids = met.engine, met.engine.pids
+    manifest = await asyncio.to_thread(met.learner.publish)
     async with asyncio.TaskGroup() as group:
-        group.create_task(engine.update_weights(manifest, mode))
-        group.create_task(asyncio.to_thread(learner.sender.send, NAME, version))
+        asked = group.create_task(engine.generate(PROMPT, Sampling(max_tokens=200)))
+        await sampling(engine, 10, since=engine.stats().sampled_tokens)
+        with pytest.raises(EngineError, match=rf"not done within .*timeout_s={TIMEOUT_S:g}"):
+            await engine.update_weights(manifest, UpdateMode.RECOMPUTE)
+    assert engine.version == 0
+    assert engine.pids and not set(engine.pids) & set(pids)
+    assert asked.result().spans == [Span(0, 0, 200)]
+    await asyncio.to_thread(met.assert_exact, asked.result())
+    # Whoever was started anew is in no group, and says so before it touches anything.
+    again = await asyncio.to_thread(met.learner.publish)
+    with pytest.raises(EngineError, match="started anew after it had met the learner"):
+        await engine.update_weights(again, UpdateMode.RECOMPUTE)
+    await engine.generate(PROMPT, Sampling(max_tokens=2))
+    await met.meet()
 
 
-def assert_exact(models: list[PreTrainedModel], reply: Generation) -> None:
-    """Each span has the log-probs of a plain forward of its version."""
-    tokens = reply.token_ids.tolist()
-    assert reply.spans[0].start == 0 and reply.spans[-1].end == len(tokens)
-    for span in reply.spans:
-        expected = plain_logprobs(models[span.version], PROMPT, tokens)[span.start : span.end]
-        found = reply.logprobs[span.start : span.end]
-        np.testing.assert_allclose(found, expected.numpy(), atol=1e-4, rtol=0)
+@on_shared_loop
+async def test_versions_are_sent_while_requests_run(met: Met) -> None:
+    engine, before = met.engine, met.engine.version
+    async with asyncio.TaskGroup() as group:
+        asked = [
+            group.create_task(engine.generate(PROMPT, Sampling(max_tokens=200))) for _ in range(4)
+        ]
+        await sampling(engine, 40, since=engine.stats().sampled_tokens)
+        first = await met.deliver()
+        await sampling(engine, 200, since=engine.stats().sampled_tokens)
+        second = await met.deliver()
+    later = await engine.generate(PROMPT, Sampling(max_tokens=20))
+    assert engine.version == second
+    for task in asked:
+        assert [span.version for span in task.result().spans] == [before, first, second]
+        await asyncio.to_thread(met.assert_exact, task.result())
+    assert [span.version for span in later.spans] == [second]
+    await asyncio.to_thread(met.assert_exact, later)
+    assert await asyncio.to_thread(newest_version, met.learner.log) == second
 
 
-async def until_sampling(engine: VllmEngine, tokens: int) -> None:
-    while engine.stats().sampled_tokens < tokens:  # noqa: ASYNC110 nobody tells
-        await asyncio.sleep(0.01)
+@on_shared_loop
+async def test_weights_of_another_model_are_refused_before_anything_is_touched(met: Met) -> None:
+    engine, version = met.engine, met.engine.version
+    manifest = await asyncio.to_thread(met.learner.publish)
+    first, *others = manifest.tensors
+    wrong = msgspec.structs.replace(first, shape=[*first.shape, 2])
+    for tensors in ([wrong, *others], others, [*manifest.tensors, wrong]):
+        changed = msgspec.structs.replace(manifest, tensors=tensors)
+        with pytest.raises(WeightsError, match=first.name):
+            await engine.update_weights(changed, UpdateMode.RECOMPUTE)
+    assert engine.version == version
+    reply = await engine.generate(PROMPT, Sampling(max_tokens=20))
+    assert reply.spans == [Span(version, 0, 20)]
+    await asyncio.to_thread(met.assert_exact, reply)
 
 
-@pytest.mark.parametrize("tied", [False, True])
-async def test_versions_are_sent_while_requests_run(tmp_path: Path, tied: bool) -> None:
-    async with serving(tmp_path, tied=tied) as (engine, learner):
-        async with asyncio.TaskGroup() as group:
-            asked = [
-                group.create_task(engine.generate(PROMPT, Sampling(max_tokens=200)))
-                for _ in range(4)
-            ]
-            await until_sampling(engine, 40)
-            await deliver(engine, learner, 1)
-            await until_sampling(engine, 240)
-            await deliver(engine, learner, 2)
-        replies = [task.result() for task in asked]
-        later = await engine.generate(PROMPT, Sampling(max_tokens=20))
-        assert engine.version == 2
-    for reply in replies:
-        assert [span.version for span in reply.spans] == [0, 1, 2]
-        await asyncio.to_thread(assert_exact, learner.models, reply)
-    assert [span.version for span in later.spans] == [2]
-    await asyncio.to_thread(assert_exact, learner.models, later)
-    assert await asyncio.to_thread(newest_version, learner.log) == 2
-
-
-async def test_a_sender_that_never_comes_costs_no_request_and_no_version(tmp_path: Path) -> None:
-    async with serving(tmp_path, timeout_s=5) as (engine, learner):
-        pids = engine.pids
-        manifest = await asyncio.to_thread(learner.publish, 1)
-        async with asyncio.TaskGroup() as group:
-            asked = group.create_task(engine.generate(PROMPT, Sampling(max_tokens=200)))
-            await until_sampling(engine, 10)
-            with pytest.raises(EngineError, match=r"not done within .*update_timeout_s=5"):
-                await engine.update_weights(manifest, UpdateMode.RECOMPUTE)
-        assert engine.version == 0
-        assert engine.pids and not set(engine.pids) & set(pids)
-        assert [span.version for span in asked.result().spans] == [0]
-        await asyncio.to_thread(assert_exact, learner.models, asked.result())
-        # Whoever was started anew is in no group, and says so before it touches anything.
-        again = await asyncio.to_thread(learner.publish, 2)
-        with pytest.raises(EngineError, match="started anew after it had met the learner"):
-            await engine.update_weights(again, UpdateMode.RECOMPUTE)
-        await engine.generate(PROMPT, Sampling(max_tokens=2))
-
-
-async def test_an_engine_that_dies_with_sent_weights_says_that_they_are_gone(
-    tmp_path: Path,
-) -> None:
-    async with serving(tmp_path) as (engine, learner):
-        await deliver(engine, learner, 1)
-        assert engine._core is not None
-        engine._core.kill()
-        with pytest.raises(EngineError, match="version 1 was sent, and is in no file to load"):
-            await engine.generate(PROMPT, Sampling(max_tokens=20))
-
-
-async def test_weights_of_another_model_are_refused_before_anything_is_touched(
-    tmp_path: Path,
-) -> None:
-    async with serving(tmp_path) as (engine, learner):
-        manifest = await asyncio.to_thread(learner.publish, 1)
-        first, *others = manifest.tensors
-        wrong = msgspec.structs.replace(first, shape=[*first.shape, 2])
-        for tensors in ([wrong, *others], others, [*manifest.tensors, wrong]):
-            changed = msgspec.structs.replace(manifest, tensors=tensors)
-            with pytest.raises(WeightsError, match=first.name):
-                await engine.update_weights(changed, UpdateMode.RECOMPUTE)
-        assert engine.version == 0
-        reply = await engine.generate(PROMPT, Sampling(max_tokens=20))
-        await asyncio.to_thread(assert_exact, learner.models, reply)
+# The last one on each of these engines.
+@on_shared_loop
+async def test_an_engine_that_dies_with_sent_weights_says_that_they_are_gone(met: Met) -> None:
+    await met.deliver()
+    for pid in met.engine.pids:
+        os.kill(pid, signal.SIGKILL)
+    with pytest.raises(
+        EngineError, match=f"version {met.engine.version} was sent, and is in no file"
+    ):
+        await met.engine.generate(PROMPT, Sampling(max_tokens=20))
 
 
 async def test_what_cannot_be_sent_is_refused(tmp_path: Path) -> None:
     learner = await asyncio.to_thread(Learner, tmp_path, tied=False)
-    await asyncio.to_thread(learner.publish, 1)
+    await asyncio.to_thread(learner.publish)
     with pytest.raises(WeightsError, match="those of 1"):
         learner.sender.send(NAME, 2)
     with pytest.raises(WeightsError, match="never joined"):
         learner.sender.send(NAME, 1)
+    learner.version = 0
     with pytest.raises(WeightsError, match="strictly increase"):
-        await asyncio.to_thread(learner.publish, 1)
+        await asyncio.to_thread(learner.publish)
 
 
 def test_other_learner_ranks_only_take_part_in_gathering(tmp_path: Path) -> None:

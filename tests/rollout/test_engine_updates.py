@@ -1,69 +1,34 @@
 """Weights that change in flight, on every kind of engine: each mode's exactness, and refusals."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import msgspec
 import pytest
-import pytest_asyncio
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
-from rollout.engine import EngineError, EngineStop, UpdateMode
-from rollout.model import load_model
+from rollout.engine import EngineStop, UpdateMode
 from rollout.types import Sampling, Span
 from rollout.weights import Manifest, WeightsError
 from tests.engines import (
-    KINDS,
+    MAX_RUNNING,
     VOCAB,
     Served,
     ask,
     assert_close,
     assert_covered,
-    assert_exact,
-    checkpoint,
     continued,
-    each_kind,
     ragged,
-    sampling,
-    start,
-    started,
-    until,
 )
-from tests.lost_tasks import no_lost_tasks
-from tests.models import plain_logprobs, publish, tiny_qwen2
+from tests.models import plain_logprobs
 
-# One engine for most tests: some kinds take 20 s to start.
-pytestmark = pytest.mark.asyncio(loop_scope="module")
-
-MAX_RUNNING = 8
-LONG = 400
-"""Tokens of a reply that an update reaches in the middle."""
+# On the loop of the engine that they share.
+pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 torch.set_num_threads(1)
-
-
-@pytest_asyncio.fixture(autouse=True, loop_scope="module")
-async def no_lost_task() -> AsyncIterator[None]:
-    """On the loop that these tests share."""
-    async with no_lost_tasks():
-        yield
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module", params=KINDS)
-async def served(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> AsyncIterator[Served]:
-    folder = tmp_path_factory.mktemp("served")
-    paths = [checkpoint(folder / f"model_{seed}", seed=seed) for seed in range(3)]
-    models = [load_model(path, "float32") for path in paths]
-    async with started(request.param, paths[0], max_running=MAX_RUNNING, max_cached=8) as engine:
-        # What an engine makes for its first request is not of the test that comes first.
-        await engine.generate([1], Sampling(max_tokens=1))
-        yield Served(engine, folder, models)
 
 
 async def update(served: Served, which: int, mode: UpdateMode) -> int:
@@ -78,28 +43,26 @@ async def update(served: Served, which: int, mode: UpdateMode) -> int:
 
 async def test_recompute_gives_each_token_its_own_versions_logprob(served: Served) -> None:
     engine, old, prompts = served.engine, served.engine.version, ragged(5)
-    before = engine.stats()
     async with asyncio.TaskGroup() as tasks:
-        asked = ask(engine, tasks, prompts, LONG, temperature=0.8)
-        await sampling(engine, 5 * 5, since=before.sampled_tokens)
+        asked = ask(engine, tasks, prompts, served.long, temperature=0.8)
+        await served.sampling(5 * 5, running=5)
         first = await update(served, 1, UpdateMode.RECOMPUTE)
-        await sampling(engine, 5 * 5, since=engine.stats().sampled_tokens)
+        await served.sampling(5 * 5)
         second = await update(served, 2, UpdateMode.RECOMPUTE)
     for prompt, task in zip(prompts, asked, strict=True):
         reply = task.result()
         assert [span.version for span in reply.spans] == [old, first, second]
         assert not any(span.mixed_kv for span in reply.spans)
-        assert (len(reply.token_ids), reply.stop) == (LONG, EngineStop.LENGTH)
+        assert (len(reply.token_ids), reply.stop) == (served.long, EngineStop.LENGTH)
         served.assert_exact(prompt, reply, temperature=0.8)
 
 
 async def test_keep_goes_on_with_the_old_cache(served: Served) -> None:
     await update(served, 0, UpdateMode.RECOMPUTE)
     engine, old, prompts = served.engine, served.engine.version, ragged(5)
-    before = engine.stats()
     async with asyncio.TaskGroup() as tasks:
-        asked = ask(engine, tasks, prompts, LONG)
-        await sampling(engine, 5 * 5, since=before.sampled_tokens)
+        asked = ask(engine, tasks, prompts, served.long)
+        await served.sampling(5 * 5, running=5)
         new = await update(served, 1, UpdateMode.KEEP)
     for prompt, task in zip(prompts, asked, strict=True):
         reply = task.result()
@@ -120,10 +83,10 @@ async def test_recompute_after_keep_is_exact_again(served: Served) -> None:
     await update(served, 0, UpdateMode.RECOMPUTE)
     engine = served.engine
     async with asyncio.TaskGroup() as tasks:
-        (asked,) = ask(engine, tasks, [[1, 2, 3]], LONG)
-        await sampling(engine, 4, since=engine.stats().sampled_tokens)
+        (asked,) = ask(engine, tasks, [[1, 2, 3]], served.long)
+        await served.sampling(4, running=1)
         await update(served, 1, UpdateMode.KEEP)
-        await sampling(engine, 4, since=engine.stats().sampled_tokens)
+        await served.sampling(4)
         last = await update(served, 2, UpdateMode.RECOMPUTE)
     reply = asked.result()
     assert [span.mixed_kv for span in reply.spans] == [False, True, False]
@@ -135,16 +98,15 @@ async def test_recompute_after_keep_is_exact_again(served: Served) -> None:
 
 async def test_drain_lets_running_requests_finish_and_waiting_ones_wait(served: Served) -> None:
     engine, old, prompts = served.engine, served.engine.version, ragged(MAX_RUNNING + 4)
-    before = engine.stats()
     async with asyncio.TaskGroup() as tasks:
-        asked = ask(engine, tasks, prompts[:MAX_RUNNING], 100)
-        await sampling(engine, MAX_RUNNING, since=before.sampled_tokens)
+        asked = ask(engine, tasks, prompts[:MAX_RUNNING], served.long)
+        await served.sampling(MAX_RUNNING, running=MAX_RUNNING)
         asked += ask(engine, tasks, prompts[MAX_RUNNING:], 20)
-        await until(lambda: engine.stats().waiting == 4)
+        await served.until(lambda seen: seen.waiting == 4)
         new = await update(served, 1, UpdateMode.DRAIN)
         assert all(task.done() for task in asked[:MAX_RUNNING])
     for i, (prompt, task) in enumerate(zip(prompts, asked, strict=True)):
-        version, count = (old, 100) if i < MAX_RUNNING else (new, 20)
+        version, count = (old, served.long) if i < MAX_RUNNING else (new, 20)
         assert task.result().spans == [Span(version, 0, count)]
         served.assert_exact(prompt, task.result())
 
@@ -153,14 +115,14 @@ async def test_a_drain_that_is_given_up_lets_requests_in_again(served: Served) -
     engine, old = served.engine, served.engine.version
     manifest = await asyncio.to_thread(served.publish, 2)
     async with asyncio.TaskGroup() as tasks:
-        asked = ask(engine, tasks, ragged(MAX_RUNNING), LONG)
-        await sampling(engine, MAX_RUNNING, since=engine.stats().sampled_tokens)
+        asked = ask(engine, tasks, ragged(MAX_RUNNING), served.long)
+        await served.sampling(MAX_RUNNING, running=MAX_RUNNING)
         late = ask(engine, tasks, [[1], [2]], 5)
         task = tasks.create_task(engine.update_weights(manifest, UpdateMode.DRAIN))
-        await sampling(engine, MAX_RUNNING * 5, since=engine.stats().sampled_tokens)
+        await served.sampling(MAX_RUNNING * 5)
         task.cancel()
     assert task.cancelled() and engine.version == old
-    assert {len(one.result().token_ids) for one in asked} == {LONG}
+    assert {len(one.result().token_ids) for one in asked} == {served.long}
     for i, one in enumerate(late):
         served.assert_exact([1 + i], one.result())
 
@@ -171,12 +133,12 @@ async def test_a_prefix_is_not_reused_across_versions(served: Served) -> None:
     await engine.generate(prompt, how)
     for which, mode in ((1, UpdateMode.RECOMPUTE), (2, UpdateMode.KEEP), (0, UpdateMode.DRAIN)):
         await update(served, which, mode)
-        before = engine.stats()
+        was, before = await served.seen(), engine.stats()
         first = await engine.generate(prompt, how)
-        await until(lambda: engine.stats().sampled_tokens == before.sampled_tokens + 4)  # noqa: B023
+        await served.until(lambda seen: seen.sampled_tokens == was.sampled_tokens + 4)  # noqa: B023
         assert engine.stats().prefix_hit_tokens == before.prefix_hit_tokens
         second = await engine.generate(prompt, how)
-        await until(lambda: engine.stats().sampled_tokens == before.sampled_tokens + 8)  # noqa: B023
+        await served.until(lambda seen: seen.sampled_tokens == was.sampled_tokens + 8)  # noqa: B023
         assert engine.stats().prefix_hit_tokens >= before.prefix_hit_tokens + 96
         for reply in (first, second):
             assert reply.spans == [Span(engine.version, 0, 4)]
@@ -247,8 +209,8 @@ async def test_a_refused_update_changes_nothing(
     if spoil is not None:
         manifest = await asyncio.to_thread(spoil, manifest)
     async with asyncio.TaskGroup() as tasks:
-        asked = ask(engine, tasks, prompts, 100)
-        await sampling(engine, 3, since=engine.stats().sampled_tokens)
+        asked = ask(engine, tasks, prompts, served.long)
+        await served.sampling(3, running=3)
         for mode in (UpdateMode.RECOMPUTE, UpdateMode.KEEP):
             with pytest.raises(WeightsError, match=message):
                 await engine.update_weights(manifest, mode)
@@ -266,10 +228,9 @@ async def test_a_refused_update_changes_nothing(
 async def test_two_updates_at_once_are_one_after_the_other(served: Served) -> None:
     engine, prompts = served.engine, ragged(4)
     manifests = [await asyncio.to_thread(served.publish, which) for which in (1, 2)]
-    since = engine.stats().sampled_tokens
     async with asyncio.TaskGroup() as tasks:
-        asked = ask(engine, tasks, prompts, LONG)
-        await sampling(engine, 8, since=since)
+        asked = ask(engine, tasks, prompts, served.long)
+        await served.sampling(8, running=4)
         updates = [
             tasks.create_task(engine.update_weights(manifest, UpdateMode.RECOMPUTE))
             for manifest in manifests
@@ -283,59 +244,13 @@ async def test_two_updates_at_once_are_one_after_the_other(served: Served) -> No
 
 
 async def test_updates_under_load_lose_no_request(served: Served) -> None:
-    engine, prompts = served.engine, ragged(40)
-    since = engine.stats().sampled_tokens
+    engine, prompts, count = served.engine, ragged(40), served.long // 4
     async with asyncio.TaskGroup() as tasks:
-        asked = ask(engine, tasks, prompts, 60)
+        asked = ask(engine, tasks, prompts, count)
         for which in (1, 2, 0):
-            await sampling(engine, 30, since=since)
+            await served.sampling(30, running=1)
             await update(served, which, UpdateMode.RECOMPUTE)
-            since = engine.stats().sampled_tokens
     for prompt, task in zip(prompts, asked, strict=True):
         reply = task.result()
-        assert (len(reply.token_ids), reply.stop) == (60, EngineStop.LENGTH)
+        assert (len(reply.token_ids), reply.stop) == (count, EngineStop.LENGTH)
         served.assert_exact(prompt, reply)
-
-
-@each_kind
-async def test_tied_embeddings_change_the_head_too(kind: str, tmp_path: Path) -> None:
-    def prepare() -> tuple[list[PreTrainedModel], list[Manifest]]:
-        models = [
-            load_model(tiny_qwen2(tmp_path / f"v{i}", head_dim=32, seed=i), "float32")
-            for i in range(3)
-        ]
-        tensors = [model.state_dict() for model in models]
-        # A tied head may be published, or not.
-        del tensors[2]["lm_head.weight"]
-        tensors.append({**models[0].state_dict(), "lm_head.weight": torch.zeros(VOCAB, 128)})
-        return models, [publish(tmp_path / f"weights_{i}", one, i) for i, one in enumerate(tensors)]
-
-    models, manifests = await asyncio.to_thread(prepare)
-    async with started(kind, tmp_path / "v0", context=256) as engine:
-        for version in (1, 2):
-            await engine.update_weights(manifests[version], UpdateMode.RECOMPUTE)
-            reply = await engine.generate([5, 6], Sampling(max_tokens=20))
-            assert_exact(models[version], [5, 6], reply)
-        with pytest.raises(WeightsError, match="tied"):
-            await engine.update_weights(manifests[3], UpdateMode.RECOMPUTE)
-        assert_exact(models[2], [5, 6], await engine.generate([5, 6], Sampling(max_tokens=20)))
-
-
-@each_kind
-async def test_closing_ends_an_update_that_waits(kind: str, tmp_path: Path) -> None:
-    path = await asyncio.to_thread(checkpoint, tmp_path / "v0")
-    model = await asyncio.to_thread(load_model, path, "float32")
-    manifest = await asyncio.to_thread(publish, tmp_path / "weights", model.state_dict(), 1)
-    engine = await start(kind, path, context=2048)
-    async with asyncio.TaskGroup() as tasks:
-        asked = ask(engine, tasks, [[1]], 2000)
-        await sampling(engine, 1, since=0)
-        drain = asyncio.gather(
-            engine.update_weights(manifest, UpdateMode.DRAIN), return_exceptions=True
-        )
-        await sampling(engine, 100, since=0)
-        await engine.close()
-        (error,) = await drain
-    assert isinstance(error, EngineError) and "closed" in str(error)
-    assert asked[0].result().stop is EngineStop.ABORTED
-    assert engine.version == 0

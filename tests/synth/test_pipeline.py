@@ -14,16 +14,10 @@ import pytest
 
 from envpool import sandbox
 from synth.export import faults, read_manifest
+from tests.synth.quick import QUICK
 
 LAUNCH = Path(__file__).parents[2] / "launch.py"
-QUICK = (
-    "recorded=false",
-    "verify.configs=3",
-    "verify.drawn=6",
-    "verify.certificate_s=0.2",
-    "verify.random_episodes=2",
-    "verify.alternatives=8",
-)
+SETTINGS = ("recorded=false", "verify.configs=3", "verify.drawn=6", *QUICK)
 
 pytestmark = [
     pytest.mark.skipif(bool(sandbox.lacking()), reason=str(sandbox.lacking())),
@@ -114,7 +108,7 @@ def synth(*words: str, code: int = 0) -> str:
 
 
 def given(problems: Path, out: Path, *words: str) -> list[str]:
-    return [f"out={out}", f'problems.paths=["{problems}"]', *QUICK, *words]
+    return [f"out={out}", f'problems.paths=["{problems}"]', *SETTINGS, *words]
 
 
 def report_of(out: Path) -> dict[str, Any]:

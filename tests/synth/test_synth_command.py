@@ -17,15 +17,10 @@ from envpool import sandbox
 from synth.export import faults
 from synth.llm.recorded import FOLDER
 from tests.synth.llm_server import ENVIRON, KEY, PROBLEM, good, is_about_solver, serve
+from tests.synth.quick import QUICK
 
 LAUNCH = Path(__file__).parents[2] / "launch.py"
-QUICK = (
-    "verify.configs=2",
-    "verify.drawn=4",
-    "verify.certificate_s=0.2",
-    "verify.random_episodes=2",
-    "verify.alternatives=8",
-)
+SETTINGS = ("verify.configs=2", "verify.drawn=4", *QUICK)
 
 pytestmark = [
     pytest.mark.skipif(bool(sandbox.lacking()), reason=str(sandbox.lacking())),
@@ -150,7 +145,7 @@ def test_rows_of_published_sets_become_a_pool(
     path, out = write_rows(tmp_path / "rows.jsonl", *rows), tmp_path / "out"
     with path.open("a") as file:
         file.write('{"question": "What?"}\n' * 7)
-    said = synth(f"out={out}", f'problems.paths=["{path}"]', f"problems.format={shape}", *QUICK)
+    said = synth(f"out={out}", f'problems.paths=["{path}"]', f"problems.format={shape}", *SETTINGS)
     # Of problems of somebody's own, and of nothing that ships.
     assert said.count("not a problem: ") == 5 and "and 2 more: report.md has them" in said
     report = json.loads((out / "report.json").read_text())
@@ -180,7 +175,7 @@ async def test_replies_of_a_model_become_a_pool(tmp_path: Path) -> None:
             "llm.model=tiny",
             "llm.key_env=LLM_TEST_KEY",
             "llm.solvers=1",
-            *QUICK,
+            *SETTINGS,
             # More takes longer to be proven.
             "verify.min_certificate=2",
         ]
@@ -224,6 +219,6 @@ def test_a_key_that_is_missing_is_said_first(tmp_path: Path) -> None:
 def test_a_directory_that_cannot_be_written_is_said_first(name: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     out = tmp_path / name
-    said = synth(f"out={out}", *QUICK, code=2)
+    said = synth(f"out={out}", *SETTINGS, code=2)
     assert f"out='{out}' cannot be written to" in said and "Traceback" not in said
     assert "factory: " not in said and (tmp_path / "file").read_text() == "mine"
