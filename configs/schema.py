@@ -218,7 +218,11 @@ class LearnerSection(_Section, frozen=True, kw_only=True):
     clip_high: NonNegative = 0.2
     """And above at 1 + clip_high."""
     micro_batch_tokens: Count = 2048
-    """Padded tokens computed at once; more memory, fewer passes."""
+    """Tokens computed at once, none of them padding; more memory, fewer passes."""
+    share_prefix: bool = True
+    """What the rows of a group have in common at their start is computed once, with the same gradient."""
+    activation_checkpointing: bool = False
+    """Keep only what enters each layer, and compute the rest again: less memory, a third slower."""
     threads: Count = 1
     """Torch threads of the learner."""
     num_cpus: NonNegative = 1.0

@@ -1,11 +1,10 @@
-"""A `TrainBatch` becomes right-padded micro-batches of tensors; the lag bound is asserted here.
+"""A `TrainBatch` becomes packed micro-batches of tensors; the lag bound is asserted here.
 
-B: rows of a micro-batch. T: tokens of its longest row. Position i of every array is token i, which
-is predicted from position i - 1. Rows are padded on the right, so that under causal attention no
-real token sees the padding and no attention mask is needed.
+N: trained tokens of a micro-batch, row by row. Rows lie behind one another without padding, and
+what the rows of a group have in common at their start lies there once: see `learner.layout`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,37 +12,37 @@ import torch
 from torch import Tensor
 
 from learner.advantage import ADVANTAGES
+from learner.layout import Packed, common_prefix, pack_rows
 from rollout.types import LagError, Rollout, Row, TrainBatch, TrainGroup
 
-# Marks the positions of `versions_BT` that no weights sampled.
-NOT_SAMPLED = -1
+# Trainable rows, each with its advantage.
+_Rows = list[tuple[Row, float]]
+# Rows that share their beginning, and how many tokens they are to compute.
+_Family = tuple[_Rows, int]
 
 
 @dataclass(slots=True, kw_only=True, frozen=True)
 class MicroBatch:
-    """Rows that are computed at once. Padding has id 0 and mask False."""
+    """Rows that are computed at once, and what is known of their trained tokens."""
 
-    ids_BT: Tensor
-    """int64"""
-    old_logprobs_BT: Tensor
-    """float32, of the distribution the token was sampled from; 0 where the mask is False."""
-    advantages_BT: Tensor
-    """float32, that of the row's rollout at every position."""
-    mask_BT: Tensor
-    """bool, True exactly where the token was sampled by the policy."""
-    versions_BT: Tensor
-    """int64, which weights sampled the token; `NOT_SAMPLED` where the mask is False."""
-    mixed_kv_BT: Tensor
+    packed: Packed
+    """`packed.rows_N` tells which tokens are of one row."""
+    old_logprobs_N: Tensor
+    """float32, of the distribution the token was sampled from."""
+    advantages_N: Tensor
+    """float32, that of the row's rollout."""
+    versions_N: Tensor
+    """int64, which weights sampled the token."""
+    mixed_kv_N: Tensor
     """bool, True where the token was sampled on a cache that older weights filled."""
 
     def to(self, device: torch.device) -> "MicroBatch":
         return MicroBatch(
-            ids_BT=self.ids_BT.to(device),
-            old_logprobs_BT=self.old_logprobs_BT.to(device),
-            advantages_BT=self.advantages_BT.to(device),
-            mask_BT=self.mask_BT.to(device),
-            versions_BT=self.versions_BT.to(device),
-            mixed_kv_BT=self.mixed_kv_BT.to(device),
+            packed=self.packed.to(device),
+            old_logprobs_N=self.old_logprobs_N.to(device),
+            advantages_N=self.advantages_N.to(device),
+            versions_N=self.versions_N.to(device),
+            mixed_kv_N=self.mixed_kv_N.to(device),
         )
 
 
@@ -56,22 +55,24 @@ class Batch:
     """Denominator of the loss: counted before anything is clipped or masked."""
 
 
-def pack(batch: TrainBatch, *, advantage: str, micro_batch_tokens: int) -> Batch:
-    """Check the batch and cut it into micro-batches of at most `micro_batch_tokens` padded tokens.
+def pack(
+    batch: TrainBatch, *, advantage: str, micro_batch_tokens: int, share_prefix: bool = True
+) -> Batch:
+    """Check the batch and cut it into micro-batches of at most `micro_batch_tokens` tokens.
 
-    A row longer than that is a micro-batch of its own. Rows without a trained token are left out.
-    Raises LagError, and ValueError for a rollout without a verdict, for a row that cannot be
-    trained on, and for a batch with nothing to train on.
+    Tokens that rows share are counted once. A row longer than that is a micro-batch of its own.
+    Rows without a trained token are left out. Raises LagError, and ValueError for a rollout without
+    a verdict, for a row that cannot be trained on, and for a batch with nothing to train on.
     """
     check_lag(batch)
-    rows = [row for group in batch.groups for row in _group_rows(group, advantage)]
-    if not rows:
+    families: list[_Family] = []
+    for group in batch.groups:
+        families += _families(_group_rows(group, advantage), micro_batch_tokens, share_prefix)
+    if not families:
         raise ValueError(f"the batch of step {batch.step} has no token to train on")
-    # Rows of like length share a micro-batch: less padding.
-    rows.sort(key=lambda row: -len(row[0].token_ids))
     return Batch(
-        micro_batches=[_pad(part) for part in _parts(rows, micro_batch_tokens)],
-        num_trained_tokens=sum(int(row.mask.sum()) for row, _ in rows),
+        micro_batches=[_micro_batch(part) for part in _parts(families, micro_batch_tokens)],
+        num_trained_tokens=sum(int(row.mask.sum()) for rows, _ in families for row, _ in rows),
     )
 
 
@@ -100,13 +101,13 @@ def _rows(batch: TrainBatch) -> Iterator[tuple[TrainGroup, Rollout, Row]]:
                 yield group, rollout, row
 
 
-def _group_rows(group: TrainGroup, advantage: str) -> list[tuple[Row, float]]:
+def _group_rows(group: TrainGroup, advantage: str) -> _Rows:
     """The trainable rows of a group, each with the advantage of its rollout."""
     try:
         advantages_G = ADVANTAGES[advantage]([rollout.reward for rollout in group.rollouts])
     except ValueError as error:
         raise ValueError(f"group {group.group_id!r}: {error}") from error
-    rows: list[tuple[Row, float]] = []
+    rows: _Rows = []
     for rollout, value in zip(group.rollouts, advantages_G.tolist(), strict=True):
         for row in rollout.rows:
             _check_row(row, f"group {group.group_id!r}, member {rollout.member}")
@@ -134,39 +135,52 @@ def _check_row(row: Row, where: str) -> None:
         raise ValueError(f"{where}: the sampler's log-probs of trained tokens are not all finite")
 
 
-def _parts(rows: list[tuple[Row, float]], max_tokens: int) -> Iterator[list[tuple[Row, float]]]:
-    """Cut rows, longest first, into runs of at most `max_tokens` padded tokens."""
-    start = 0
-    while start < len(rows):
-        # The first row of a part is its longest: it sets the width of the padding.
-        width = len(rows[start][0].token_ids)
-        num_rows = max(1, max_tokens // width)
-        yield rows[start : start + num_rows]
-        start += num_rows
+def _families(rows: _Rows, max_tokens: int, share_prefix: bool) -> list[_Family]:
+    """Cut the rows of a group so that those which share their beginning fit a micro-batch."""
+    prefix = common_prefix([row for row, _ in rows]) if share_prefix else 0
+    if not prefix:
+        return [([each], len(each[0].token_ids)) for each in rows]
+    families: list[_Family] = []
+    chosen, num_tokens = [], prefix
+    for each in rows:
+        more = len(each[0].token_ids) - prefix
+        if chosen and num_tokens + more > max_tokens:
+            families.append((chosen, num_tokens))
+            chosen, num_tokens = [], prefix
+        chosen.append(each)
+        num_tokens += more
+    return [*families, (chosen, num_tokens)]
 
 
-def _pad(rows: list[tuple[Row, float]]) -> MicroBatch:
-    shape = len(rows), max(len(row.token_ids) for row, _ in rows)
-    ids = np.zeros(shape, dtype=np.int64)
-    old_logprobs = np.zeros(shape, dtype=np.float32)
-    advantages = np.zeros(shape, dtype=np.float32)
-    mask = np.zeros(shape, dtype=np.bool_)
-    versions = np.full(shape, NOT_SAMPLED, dtype=np.int64)
-    mixed_kv = np.zeros(shape, dtype=np.bool_)
-    for i, (row, advantage) in enumerate(rows):
-        num_tokens = len(row.token_ids)
-        ids[i, :num_tokens] = row.token_ids
-        old_logprobs[i, :num_tokens] = np.where(row.mask, row.logprobs, 0.0)
-        advantages[i] = advantage
-        mask[i, :num_tokens] = row.mask
-        for span in row.spans:
-            versions[i, span.start : span.end] = span.version
-            mixed_kv[i, span.start : span.end] = span.mixed_kv
+def _parts(families: Sequence[_Family], max_tokens: int) -> list[list[_Rows]]:
+    """Fill micro-batches, the largest families first, each into the first that has room for it."""
+    parts: list[list[_Rows]] = []
+    rooms: list[int] = []
+    for rows, num_tokens in sorted(families, key=lambda family: -family[1]):
+        index = next((i for i, room in enumerate(rooms) if room >= num_tokens), len(parts))
+        if index == len(parts):
+            parts.append([])
+            rooms.append(max_tokens)
+        parts[index].append(rows)
+        rooms[index] -= num_tokens
+    return parts
+
+
+def _micro_batch(families: list[_Rows]) -> MicroBatch:
+    old_logprobs, advantages, versions, mixed_kv = [], [], [], []
+    for row, advantage in (each for rows in families for each in rows):
+        trained = np.flatnonzero(row.mask)
+        old_logprobs.append(row.logprobs[trained])
+        advantages.append(np.full(len(trained), advantage))
+        # Spans cover exactly the trained tokens, in any order.
+        spans = sorted(row.spans, key=lambda span: span.start)
+        lengths = [span.end - span.start for span in spans]
+        versions.append(np.repeat([span.version for span in spans], lengths))
+        mixed_kv.append(np.repeat([span.mixed_kv for span in spans], lengths))
     return MicroBatch(
-        ids_BT=torch.from_numpy(ids),
-        old_logprobs_BT=torch.from_numpy(old_logprobs),
-        advantages_BT=torch.from_numpy(advantages),
-        mask_BT=torch.from_numpy(mask),
-        versions_BT=torch.from_numpy(versions),
-        mixed_kv_BT=torch.from_numpy(mixed_kv),
+        packed=pack_rows([[row for row, _ in rows] for rows in families]),
+        old_logprobs_N=torch.from_numpy(np.concatenate(old_logprobs, dtype=np.float32)),
+        advantages_N=torch.from_numpy(np.concatenate(advantages, dtype=np.float32)),
+        versions_N=torch.from_numpy(np.concatenate(versions, dtype=np.int64)),
+        mixed_kv_N=torch.from_numpy(np.concatenate(mixed_kv, dtype=np.bool_)),
     )

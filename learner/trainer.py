@@ -14,10 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from configs.schema import LearnerSection, RunConfig
+from learner.attention import use_packing
 from learner.batch import Batch, MicroBatch, pack
 from learner.checkpoint import ResumeState, read_resume, write_learner_part
 from learner.head import TokenLogprobs, check_head, token_logprobs
 from learner.loss import RatioStats, clipped_loss, ratio_stats
+from learner.memory import recompute_layers
 from learner.optimizer import Optimizer, warmup_lr
 from learner.publish import Publisher, named_weights
 from rollout.model import load_model
@@ -79,6 +81,9 @@ class Trainer:
         self.model = load_model(self._model_path, dtype).eval()
         nn.Module.to(self.model, self._device)
         check_head(self.model)
+        use_packing(self.model)
+        if self._section.activation_checkpointing:
+            recompute_layers(self.model)
         self._optimizer = Optimizer(self.model, section)
         self._step = 0
         self._version = 0
@@ -113,6 +118,7 @@ class Trainer:
             batch,
             advantage=self._section.advantage,
             micro_batch_tokens=self._section.micro_batch_tokens,
+            share_prefix=self._section.share_prefix,
         )
         sums = self._backward(packed, batch.version)
         metrics = self._apply(batch.step, sums, packed.num_trained_tokens)
@@ -180,16 +186,12 @@ class Trainer:
             # Divided by the whole batch's count: the gradients of micro-batches then add up to
             # that of the batch, however it was cut.
             (loss / packed.num_trained_tokens).backward()
-            self._optimizer.accumulate()
         return sums
 
     def _micro_loss(self, part: MicroBatch, version: int, sums: _Sums) -> Tensor:
         """The summed loss of a micro-batch, with gradient; adds what is watched to `sums`."""
-        tokens = token_logprobs(
-            self.model, part.ids_BT, part.mask_BT, temperature=self._temperature
-        )
-        old_logprobs_N = part.old_logprobs_BT[part.mask_BT]
-        advantages_N = part.advantages_BT[part.mask_BT]
+        tokens = token_logprobs(self.model, part.packed, temperature=self._temperature)
+        old_logprobs_N, advantages_N = part.old_logprobs_N, part.advantages_N
         mask_N = torch.ones_like(advantages_N, dtype=torch.bool)
         clip_low, clip_high = self._section.clip_low, self._section.clip_high
         arguments = (tokens.logprobs_N, old_logprobs_N, advantages_N, mask_N)
@@ -267,7 +269,7 @@ def _watch(sums: _Sums, tokens: TokenLogprobs, part: MicroBatch, version: int) -
     Tokens sampled on a cache of older weights are left out of the gap: they differ by design.
     """
     sums.entropy += tokens.entropy_N.double().sum().item()
-    is_lag0_N = ((part.versions_BT == version) & ~part.mixed_kv_BT)[part.mask_BT]
-    gap_N = (tokens.logprobs_N - part.old_logprobs_BT[part.mask_BT]).abs().double()
+    is_lag0_N = (part.versions_N == version) & ~part.mixed_kv_N
+    gap_N = (tokens.logprobs_N - part.old_logprobs_N).abs().double()
     sums.gap_lag0 += gap_N[is_lag0_N].sum().item()
     sums.num_lag0 += is_lag0_N.sum().item()
