@@ -223,6 +223,8 @@ class LearnerSection(_Section, frozen=True, kw_only=True):
     """What the rows of a group have in common at their start is computed once, with the same gradient."""
     activation_checkpointing: bool = False
     """Keep only what enters each layer, and compute the rest again: less memory, a third slower."""
+    compile: bool = False
+    """Compile the layers with `torch.compile`: the first steps take minutes, later ones less time."""
     threads: Count = 1
     """Torch threads of the learner."""
     num_cpus: NonNegative = 1.0

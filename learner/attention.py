@@ -80,6 +80,8 @@ def hidden_states(model: PreTrainedModel, packed: Packed) -> Tensor:
     return out.last_hidden_state[0]
 
 
+# A compiler would make a program of its own for every layout.
+@torch.compiler.disable
 def attend(
     module: nn.Module,
     query: Tensor,

@@ -18,8 +18,8 @@ from learner.attention import use_packing
 from learner.batch import Batch, MicroBatch, pack
 from learner.checkpoint import ResumeState, read_resume, write_learner_part
 from learner.head import TokenLogprobs, check_head, token_logprobs
+from learner.layers import compile_layers, recompute_layers
 from learner.loss import RatioStats, clipped_loss, ratio_stats
-from learner.memory import recompute_layers
 from learner.optimizer import Optimizer, warmup_lr
 from learner.publish import Publisher, named_weights
 from rollout.model import load_model
@@ -82,6 +82,8 @@ class Trainer:
         nn.Module.to(self.model, self._device)
         check_head(self.model)
         use_packing(self.model)
+        if self._section.compile:
+            compile_layers(self.model)
         if self._section.activation_checkpointing:
             recompute_layers(self.model)
         self._optimizer = Optimizer(self.model, section)

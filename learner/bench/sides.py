@@ -16,7 +16,7 @@ from learner.attention import use_packing
 from learner.batch import pack
 from learner.bench.shapes import make_model, step_flops
 from learner.head import token_logprobs
-from learner.memory import recompute_layers
+from learner.layers import recompute_layers
 from learner.optimizer import Optimizer
 from rollout.types import Row, TrainBatch
 

@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.utils import counters
 from transformers import PretrainedConfig, PreTrainedModel
 
 from learner.attention import use_packing
 from learner.head import check_head, token_logprobs
+from learner.layers import compile_layers, recompute_layers
 from learner.layout import pack_rows
-from learner.memory import recompute_layers
 from rollout.model import load_model
 from rollout.types import Row
 from tests.learner.batches import make_row
@@ -160,6 +161,26 @@ def test_layers_computed_again_give_the_same_gradient(tmp_path: Path, write: Wri
         sizes.append(sum(kept))
     assert sizes[1] < sizes[0] / 2
     assert_same(compared(plain, packed, families()))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(500)
+@pytest.mark.filterwarnings("ignore")  # a compiler's own
+@pytest.mark.parametrize("is_recomputed", [False, True])
+def test_compiled_layers_give_the_same_gradient(tmp_path: Path, is_recomputed: bool) -> None:
+    plain, packed = load(tiny_qwen3, tmp_path)
+    counters.clear()
+    compile_layers(packed)
+    if is_recomputed:
+        recompute_layers(packed)
+    groups = families()
+    assert_same(compared(plain, packed, groups[:1]))
+    for model in (plain, packed):
+        model.zero_grad()
+    assert counters["stats"]["unique_graphs"] > 1
+    # Another layout is no other program.
+    with torch.compiler.set_stance("fail_on_recompile"):
+        assert_same(compared(plain, packed, groups))
 
 
 def test_an_ordinary_pass_is_what_it_was(tmp_path: Path) -> None:
