@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from learner import attention
+from learner import attention, kernels
 from learner.layout import Family, Layout
 
 Given = tuple[Tensor, Tensor, Tensor]
@@ -72,7 +72,7 @@ def check(compute: Callable[..., Tensor], given: Given, wanted: Tensor) -> None:
 def test_blocks_are_exact(heads: int, kv_heads: int) -> None:
     given = tensors(heads, kv_heads)
     check(
-        lambda query, key, value: attention._Blocks.apply(query, key, value, LAYOUT, SCALE),
+        lambda query, key, value: kernels.Blocks.apply(query, key, value, LAYOUT, SCALE),
         given,
         expected(*given, None, None),
     )
@@ -84,7 +84,7 @@ def test_blocks_are_exact(heads: int, kv_heads: int) -> None:
 def test_row_by_row_is_exact(kv_heads: int, window: int | None, softcap: float | None) -> None:
     given = tensors(4, kv_heads)
     check(
-        lambda query, key, value: attention._row_by_row(
+        lambda query, key, value: kernels.row_by_row(
             query, key, value, LAYOUT, SCALE, window, softcap
         ),
         given,
@@ -99,7 +99,7 @@ def test_row_by_row_is_exact(kv_heads: int, window: int | None, softcap: float |
 def test_one_kernel_is_exact(kv_heads: int, window: int | None, softcap: float | None) -> None:
     # On a CPU it has no gradient.
     query, key, value = (one.detach() for one in tensors(4, kv_heads))
-    found = attention._flex(
+    found = kernels.flex(
         query, key, value, Layout(families=LAYOUT.families), SCALE, window, softcap
     )
     torch.testing.assert_close(found, expected(query, key, value, window, softcap))
@@ -110,12 +110,12 @@ def test_one_kernel_is_exact(kv_heads: int, window: int | None, softcap: float |
 @pytest.mark.parametrize("softcap", [None, 1.5])
 @pytest.mark.parametrize("window", [None, 5])
 def test_the_kernel_of_a_gpu_is_exact(window: int | None, softcap: float | None) -> None:
-    assert attention._flex_works()
+    assert kernels.flex_works()
     query, key, value = (one.detach().float().cuda().requires_grad_() for one in tensors(4, 2))
     given = query, key, value
     layout = Layout(families=LAYOUT.families)
     wanted = expected(query.cpu(), key.cpu(), value.cpu(), window, softcap)
-    found = attention._flex(query, key, value, layout, SCALE, window, softcap)
+    found = kernels.flex(query, key, value, layout, SCALE, window, softcap)
     torch.testing.assert_close(found.cpu(), wanted, rtol=1e-2, atol=1e-2)
     weights = torch.randn_like(wanted)
     torch.testing.assert_close(
@@ -127,5 +127,6 @@ def test_the_kernel_of_a_gpu_is_exact(window: int | None, softcap: float | None)
 
 
 def test_dropout_is_refused() -> None:
+    query, key, value = tensors(4, 4)
     with pytest.raises(ValueError, match="without dropout"):
-        attention.attend(torch.nn.Module(), *tensors(4, 4), None, layout=LAYOUT, dropout=0.1)
+        attention.attend(torch.nn.Module(), query, key, value, None, layout=LAYOUT, dropout=0.1)
