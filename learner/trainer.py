@@ -16,10 +16,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from configs.schema import LearnerSection, RunConfig
+from learner.attention import use_packing
 from learner.batch import Batch, MicroBatch, pack, split
 from learner.checkpoint import ResumeState, read_resume, write_learner_part
 from learner.correction import m2_bound
 from learner.head import TokenLogprobs, check_head, token_logprobs
+from learner.layers import compile_layers, recompute_layers
 from learner.objective import Loss, Tokens, needs_proximal, objective
 from learner.optimizer import Optimizer, warmup_lr
 from learner.publish import Publisher, named_weights
@@ -104,6 +106,11 @@ class Trainer:
         self.model = load_model(self._model_path, dtype).eval()
         nn.Module.to(self.model, self._device)
         check_head(self.model)
+        use_packing(self.model)
+        if section.compile:
+            compile_layers(self.model)
+        if section.activation_checkpointing:
+            recompute_layers(self.model)
         self._reference = self._frozen_model() if section.loss.kl_coef else None
         self._optimizer = Optimizer(self.model, section)
         self._step = 0
@@ -221,6 +228,7 @@ class Trainer:
                 part,
                 loss=section.loss,
                 micro_batch_tokens=section.micro_batch_tokens,
+                share_prefix=section.share_prefix,
                 floor=self._floor,
             )
             for part in split(batch, section.updates_per_batch)
@@ -255,7 +263,6 @@ class Trainer:
             # own, however it was cut.
             value = objective(loss, tokens, m2_bound=bound)
             value.total.backward()
-            self._optimizer.accumulate()
             sums.add(value, tokens)
         sums.grad_norm = self._optimizer.clip()
         return sums
@@ -267,28 +274,21 @@ class Trainer:
         if self._reference is not None:
             with torch.no_grad():
                 reference_N = self._forward(self._reference, part).logprobs_N
-        mask_BT = part.mask_BT
         return Tokens(
             logprobs_N=now.logprobs_N,
             entropy_N=now.entropy_N,
-            old_logprobs_N=part.old_logprobs_BT[mask_BT],
-            advantages_N=part.advantages_BT[mask_BT],
-            weights_N=part.weights_BT[mask_BT],
-            rows_N=mask_BT.nonzero()[:, 0],
-            lags_N=part.lags_BT[mask_BT],
-            mixed_kv_N=part.mixed_kv_BT[mask_BT],
+            old_logprobs_N=part.old_logprobs_N,
+            advantages_N=part.advantages_N,
+            weights_N=part.weights_N,
+            rows_N=part.packed.rows_N,
+            lags_N=part.lags_N,
+            mixed_kv_N=part.mixed_kv_N,
             proximal_logprobs_N=proximal_N,
             reference_logprobs_N=reference_N,
         )
 
     def _forward(self, model: PreTrainedModel, part: MicroBatch) -> TokenLogprobs:
-        return token_logprobs(
-            model,
-            part.ids_BT,
-            part.mask_BT,
-            temperature=self._temperature,
-            entropy_grad=self._section.loss.entropy_coef > 0,
-        )
+        return token_logprobs(model, part.packed, temperature=self._temperature)
 
     @torch.no_grad()
     def _logprobs_now(self, packed: Batch) -> list[Tensor]:
@@ -300,11 +300,10 @@ class Trainer:
         """What `m2po` leaves out of this batch, by a pass over all of it."""
         log_ratios, advantages = [], []
         for part, new_N in zip(packed.micro_batches, self._logprobs_now(packed), strict=True):
-            kept_BT = part.mask_BT & (part.weights_BT != 0)
-            kept_N = kept_BT[part.mask_BT].to(self._device)
-            old_N = part.old_logprobs_BT[part.mask_BT].to(self._device)
-            log_ratios.append((new_N - old_N)[kept_N])
-            advantages.append(part.advantages_BT[kept_BT].to(self._device))
+            here = part.to(self._device)
+            kept_N = here.weights_N != 0
+            log_ratios.append((new_N - here.old_logprobs_N)[kept_N])
+            advantages.append(here.advantages_N[kept_N])
         budget = self._section.loss.m2po_budget
         return m2_bound(torch.cat(log_ratios), torch.cat(advantages), budget=budget)
 
@@ -312,6 +311,7 @@ class Trainer:
         """The initial model once more, never trained."""
         model = load_model(self._model_path, self._dtype).eval().requires_grad_(False)
         nn.Module.to(model, self._device)
+        use_packing(model)
         return model
 
     def _check(self, step: int, sums: _Sums, num_updates: int) -> None:

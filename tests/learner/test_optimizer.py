@@ -31,7 +31,7 @@ def test_bfloat16_weights_take_small_steps_in_the_end() -> None:
     # The neighbours of 1 in bfloat16 are 1/256 below and 1/128 above: one step is lost on it.
     for step in range(40):
         layer.weight.sum().backward()
-        optimizer.accumulate()
+
         optimizer.step(2e-4)
         if step == 0:
             assert layer.weight.tolist() == [[1.0, 1.0], [1.0, 1.0]]
@@ -45,7 +45,7 @@ def test_bfloat16_gradients_add_up_in_float32() -> None:
     # 256 + 1 is 256 in bfloat16.
     for scale in (256.0, 1.0):
         (layer.weight[0, 0] * scale).backward()
-        optimizer.accumulate()
+
     assert optimizer.clip() == 257.0
 
 
@@ -54,7 +54,7 @@ def test_float32_weights_are_their_own_masters() -> None:
     optimizer = Optimizer(layer, LearnerSection())
     assert optimizer.state()["masters"] == []
     layer.weight.sum().backward()
-    optimizer.accumulate()
+
     optimizer.step(0.1)
     # Adam's first step has the size of the rate.
     torch.testing.assert_close(layer.weight.detach(), torch.full((2, 2), 0.9))
@@ -64,7 +64,7 @@ def test_weight_decay_leaves_biases_alone() -> None:
     layer = linear(torch.float32)
     optimizer = Optimizer(layer, LearnerSection(weight_decay=0.5))
     (0.0 * (layer.weight.sum() + layer.bias.sum())).backward()
-    optimizer.accumulate()
+
     optimizer.step(0.1)
     torch.testing.assert_close(layer.weight.detach(), torch.full((2, 2), 0.95))
     assert layer.bias.tolist() == [1.0, 1.0]
@@ -74,7 +74,7 @@ def test_gradient_is_clipped_and_its_norm_reported() -> None:
     layer = linear(torch.float32)
     optimizer = Optimizer(layer, LearnerSection(grad_clip=1.0))
     (3.0 * layer.weight[0, 0] + 4.0 * layer.bias[0]).backward()
-    optimizer.accumulate()
+
     assert optimizer.clip() == 5.0
     assert layer.weight.grad is not None
     assert layer.weight.grad[0, 0].item() == pytest.approx(0.6, abs=1e-4)
