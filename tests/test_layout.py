@@ -59,6 +59,18 @@ def test_few_import_ray() -> None:
     assert users <= {"rollout/cluster.py", "rollout/ray_hosts.py", "envpool/bench/ray_actors.py"}
 
 
+def test_few_import_vllm() -> None:
+    users = {
+        str(path.relative_to(ROOT))
+        for package in PACKAGES
+        for path in sources(package)
+        if any(name.split(".")[0] == "vllm" for name in imported(path))
+    }
+    # What has to be looked at when another version of vLLM is taken.
+    rollout = {f"rollout/vllm_{part}.py" for part in ("api", "arguments", "counts")}
+    assert users <= {*rollout, "learner/nccl.py"}
+
+
 @pytest.mark.parametrize(
     ("module", "forbidden"),
     [
