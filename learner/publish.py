@@ -9,19 +9,21 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import BinaryIO
 
-from safetensors.torch import save
+import torch
 from torch import Tensor, nn
 
 from rollout.weights import (
     NUM_BUFFERS,
     Adapter,
+    Checksum,
     Manifest,
     WeightsError,
     buffer_names,
-    checksum,
+    make_header,
     note_version,
     sweep,
 )
@@ -30,6 +32,36 @@ log = logging.getLogger(__name__)
 
 # Both buffers and the file being written are alive at once.
 _NUM_FILES = NUM_BUFFERS + 1
+
+# Written and then added to the checksum while the processor still has it at hand.
+_PART_BYTES = 4 << 20
+
+
+class _Contents:
+    """What a file will hold: tensors as safetensors lays them out, one at a time."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        self._tensors = tensors
+        self._header, self._order = make_header(tensors)
+        self.num_bytes = len(self._header) + sum(tensor.nbytes for tensor in tensors.values())
+        self.checksum = ""
+        """Of what was written last."""
+
+    def write(self, file: BinaryIO) -> None:
+        """Write all of it; raises OSError."""
+        checksum = Checksum()
+        for part in self._parts():
+            file.write(part)
+            checksum.update(part)
+        self.checksum = checksum.hexdigest()
+
+    def _parts(self) -> Iterator[bytes | memoryview]:
+        yield self._header
+        for name in self._order:
+            flat = self._tensors[name].detach().reshape(-1).cpu()
+            whole = memoryview(flat.view(torch.uint8).numpy())
+            for start in range(0, len(whole), _PART_BYTES):
+                yield whole[start : start + _PART_BYTES]
 
 
 class Publisher:
@@ -78,16 +110,16 @@ class Publisher:
             )
         # Before anything else: whatever happens now, this number is used up.
         note_version(self._log, version)
-        data = save({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()})
-        path = self._write(data)
+        contents = _Contents(tensors)
+        path = self._write(contents)
         self._version = version
         self._num_published += 1
         return Manifest(
             version=version,
             step=step,
             path=str(path),
-            num_bytes=len(data),
-            checksum=checksum(data),
+            num_bytes=contents.num_bytes,
+            checksum=contents.checksum,
             adapter=adapter,
         )
 
@@ -95,18 +127,18 @@ class Publisher:
         """Remove the files; engines that have not read the last version no longer can."""
         sweep({self._primary, self._fallback}, self._run_id)
 
-    def _write(self, data: bytes) -> Path:
+    def _write(self, contents: _Contents) -> Path:
         buffer = self._num_published % NUM_BUFFERS
-        directory = self._directory or self._choose(len(data))
+        directory = self._directory or self._choose(contents.num_bytes)
         try:
-            path = self._write_buffer(directory, buffer, data)
+            path = self._write_buffer(directory, buffer, contents)
         except OSError as error:
             if directory == self._fallback:
                 raise
             log.warning("cannot publish in %s (%s): using %s", directory, error, self._fallback)
             directory = self._fallback
             directory.mkdir(parents=True, exist_ok=True)
-            path = self._write_buffer(directory, buffer, data)
+            path = self._write_buffer(directory, buffer, contents)
         self._directory = directory
         return path
 
@@ -122,7 +154,7 @@ class Publisher:
         self._fallback.mkdir(parents=True, exist_ok=True)
         return self._fallback
 
-    def _write_buffer(self, directory: Path, buffer: int, data: bytes) -> Path:
+    def _write_buffer(self, directory: Path, buffer: int, contents: _Contents) -> Path:
         path, partial = buffer_names(directory, self._run_id)[buffer]
         partial.unlink(missing_ok=True)
         # Shared directories such as /dev/shm are writable for every user: O_EXCL refuses a link
@@ -130,7 +162,7 @@ class Publisher:
         handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         try:
             with os.fdopen(handle, "wb") as file:
-                file.write(data)
+                contents.write(file)
             partial.rename(path)
         except OSError:
             partial.unlink(missing_ok=True)
