@@ -59,7 +59,7 @@ class _Contents:
         yield self._header
         for name in self._order:
             flat = self._tensors[name].detach().reshape(-1).cpu()
-            whole = memoryview(flat.view(torch.uint8).numpy())
+            whole = flat.view(torch.uint8).numpy().data
             for start in range(0, len(whole), _PART_BYTES):
                 yield whole[start : start + _PART_BYTES]
 

@@ -44,6 +44,8 @@ logger = logging.getLogger(__name__)
 
 # Besides the members it plays, an actor answers the coordinator's calls.
 CONTROL_CALLS = 16
+# Calls of the learner that are answered while it trains.
+PUBLISH = "publish"
 # How far a learner on the CPU stands back from generation, of 19.
 LEARNER_NICENESS = 10
 
@@ -179,6 +181,7 @@ class Trains(Protocol):
     """What the learner's process calls, synchronously."""
 
     def train(self, batch: TrainBatch) -> StepReport: ...
+    def published(self, version: int) -> Manifest: ...
     def save(self, directory: str) -> None: ...
     def close(self) -> None: ...
     @property
@@ -224,6 +227,10 @@ class LearnerProcess:
 
     def train(self, packed: bytes) -> bytes:
         return types.encode(self._trainer.train(types.decode_batch(packed)))
+
+    @ray.method(concurrency_group=PUBLISH)
+    def published(self, version: int) -> bytes:
+        return msgspec.msgpack.encode(self._trainer.published(version))
 
     def save(self, directory: str) -> None:
         self._trainer.save(directory)
@@ -294,6 +301,9 @@ class RayLearner:
 
     async def train(self, batch: TrainBatch) -> StepReport:
         return types.decode_report(await self.handle.train.remote(types.encode(batch)))
+
+    async def published(self, version: int) -> Manifest:
+        return msgspec.msgpack.decode(await self.handle.published.remote(version), type=Manifest)
 
     async def save(self, directory: str) -> None:
         await self.handle.save.remote(directory)
@@ -408,7 +418,11 @@ async def place(
     if trainer is not None:
         handle = (
             ray.remote(LearnerProcess)
-            .options(num_cpus=config.learner.num_cpus, num_gpus=config.learner.num_gpus)
+            .options(
+                num_cpus=config.learner.num_cpus,
+                num_gpus=config.learner.num_gpus,
+                concurrency_groups={PUBLISH: 1},
+            )
             .remote()
         )
         starting["learner"] = handle, handle.start.remote(trainer, *settings, checkpoint)

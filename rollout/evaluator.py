@@ -88,7 +88,7 @@ class Evaluator:
     def stepped(self, published: Manifest | None) -> Values:
         """A step was trained, and perhaps published; returns what was found since the last one."""
         if published is not None:
-            self._offer(published)
+            self.offer(published)
         values, self._values = self._values, {}
         return values
 
@@ -119,7 +119,7 @@ class Evaluator:
             )
         await asyncio.Event().wait()
 
-    def _offer(self, manifest: Manifest) -> None:
+    def offer(self, manifest: Manifest) -> None:
         """Take a version if one is due and none is being played.
 
         The last step's never is: it is played after training.

@@ -88,7 +88,7 @@ def test_a_file_of_safetensors_own_library_is_read(tmp_path: Path) -> None:
 
 def test_numbers_that_the_format_lacks_are_refused(shared: Path) -> None:
     with pytest.raises(WeightsError, match="b is complex64"):
-        publisher(shared).publish({"b": torch.zeros(2).cfloat()}, version=1, step=1)
+        publisher(shared).publish({"b": torch.zeros(2, dtype=torch.complex64)}, version=1, step=1)
 
 
 def test_what_was_read_stays_when_its_buffer_is_written_anew(shared: Path) -> None:
