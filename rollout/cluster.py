@@ -417,12 +417,8 @@ async def place(
         starting[name] = handle, handle.start.remote(name, *settings, weights, version, whereabouts)
     if trainer is not None:
         handle = (
-            ray.remote(LearnerProcess)
-            .options(
-                num_cpus=config.learner.num_cpus,
-                num_gpus=config.learner.num_gpus,
-                concurrency_groups={PUBLISH: 1},
-            )
+            ray.remote(concurrency_groups={PUBLISH: 1})(LearnerProcess)
+            .options(num_cpus=config.learner.num_cpus, num_gpus=config.learner.num_gpus)
             .remote()
         )
         starting["learner"] = handle, handle.start.remote(trainer, *settings, checkpoint)

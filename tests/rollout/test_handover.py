@@ -46,7 +46,10 @@ class ReadingActor(FakeActor):
 
 
 class WritingLearner(FakeLearner):
-    """Announces a version, and writes it when it comes to it; one after another."""
+    """Announces a version, and writes it before or after; one after another.
+
+    Nothing here keeps it from a buffer that is read.
+    """
 
     def __init__(self, files: Files) -> None:
         super().__init__()
@@ -55,6 +58,7 @@ class WritingLearner(FakeLearner):
         self.written.set()
         self.pen = asyncio.Event()
         self.pen.set()
+        self.share_early = 0.0
         self.error: Exception | None = None
         self.manifests: list[int] = []
 
@@ -67,15 +71,21 @@ class WritingLearner(FakeLearner):
         self.written.clear()
         version = report.manifest.version
         self.files.held[version % 2] = None
+        if self.files.rng.random() < self.share_early:
+            self.write(version)
         return msgspec.structs.replace(report, manifest=None, publishing=version)
+
+    def write(self, version: int) -> None:
+        self.files.held[version % 2] = version
+        self.written.set()
 
     async def published(self, version: int) -> Manifest:
         await self.files.dawdle()
         await self.pen.wait()
         if self.error is not None:
             raise self.error
-        self.files.held[version % 2] = version
-        self.written.set()
+        if not self.written.is_set():
+            self.write(version)
         self.manifests.append(version)
         return Manifest(version=version, step=version)
 
@@ -95,6 +105,7 @@ async def test_each_version_is_written_read_whole_and_held(
 ) -> None:
     for seed in range(8):
         actors, learner = ends(seed)
+        learner.share_early = 0.7
         settings = [f"rollout.max_lag={max_lag}", f"weights.every={every}", "learner.steps=14"]
         bench = await make_bench(
             tmp_path / str(seed), *settings, "checkpoint.every=3", actors=actors, learner=learner
