@@ -26,6 +26,9 @@ logger = logging.getLogger(__name__)
 # One is read while the next is written.
 NUM_BUFFERS = 2
 
+# In the names of files that were carried to another node it stands between run id and node.
+CARRIED = "@"
+
 # Stands before the reason in what another process says of weights that it refused: there its
 # WeightsError is text.
 REFUSAL = "refused weights: "
@@ -192,11 +195,11 @@ def make_header(tensors: "Mapping[str, Tensor]") -> tuple[bytes, list[str]]:
     return len(header).to_bytes(_LENGTH_BYTES, "little") + header, order
 
 
-def parse_header(data: bytes | mmap.mmap) -> tuple[int, dict[str, TensorEntry]]:
+def parse_header(data: bytes | memoryview | mmap.mmap) -> tuple[int, dict[str, TensorEntry]]:
     """Where the tensors of a file begin, and what its header says of them; raises WeightsError."""
     start = _LENGTH_BYTES + int.from_bytes(data[:_LENGTH_BYTES], "little")
     try:
-        raw = msgspec.json.decode(data[_LENGTH_BYTES:start], type=dict[str, msgspec.Raw])
+        raw = msgspec.json.decode(bytes(data[_LENGTH_BYTES:start]), type=dict[str, msgspec.Raw])
         raw.pop("__metadata__", None)
         entries = {name: msgspec.json.decode(one, type=TensorEntry) for name, one in raw.items()}
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
@@ -204,6 +207,13 @@ def parse_header(data: bytes | mmap.mmap) -> tuple[int, dict[str, TensorEntry]]:
     if unknown := {entry.dtype for entry in entries.values()} - _DTYPES.keys():
         raise WeightsError(f"number types {sorted(unknown)} are not known here")
     return start, entries
+
+
+def number_width(data: bytes | mmap.mmap) -> int:
+    """Bytes of the narrowest number in a safetensors file."""
+    _, entries = parse_header(data)
+    bits = [re.search(r"[0-9]+", entry.dtype) for entry in entries.values()]
+    return min((int(found[0]) // 8 if found else 1 for found in bits), default=1)
 
 
 def run_id(run_dir: Path) -> str:
@@ -263,10 +273,12 @@ def unpin(pinned: Manifest) -> None:
 
 def sweep(directories: Iterable[Path], run_id: str) -> None:
     """Remove the weight files of a run, whoever left them."""
-    # Exact names: a pattern would also match the files of a run whose id starts with this one.
+    # Exact names: a pattern would also match the files of a run whose id starts with this one. No run
+    # id has the mark of what was carried to a node.
     for directory in directories:
         buffers = [path for names in buffer_names(directory, run_id) for path in names]
-        for path in [*buffers, pin_name(directory, run_id)]:
+        carried = directory.glob(f"millrace-{run_id}{CARRIED}*")
+        for path in [*buffers, pin_name(directory, run_id), *carried]:
             try:
                 path.unlink(missing_ok=True)
             except OSError as error:
