@@ -52,12 +52,15 @@ class Evaluator:
         files: RunFiles,
         clock: Callable[[], float],
         step: int = 0,
+        pins: bool = True,
     ) -> None:
-        """`step`: the optimizer steps done before this process began."""
+        """`step`: the optimizer steps done before this process began. `pins`: its actor reads published
+        files themselves, which are kept from being replaced until it has."""
         self.actor = actor
         self._num_tasks = config.eval.during
         self.put_sets(sets)
         self._run_id = run_id
+        self._pins = pins
         self._files = files
         self._clock = clock
         self._every = config.eval.every
@@ -147,12 +150,14 @@ class Evaluator:
     async def _load(self, manifest: Manifest) -> bool:
         """Load a version; a version that does not load is skipped."""
         try:
-            pinned = await asyncio.to_thread(pin, manifest, self._run_id)
+            if self._pins:
+                manifest = await asyncio.to_thread(pin, manifest, self._run_id)
             try:
                 async with asyncio.timeout(self._deadline_s):
-                    await self.actor.update_weights(pinned)
+                    await self.actor.update_weights(manifest)
             finally:
-                await asyncio.to_thread(unpin, pinned)
+                if self._pins:
+                    await asyncio.to_thread(unpin, manifest)
         except (OSError, WeightsError, EngineError) as error:  # TimeoutError is an OSError
             logger.error(  # noqa: TRY400 - one line: the next version may load
                 "version %d (step %d) is not evaluated: %s: %s",
