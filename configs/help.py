@@ -8,7 +8,7 @@ commands
   eval    play evaluation sets with fixed weights: model.path=DIR   (eval --help)
   synth   make a pool of environments from coding problems: out=DIR   (synth --help)
   sft     warm-start a policy from oracle traces: out=DIR    (sft --help)
-  bench   measure: bench engine | envpool | overlap | learning | cost | curriculum   (bench --help)
+  bench   measure: bench engine | envpool | overlap | sync | learning | cost | curriculum   (bench --help)
   show    read the rollouts of a run, or list runs: show [DIR] [filter ...]   (show --help)
   report  make DIR/report.html of a run: report DIR          (report --help)
   pool    list, add, replace, remove pools of a run that goes on: --run DIR   (pool --help)
@@ -163,6 +163,9 @@ usage: python launch.py bench NAME [option ...] [recipe.toml ...] [section.field
   overlap   a training run as it is against the same one that generates and trains in turn
             (rollout.max_lag=0): seconds a step, tokens a second, lag, reward
             --json  --steps N  --keep DIR  settings
+  sync      seconds in which weights of 2 MB, 200 MB and 2 GB get from learner to engine, by file, through
+            Ray, and as changes, and for which generation stands still, against copying them in memory
+            --json  --sizes 2,200,2000  --dir /dev/shm  --no-stall
   learning  success before against after training, the mean over runs with several seeds
             --json  --seeds 0,1,2  --keep DIR  settings
   cost      CPU time a rollout costs beside the policy, by part of the system, and what starting costs

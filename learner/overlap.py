@@ -20,7 +20,8 @@ class Overlapping:
     def __init__(self, publisher: Publisher) -> None:
         self._publisher = publisher
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="publish")
-        self._copies: dict[str, Tensor] = {}
+        self.copies: dict[str, Tensor] = {}
+        """The weights of the newest version, in memory that is used again."""
         self._newest: Future[Manifest] | None = None
         self._by_version: dict[int, Future[Manifest]] = {}
 
@@ -32,7 +33,7 @@ class Overlapping:
         self.wait()
         self._copy(tensors)
         self._newest = self._thread.submit(
-            self._publisher.publish, self._copies, version=version, step=step
+            self._publisher.publish, self.copies, version=version, step=step
         )
         # Replaced as a whole: another thread may be looking into it.
         recent = [*self._by_version.items(), (version, self._newest)]
@@ -61,12 +62,12 @@ class Overlapping:
 
     def _copy(self, tensors: Mapping[str, Tensor]) -> None:
         """Copy into the same memory each time: fresh memory takes twice as long to fill."""
-        self._copies = {name: self._like(name, tensor) for name, tensor in tensors.items()}
-        for name, copy in self._copies.items():
+        self.copies = {name: self._like(name, tensor) for name, tensor in tensors.items()}
+        for name, copy in self.copies.items():
             copy.copy_(tensors[name].detach())
 
     def _like(self, name: str, tensor: Tensor) -> Tensor:
-        old = self._copies.get(name)
+        old = self.copies.get(name)
         if old is not None and old.shape == tensor.shape and old.dtype == tensor.dtype:
             return old
         # Page-locked where a GPU copies into it.

@@ -246,6 +246,11 @@ class RayRelay:
         )
 
 
+def here() -> str:
+    """The id of the node that this process is on."""
+    return ray.get_runtime_context().get_node_id()
+
+
 async def start_relay(
     config: RunConfig, settings: tuple[bytes, str], nodes: Mapping[str, str]
 ) -> tuple[RayRelay | None, dict[str, Lane]]:
