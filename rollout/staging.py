@@ -4,13 +4,17 @@ A model takes its parameters' storage by reference, so installing is a pointer p
 stall does not grow with the model. Nothing is touched unless every tensor fits.
 """
 
+import mmap
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from rollout.weights import Manifest, WeightsError, read_tensors
+
+# As torch aligns what it allocates itself.
+_ALIGNED_BYTES = 64
 
 
 @dataclass(slots=True, kw_only=True, frozen=True)
@@ -27,7 +31,7 @@ class Staged:
             parameter.data = tensor
 
 
-def stage(model: PreTrainedModel, manifest: Manifest) -> Staged:
+def stage(model: nn.Module, manifest: Manifest) -> Staged:
     """Read the weights of `manifest` for `model`, which is left alone.
 
     Raises WeightsError when the file is not the one published, or a name, shape or number type is
@@ -52,9 +56,34 @@ def stage(model: PreTrainedModel, manifest: Manifest) -> Staged:
         chosen[parameter] = tensor
     if missing := sorted(name for name, parameter in wanted.items() if parameter not in chosen):
         raise _refusal(manifest, f"lacks {missing[:4]}")
-    # Cloned: the tensors are views of the file's bytes, not aligned for fast kernels.
-    pairs = [(parameter, tensor.clone()) for parameter, tensor in chosen.items()]
-    return Staged(version=manifest.version, pairs=pairs)
+    # Copied: the tensors are views of the file's pages, not aligned for fast kernels.
+    return Staged(version=manifest.version, pairs=_copies(chosen))
+
+
+def _copies(chosen: dict[nn.Parameter, Tensor]) -> list[tuple[nn.Parameter, Tensor]]:
+    """Each parameter and its tensor in one new block of memory.
+
+    In large pages where the system has them: filling fresh memory 4 KB at a time takes longer than all
+    the rest of an update.
+    """
+    starts, end = [], 0
+    for tensor in chosen.values():
+        starts.append(end)
+        end += -(-tensor.nbytes // _ALIGNED_BYTES) * _ALIGNED_BYTES
+    block = mmap.mmap(-1, max(1, end), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with suppress(OSError):  # a kernel without them
+            block.madvise(mmap.MADV_HUGEPAGE)
+    pairs = []
+    for (parameter, tensor), start in zip(chosen.items(), starts, strict=True):
+        count = tensor.numel()
+        room = (
+            torch.frombuffer(block, dtype=tensor.dtype, count=count, offset=start)
+            if count
+            else torch.empty(0, dtype=tensor.dtype)
+        )
+        pairs.append((parameter, room.view(tensor.shape).copy_(tensor)))
+    return pairs
 
 
 def _refusal(manifest: Manifest, problem: str) -> WeightsError:

@@ -12,12 +12,13 @@ from typing import Any
 
 import msgspec
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from configs.load import DEFAULT_RECIPE, load
 from rollout import cluster
 from rollout.ray_relay import here, start_relay
-from rollout.weights import Manifest, read_tensors
+from rollout.staging import stage
+from rollout.weights import Manifest
 
 _MB = 1_000_000
 # Of each tensor: as large as a matrix of a model of a few billion parameters.
@@ -123,7 +124,7 @@ def make_tensors(size_mb: int) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     while left:
         count = min(left, _LARGEST_NUMBERS)
-        tensors[f"layers.{len(tensors)}"] = torch.randn(count)
+        tensors[f"layer{len(tensors)}"] = torch.randn(count)
         left -= count
     return tensors
 
@@ -159,18 +160,21 @@ async def _hand_over(
         log=run_dir / "version.json",
     )
     overlapping = overlap.Overlapping(publisher)
+    policy = nn.ParameterDict(
+        {name: nn.Parameter(tensor, requires_grad=False) for name, tensor in tensors.items()}
+    )
     try:
         for version in range(1, repeats + 2):
             with timer.timed("snapshot"):
-                overlapping.publish(tensors, version=version, step=version)
+                overlapping.publish(tensors, version=2 * version, step=version)
             overlapping.wait()
             copies = overlapping.copies
             with timer.timed("write"):
-                manifest = publisher.publish(copies, version=1000 + version, step=version)
+                manifest = publisher.publish(copies, version=2 * version + 1, step=version)
             with timer.timed(what):
                 carried = await carry(manifest)
             with timer.timed("read"):
-                staged = {name: one.clone() for name, one in read_tensors(carried).items()}
+                staged = stage(policy, carried)
             del staged
             for tensor in tensors.values():
                 tensor[::_CHANGED] += 1
