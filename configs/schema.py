@@ -245,6 +245,13 @@ class WeightsSection(_Section, frozen=True, kw_only=True):
     """Carry to other nodes only the numbers that changed, which in bf16 are few; takes one more copy of
     the weights on either side."""
 
+    def __post_init__(self) -> None:
+        if self.delta and self.transport == "nccl":
+            raise ValueError(
+                'delta=true is about weights that are carried through Ray, and transport="nccl" sends all '
+                'of them: set delta=false, or transport="file" or "relay"'
+            )
+
 
 class EvalSet(_Section, frozen=True, kw_only=True):
     envs: list[str]

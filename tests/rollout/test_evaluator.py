@@ -401,6 +401,29 @@ async def test_a_resumed_run_goes_on_with_the_next_due_step(tmp_path: Path) -> N
     await asyncio.to_thread(files.close)
 
 
+async def test_what_its_node_cannot_read_is_not_pinned(tmp_path: Path) -> None:
+    config = await asyncio.to_thread(load, SETTINGS)
+    far = await asyncio.to_thread(RunFiles, tmp_path)
+    actor = FakeActor("evaluator")
+    evaluator = Evaluator(
+        actor,
+        config=config,
+        sets=SETS,
+        run_id="run",
+        files=far,
+        clock=time.monotonic,
+        pins=False,
+    )
+    serving = asyncio.create_task(evaluator.run())
+    # The file is on the learner's node: nothing here has that path.
+    evaluator.offer(manifest(tmp_path / "elsewhere", 2))
+    await evaluator.is_idle.wait()
+    assert evaluator.stepped(None)["eval/step"] == 2 and actor.loaded == [2]
+    serving.cancel()
+    await asyncio.gather(serving, return_exceptions=True)
+    await asyncio.to_thread(far.close)
+
+
 def test_a_pinned_version_outlives_its_buffer(tmp_path: Path) -> None:
     model = load_model(POLICY, "float32")
     publisher = Publisher(
