@@ -236,7 +236,7 @@ class WeightsSection(_Section, frozen=True, kw_only=True):
     """An engine that takes longer to load a version stops the run."""
     transport: Literal["file", "relay", "nccl"] = "file"
     """`file`: read where it is written, and carried through Ray to engines on other nodes; `relay`: carried
-    to all of them; `nccl`: from the learner's GPUs to those of vLLM, without a file; the next step waits for it."""
+    to those of the learner's node, too; `nccl`: from the learner's GPUs to those of vLLM, without a file; the next step waits for it."""
     buffer_mb: Count = 256
     """With nccl: tensors are sent in buffers of this size; larger ones are fewer and take more memory."""
     num_buffers: Count = 2

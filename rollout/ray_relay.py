@@ -262,7 +262,13 @@ async def start_relay(
     if source is None or transport == "nccl":
         return None, {}
     readers = {name: node for name, node in nodes.items() if name != "learner"}
-    far = {name: at for name, at in readers.items() if transport == "relay" or at != source}
+    # A server reads weights itself, wherever the actor is that asks it.
+    is_read_elsewhere = config.engine.kind == "http"
+    far = {
+        name: at
+        for name, at in readers.items()
+        if transport == "relay" or (at != source and not is_read_elsewhere)
+    }
     if not far:
         return None, {}
     relay = await RayRelay.start(settings, sorted({source, *far.values()}))

@@ -165,15 +165,18 @@ def test_a_carriage_that_takes_too_long_says_how_far_it_came(
     asyncio.run(play())
 
 
-@pytest.mark.parametrize("transport", ["file", "nccl"])
+@pytest.mark.parametrize(
+    ("transport", "kind", "is_far"),
+    [("file", "local", False), ("nccl", "vllm", True), ("file", "http", True)],
+)
 def test_nothing_is_started_where_nothing_is_carried(
-    tmp_path: Path, nodes: list[str], transport: str
+    tmp_path: Path, nodes: list[str], transport: str, kind: str, is_far: bool
 ) -> None:
     from rollout.ray_relay import start_relay
 
     bench = Bench(tmp_path)
     section = msgspec.structs.replace(bench.config.weights, transport=transport)
-    config = msgspec.structs.replace(bench.config, weights=section)
-    far = nodes[1] if transport == "nccl" else nodes[0]
-    places = {"learner": nodes[0], "actor-0": far}
+    engine = msgspec.structs.replace(bench.config.engine, kind=kind)
+    config = msgspec.structs.replace(bench.config, weights=section, engine=engine)
+    places = {"learner": nodes[0], "actor-0": nodes[is_far]}
     assert asyncio.run(start_relay(config, bench.settings, places)) == (None, {})
