@@ -69,7 +69,8 @@ def main(arguments: list[str]) -> int:
         transfer = asyncio.run(sync_transfer.measure(size_mb, options.dir))
         stall = None if options.no_stall else asyncio.run(sync_stall.measure(size_mb))
         costs[size_mb] = Cost(transfer=transfer, stall=stall)
-    _print(costs)
+        # At once: the largest takes minutes, and may be interrupted.
+        _print({size_mb: costs[size_mb]}, with_names=len(costs) == 1)
     if options.json:
         sys.stdout.write(json.dumps(summary(costs, skipped)) + "\n")
     return 0
@@ -114,9 +115,10 @@ def _ratios(cost: Cost) -> dict[str, float]:
     return ratios
 
 
-def _print(costs: dict[int, Cost]) -> None:
+def _print(costs: dict[int, Cost], *, with_names: bool) -> None:
     columns = ("transfer", "relay", "delta", "snapshot", "stall", "stall_recompute")
-    lines = [f"{'':>8} {'copy':>9} " + " ".join(f"{name:>15}" for name in columns)]
+    names = f"{'':>8} {'copy':>9} " + " ".join(f"{name:>15}" for name in columns)
+    lines = [names] if with_names else []
     for size_mb, cost in costs.items():
         ratios = _ratios(cost)
         cells = [f"{ratios[name]:>13.2f} x" if name in ratios else f"{'-':>15}" for name in columns]
@@ -127,3 +129,4 @@ def _print(costs: dict[int, Cost]) -> None:
             f"{one.carry_s:.3f} s, as changes {one.carry_delta_s:.3f} s"
         )
     sys.stdout.write("\n".join(lines) + "\n")
+    sys.stdout.flush()

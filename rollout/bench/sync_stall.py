@@ -31,11 +31,9 @@ class Stall:
 
 async def measure(size_mb: int) -> Stall:
     """Start an engine with random weights of this size, and update it while it generates."""
-    load = (
-        Load(requests=32, updates=5)
-        if size_mb < 20
-        else Load(requests=4, updates=3, reply_tokens=24)
-    )
+    load = Load()
+    if size_mb >= 20:  # a token takes longer
+        load = Load(requests=4, updates=3, reply_tokens=24 if size_mb < 1000 else 8)
     with tempfile.TemporaryDirectory(dir=update_stalls.shared()) as folder:
         manifest = _make_model(size_mb, Path(folder))
         engine = await LocalEngine.start(

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from configs.load import DEFAULT_RECIPE, load
 from rollout import cluster
 from rollout.ray_relay import here, start_relay
-from rollout.staging import stage
+from rollout.staging import Memory, stage
 from rollout.weights import Manifest
 
 _MB = 1_000_000
@@ -74,7 +74,7 @@ class Timer:
 async def measure(size_mb: int, folder: str) -> Transfer:
     """Everything but the engine; `folder` is where versions are written."""
     timer = Timer()
-    repeats = 21 if size_mb < 20 else 6 if size_mb < 1000 else 4
+    repeats = 21 if size_mb < 20 else 6 if size_mb < 1000 else 3
     tensors = make_tensors(size_mb)
     time_copies(tensors, repeats, timer)
     with tempfile.TemporaryDirectory() as scratch:
@@ -160,6 +160,7 @@ async def _hand_over(
         log=run_dir / "version.json",
     )
     overlapping = overlap.Overlapping(publisher)
+    memory = Memory()
     policy = nn.ParameterDict(
         {name: nn.Parameter(tensor, requires_grad=False) for name, tensor in tensors.items()}
     )
@@ -174,8 +175,8 @@ async def _hand_over(
             with timer.timed(what):
                 carried = await carry(manifest)
             with timer.timed("read"):
-                staged = stage(policy, carried)
-            del staged
+                staged = stage(policy, carried, memory)
+            staged.memory.swap()  # as installing does
             for tensor in tensors.values():
                 tensor[::_CHANGED] += 1
     finally:

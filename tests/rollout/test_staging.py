@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rollout.staging import stage
+from rollout.staging import Memory, stage
 from rollout.weights import WeightsError
 from tests.models import publish
 
@@ -31,7 +31,7 @@ def state(model: nn.Module) -> dict[str, Tensor]:
 def test_nothing_changes_before_new_weights_are_installed(tmp_path: Path) -> None:
     model, newer = policy(1), policy(2)
     before = state(model)
-    staged = stage(model, publish(tmp_path / "w", state(newer), 1))
+    staged = stage(model, publish(tmp_path / "w", state(newer), 1), Memory())
     (tmp_path / "w").write_bytes(b"")  # they are copies by now
     torch.testing.assert_close(state(model), before, rtol=0, atol=0)
     staged.install()
@@ -40,7 +40,7 @@ def test_nothing_changes_before_new_weights_are_installed(tmp_path: Path) -> Non
 
 def test_every_tensor_begins_where_kernels_are_fast_and_has_room_of_its_own(tmp_path: Path) -> None:
     model, newer = policy(1), policy(2)
-    stage(model, publish(tmp_path / "w", state(newer), 1)).install()
+    stage(model, publish(tmp_path / "w", state(newer), 1), Memory()).install()
     for parameter in model.parameters():
         assert parameter.numel() == 0 or parameter.data_ptr() % 64 == 0
     expected = state(newer)
@@ -49,6 +49,22 @@ def test_every_tensor_begins_where_kernels_are_fast_and_has_room_of_its_own(tmp_
             parameter.fill_(3)
         expected[name] = torch.full_like(expected[name], 3)
         torch.testing.assert_close(state(model), expected, rtol=0, atol=0)
+
+
+def test_memory_is_used_again_and_never_that_of_the_weights_in_use(tmp_path: Path) -> None:
+    model, memory = policy(0), Memory()
+    places: list[int] = []
+    for seed in range(1, 6):
+        before = state(model)
+        manifest = publish(tmp_path / "w", state(policy(seed)), seed)
+        # Given up before it was installed, as when a request is cancelled: it changes nothing.
+        stage(model, publish(tmp_path / "x", state(policy(99)), seed), memory)
+        staged = stage(model, manifest, memory)
+        torch.testing.assert_close(state(model), before, rtol=0, atol=0)
+        staged.install()
+        torch.testing.assert_close(state(model), state(policy(seed)), rtol=0, atol=0)
+        places.append(model.get_parameter("a").data_ptr())
+    assert len(set(places)) == 2 and places[0] == places[2] == places[4]
 
 
 @pytest.mark.parametrize(
@@ -65,4 +81,4 @@ def test_what_does_not_fit_is_refused(
     model = policy(1)
     manifest = publish(tmp_path / "w", {**state(policy(2)), **change}, 1)
     with pytest.raises(WeightsError, match=message):
-        stage(model, manifest)
+        stage(model, manifest, Memory())
