@@ -27,7 +27,7 @@ from rollout.bench import sync_stall, sync_transfer
 
 SIZES_MB = (2, 200, 2000)
 # Copies of the weights that there must be room for: in memory all told, and in files at once.
-_MEMORY_COPIES, _FILE_COPIES = 9, 6
+_MEMORY_COPIES, _FILE_COPIES = 10, 6
 
 
 @dataclass(slots=True, kw_only=True, frozen=True)
