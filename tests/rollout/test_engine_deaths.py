@@ -200,7 +200,9 @@ async def test_a_drain_that_nobody_else_waits_with_goes_on_when_the_engine_dies(
     served.assert_exact([1], await engine.generate([1], Sampling(max_tokens=20)))
 
 
-async def test_an_update_cancelled_half_way_leaves_an_engine_that_serves(served: Served) -> None:
+async def test_an_update_cancelled_half_way_leaves_an_engine_that_serves(
+    served: Served, caplog: pytest.LogCaptureFixture
+) -> None:
     engine, version, prompts = served.engine, await update(served, 1), ragged(4)
     manifest = await asyncio.to_thread(served.publish, 2)
     fault = await asyncio.to_thread(spoil, manifest, "hang", is_once=True)
@@ -213,6 +215,8 @@ async def test_an_update_cancelled_half_way_leaves_an_engine_that_serves(served:
                 continue
         updating.cancel()
     assert updating.cancelled() and engine.version == version
+    # It is not told to go on: nobody knows what it holds.
+    assert f"loading version {manifest.version} was cancelled" in caplog.text
     for prompt, task in zip(prompts, asked, strict=True):
         served.assert_exact(prompt, task.result())
     assert await update(served, 0) == engine.version
