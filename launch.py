@@ -316,7 +316,7 @@ async def play(checked: "Checked", run_dir: Path, screen: "Screen", *, learns: b
     config = checked.config
     started = [processes.describe("launch")]
     laps = Laps(earlier_s=time.time() - started[0].started)
-    announce.starting(run_dir)
+    announce.starting(run_dir, engine=config.engine.kind)
     laps.end("checks")
     this_task = asyncio.current_task()
     assert this_task is not None

@@ -39,6 +39,7 @@ from rollout.processes import Process, describe
 from rollout.ray_hosts import Handle, RayHosts, close_actor
 from rollout.ray_relay import Lane, RayRelay, start_relay
 from rollout.resume import Resumed
+from rollout.room import asked_for, check_gpus, room
 from rollout.types import ActorEvent, Grant, StepReport, TrainBatch
 from rollout.weights import Endpoint, Manifest
 
@@ -359,7 +360,10 @@ async def _open_pool(config: RunConfig, packed: bytes) -> EnvPool | Hosts:
 
 
 def join(config: RunConfig) -> None:
-    """Connect to the configured cluster, or start one node here that can place the run."""
+    """Connect to the configured cluster, or start one node here that can place the run.
+
+    Raises ConfigError for GPUs that this machine lacks; a cluster may grow.
+    """
     section = config.cluster
     if section.address:
         ray.init(address=section.address, log_to_driver=False, logging_level=logging.WARNING)
@@ -374,6 +378,7 @@ def join(config: RunConfig) -> None:
         log_to_driver=False,
         logging_level=logging.ERROR,
     )
+    check_gpus(config, ray.cluster_resources())
 
 
 def leave() -> None:
@@ -448,9 +453,10 @@ async def place(
             for _, ready in starting.values():
                 infos.append(msgspec.msgpack.decode(await ready, type=ProcessInfo))
     except TimeoutError as error:
+        there, free = ray.cluster_resources(), ray.available_resources()
         raise TimeoutError(
-            f"actors and learner were not ready within cluster.start_timeout_s={timeout_s:g}; the "
-            f"cluster has {ray.cluster_resources()}, of which {ray.available_resources()} is free"
+            f"actors and learner were not ready within cluster.start_timeout_s={timeout_s:g}. "
+            f"{asked_for(config)}; the cluster has {room(there)}, of which {room(free)} are free"
         ) from error
     learner, evaluator = starting.pop("learner", None), starting.pop(NAME, None)
     nodes = {info.name: info.node_id for info in infos}

@@ -136,6 +136,7 @@ class VllmEngine:
             section=section,
             max_context_tokens=max_context_tokens,
             transport=transport,
+            log=log,
         )
         engine = await asyncio.to_thread(
             cls,
@@ -337,7 +338,7 @@ class VllmEngine:
         try:
             manifest = choose()
             async with self._bounded():
-                await core.prepare(self._start_version, self._log)
+                await core.prepare(self._start_version)
                 if manifest is not None:
                     await core.pause("keep", clears_cache=True)
                     await core.load(manifest)

@@ -18,7 +18,6 @@ Traps that end here, so that nobody else meets them:
 import asyncio
 import os
 import signal
-import sys
 import time
 import warnings
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -110,9 +109,13 @@ class Core:
         section: EngineSection,
         max_context_tokens: int,
         transport: str = "file",
+        log: Path | None = None,
     ) -> "Core":
-        """Load the model in processes of its own; blocks for seconds. Raises EngineError."""
-        leash = Leash()
+        """Load the model in processes of its own; blocks for seconds. Raises EngineError.
+
+        `log`: the file that they write their errors to.
+        """
+        leash = Leash(log=str(log or ""))
         try:
             arguments = engine_arguments(
                 model_path,
@@ -130,7 +133,8 @@ class Core:
             raise
         except Exception as error:  # whatever vLLM raises for what it cannot serve
             text = str(error) or type(error).__name__
-            raise EngineError(f"vLLM cannot serve {model_path}: {text}") from error
+            where = f" (see {log})" if log is not None else ""
+            raise EngineError(f"vLLM cannot serve {model_path}: {text}{where}") from error
         rank = section.vllm.lora_rank
         shapes = shapes_of(model_path)
         adapters = AdapterFolder(shapes, max_rank=rank) if rank else None
@@ -145,12 +149,12 @@ class Core:
     def is_dead(self) -> bool:
         return self._is_gone or bool(self._llm.errored)
 
-    async def prepare(self, version: int, log: Path | None) -> None:
-        """Say which version the weights are, and let its processes write their errors to `log`."""
+    async def prepare(self, version: int) -> None:
+        """Say which version the weights are, and find out its processes."""
         for process in self._processes:
             end = os.pidfd_open(process.pid)
             asyncio.get_running_loop().add_reader(end, self._note_end, end)
-        pids = await self._llm.collective_rpc("settle", args=(str(log) if log else "",))
+        pids = await self._llm.collective_rpc("tell_pid")
         self._pids += sorted(set(pids) - set(self._pids))
         await self._llm.update_weight_version(str(version))
         if self._adapters is not None:
@@ -365,12 +369,8 @@ FILE = "millrace_file"
 class Worker:
     """Added to vLLM's worker class; its methods can be called from the front end."""
 
-    def settle(self, log: str) -> int:
-        """Append what this process says to `log`, if there is one; its pid."""
-        if log:
-            with open(log, "ab") as file:
-                for stream in (sys.stdout, sys.stderr):  # vLLM's logger writes to the former
-                    os.dup2(file.fileno(), stream.fileno())
+    def tell_pid(self) -> int:
+        """Its process, which the front end may not have started."""
         return os.getpid()
 
 

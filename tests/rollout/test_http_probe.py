@@ -312,12 +312,25 @@ async def test_what_was_asked_before_a_failure_half_way_is_no_reply_either(
         released.set()
 
 
+@pytest.mark.parametrize("has_control", [True, False])
 async def test_a_server_that_somebody_paused_is_refused_with_the_cure(
-    start: Start, model: Path, monkeypatch: pytest.MonkeyPatch
+    start: Start, model: Path, monkeypatch: pytest.MonkeyPatch, has_control: bool
 ) -> None:
+    monkeypatch.setattr("rollout.http_probe._PAUSED_S", 0.1)
     monkeypatch.setattr("rollout.http_probe._PROBE_S", 0.3)
-    said = await refusal(start, TableServer(is_paused=True, control={}), model)
-    assert "did not answer a request for one token" in said and "/resume" in said
+    control = {} if has_control else None
+    said = await refusal(start, TableServer(is_paused=True, control=control), model)
+    assert ("is paused" in said) is has_control
+    assert ("did not answer a request for one token" in said) is not has_control
+    assert "/resume" in said
+
+
+async def test_a_server_that_goes_on_after_a_moment_is_used(start: Start, model: Path) -> None:
+    async with TableServer(is_paused=True, control={}) as server:
+        starting = asyncio.create_task(start(server, model))
+        await asyncio.sleep(0.05)
+        server.go_on()
+        assert (await (await starting).generate([1], Sampling(max_tokens=1))).spans[0].version == 0
 
 
 async def test_an_update_that_was_late_is_taken_up_by_the_next(start: Start, model: Path) -> None:
