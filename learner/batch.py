@@ -41,6 +41,11 @@ class MicroBatch:
     mixed_kv_BT: Tensor
     """bool, True where the token was sampled on a cache that older weights filled."""
 
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that are computed."""
+        return self.ids_BT.numel()
+
     def to(self, device: torch.device) -> "MicroBatch":
         return MicroBatch(
             ids_BT=self.ids_BT.to(device),

@@ -17,15 +17,17 @@ from transformers import PreTrainedModel
 
 from configs.schema import LearnerSection, RunConfig
 from learner.batch import Batch, MicroBatch, pack, split
-from learner.checkpoint import ResumeState, read_resume, write_learner_part
+from learner.checkpoint import ResumeState, read_learner_part, write_learner_part
 from learner.correction import m2_bound
 from learner.head import TokenLogprobs, check_head, token_logprobs
 from learner.objective import Loss, Tokens, needs_proximal, objective
 from learner.optimizer import Optimizer, warmup_lr
 from learner.publish import Publisher, named_weights
+from learner.ranks import Ranks
+from learner.shard import Sharded, shard, whole_weights
 from learner.watch import LagStats, RatioStats, lag_stats, ratio_stats
 from rollout.model import load_model
-from rollout.types import Busy, StepReport, TrainBatch, encode
+from rollout.types import Busy, RankPlace, StepReport, TrainBatch, encode
 from rollout.weights import Manifest, WeightsError, run_id, version_log
 
 if TYPE_CHECKING:
@@ -67,6 +69,24 @@ class _Sums:
         self.ratios += ratio_stats(*against, tokens.advantages_N, loss.terms)
         self.lags += lag_stats(*against, tokens.lags_N, tokens.mixed_kv_N, loss.terms)
 
+    def __iadd__(self, other: "_Sums") -> "_Sums":
+        """Add what another rank has."""
+        for name in self.__slots__:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        return self
+
+
+# Micro-batches, each with whether it counts: one that does not only keeps the others company.
+_Work = list[tuple[MicroBatch, bool]]
+
+
+def _sum_of(parts: Sequence[_Sums]) -> _Sums:
+    """Of all ranks."""
+    total = _Sums()
+    for part in parts:
+        total += part
+    return total
+
 
 class Trainer:
     """Owns the weights being trained, their optimizer, and what they are published with."""
@@ -78,14 +98,15 @@ class Trainer:
         dtype: str,
         section: LearnerSection,
         temperature: float,
-        publisher: "Publisher | Sender",
+        publisher: "Publisher | Sender | None",
         broken_dir: Path | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
-        """Load the weights of step 0.
+        """Load the weights of step 0, of which each of several `ranks` keeps a part.
 
-        `temperature` is that of training rollouts. A batch whose loss is no number is left in
-        `broken_dir`, if given. Raises ModelError, and ValueError for a model or
-        a temperature whose log-probs cannot be reproduced.
+        All of them then make the same calls. `temperature` is that of training rollouts. A batch whose
+        loss is no number is left in `broken_dir`, if given. Raises ModelError, and ValueError for a
+        model or a temperature whose log-probs cannot be reproduced.
         """
         if temperature <= 0:
             raise ValueError(
@@ -94,17 +115,20 @@ class Trainer:
             )
         torch.set_num_threads(section.threads)
         self._model_path = Path(model_path)
-        self._dtype = dtype
         self._section = section
         self._temperature = temperature
         self._publisher = publisher
         self._broken_dir = broken_dir
-        self._device = torch.device("cuda" if section.num_gpus else "cpu")
+        self._device = torch.device(device_of(section))
+        self._ranks = ranks or Ranks()
         # Eval mode: dropout would make the ratio differ from 1 for the very weights that sampled.
         self.model = load_model(self._model_path, dtype).eval()
-        nn.Module.to(self.model, self._device)
-        check_head(self.model)
-        self._reference = self._frozen_model() if section.loss.kl_coef else None
+        self._dtype = self.model.dtype
+        self._passes = self._placed(self.model)
+        self._reference = None
+        if section.loss.kl_coef:
+            frozen = load_model(self._model_path, dtype).eval().requires_grad_(False)
+            self._reference = self._placed(frozen)
         self._optimizer = Optimizer(self.model, section)
         self._step = 0
         self._version = 0
@@ -165,35 +189,50 @@ class Trainer:
     @property
     def sender(self) -> "Sender":
         """What sends weights to engines; raises WeightsError where they are handed over as files."""
-        if isinstance(self._publisher, Publisher):
+        if self._publisher is None or self._writes:
             raise WeightsError('weights are sent with weights.transport="nccl" alone')
         return self._publisher
 
-    def publish(self, version: int, step: int) -> Manifest:
-        """Hand the weights over as `version`; raises WeightsError unless versions increase."""
-        manifest = self._publisher.publish(named_weights(self.model), version=version, step=step)
+    @property
+    def _writes(self) -> bool:
+        """Whether weights are handed over as files, by this rank."""
+        return isinstance(self._publisher, Publisher)
+
+    def publish(self, version: int, step: int) -> Manifest | None:
+        """Hand the weights over as `version`; raises WeightsError unless versions increase.
+
+        None from a rank that only takes part.
+        """
+        manifest, weights = None, named_weights(self.model)
+        if self._ranks.size > 1 and (self._publisher is None or self._writes):
+            whole = whole_weights(self.model, self._dtype)
+            weights = {name: one.cpu() for name, one in whole if self._ranks.is_first}
+        if self._publisher is not None:
+            manifest = self._publisher.publish(weights, version=version, step=step)
         self._version = version
         return manifest
 
     def save(self, directory: str | Path) -> None:
-        """Write `hf/` and `resume/trainer.pt` into `directory`; raises CheckpointError."""
+        """Write `hf/` and what resuming needs into `directory`; raises CheckpointError."""
         write_learner_part(
             Path(directory),
             model=self.model,
+            optimizer=self._optimizer,
+            dtype=self._dtype,
             tokenizer_source=self._model_path,
             state=ResumeState(
                 step=self._step,
                 version=self._version,
-                optimizer=self._optimizer.state(),
                 lr_factor=self._lr_factor,
                 floor=self._floor,
             ),
+            ranks=self._ranks,
         )
 
     def restore(self, directory: str | Path) -> None:
         """Continue as the trainer that saved `directory` would; publishes nothing.
 
-        Raises CheckpointError, ModelError, and ValueError for a checkpoint of another `dtype`.
+        Any number of ranks may have saved it. Raises CheckpointError.
         """
         state = self._load(Path(directory))
         self._step = state.step
@@ -202,16 +241,16 @@ class Trainer:
         self._floor = state.floor
 
     def close(self) -> None:
-        """Remove the published files, or leave the engines' groups."""
-        self._publisher.close()
+        """Remove the published files, or leave the engines' groups; and leave the other ranks."""
+        if self._publisher is not None:
+            self._publisher.close()
+        self._ranks.close()
 
     def _load(self, directory: Path) -> ResumeState:
         """Take over weights and optimizer of a checkpoint; returns the rest of it."""
-        state = read_resume(directory)
-        saved = load_model(directory / "hf", self._dtype)
-        self.model.load_state_dict(saved.state_dict())
-        self._optimizer.load(state.optimizer)
-        return state
+        return read_learner_part(
+            directory, optimizer=self._optimizer, dtype=self._dtype, ranks=self._ranks
+        )
 
     def _train(self, batch: TrainBatch) -> dict[str, float]:
         """Update the weights once for each part of the batch; returns the step's metrics."""
@@ -220,19 +259,20 @@ class Trainer:
             pack(
                 part,
                 loss=section.loss,
-                micro_batch_tokens=section.micro_batch_tokens,
+                micro_batch_tokens=self._micro_batch_tokens(part),
                 floor=self._floor,
             )
             for part in split(batch, section.updates_per_batch)
         ]
+        work = [self._work(part) for part in parts]
         proximal: list[list[Tensor] | None] = [None] * len(parts)
         if needs_proximal(section.loss):
-            proximal = [self._logprobs_now(part) for part in parts]
+            proximal = [self._logprobs_now(mine) for mine in work]
         lr = warmup_lr(batch.step, lr=section.lr, warmup_steps=section.warmup_steps)
         lr *= self._lr_factor
         updates: list[_Sums] = []
-        for packed, start in zip(parts, proximal, strict=True):
-            sums = self._backward(packed, start)
+        for packed, mine, start in zip(parts, work, proximal, strict=True):
+            sums = self._backward(mine, start)
             self._check(batch.step, sums, len(updates))
             if not packed.is_left_out:  # else momentum alone would move the weights
                 self._optimizer.step(lr)
@@ -241,28 +281,45 @@ class Trainer:
         overlong = sum(part.overlong_frac for part in parts) / len(parts)
         return {**self._metrics(updates), "optim/lr": lr, "loss/overlong_frac": overlong}
 
-    def _backward(self, packed: Batch, proximal: list[Tensor] | None) -> _Sums:
+    def _micro_batch_tokens(self, batch: TrainBatch) -> int:
+        """The budget of a micro-batch: of several ranks, each should get work."""
+        limit, size = self._section.micro_batch_tokens, self._ranks.size
+        if size == 1:
+            return limit
+        rows = (row for group in batch.groups for one in group.rollouts for row in one.rows)
+        return min(limit, max(1, sum(len(row.token_ids) for row in rows) // size))
+
+    def _work(self, packed: Batch) -> _Work:
+        """The micro-batches that this rank computes."""
+        parts = packed.micro_batches
+        dealt = self._ranks.deal([part.num_tokens for part in parts])
+        return [(parts[index], counts) for index, counts in dealt]
+
+    def _backward(self, work: _Work, proximal: list[Tensor] | None) -> _Sums:
         """Leave the gradient of the batch's loss in the optimizer, its norm bounded.
 
         `proximal` has the log-probs of each micro-batch at the start of the step, if they are needed.
+        What is returned is that of all ranks.
         """
         self._optimizer.zero_grad()
         loss, sums = self._section.loss, _Sums()
-        bound = self._m2_bound(packed) if loss.correction == "m2po" else math.inf
-        for i, part in enumerate(packed.micro_batches):
+        bound = self._m2_bound(work) if loss.correction == "m2po" else math.inf
+        for i, (part, counts) in enumerate(work):
             tokens = self._tokens(part.to(self._device), proximal[i] if proximal else None)
             # Weights are those of the whole batch: the gradients of micro-batches then add up to its
-            # own, however it was cut.
+            # own, however it was cut and dealt out.
             value = objective(loss, tokens, m2_bound=bound)
-            value.total.backward()
+            (value.total if counts else value.total * 0.0).backward()
             self._optimizer.accumulate()
-            sums.add(value, tokens)
+            if counts:
+                sums.add(value, tokens)
+        sums = _sum_of(self._ranks.gather(sums))
         sums.grad_norm = self._optimizer.clip()
         return sums
 
     def _tokens(self, part: MicroBatch, proximal_N: Tensor | None = None) -> Tokens:
         """The trained tokens of a micro-batch under the weights of now."""
-        now = self._forward(self.model, part)
+        now = self._forward(self._passes, part)
         reference_N = None
         if self._reference is not None:
             with torch.no_grad():
@@ -281,37 +338,45 @@ class Trainer:
             reference_logprobs_N=reference_N,
         )
 
-    def _forward(self, model: PreTrainedModel, part: MicroBatch) -> TokenLogprobs:
-        return token_logprobs(
-            model,
-            part.ids_BT,
-            part.mask_BT,
-            temperature=self._temperature,
-            entropy_grad=self._section.loss.entropy_coef > 0,
-        )
+    def _forward(self, passes: PreTrainedModel | Sharded, part: MicroBatch) -> TokenLogprobs:
+        def run(model: PreTrainedModel) -> TokenLogprobs:
+            return token_logprobs(
+                model,
+                part.ids_BT,
+                part.mask_BT,
+                temperature=self._temperature,
+                entropy_grad=self._section.loss.entropy_coef > 0,
+            )
+
+        return passes.score(run) if isinstance(passes, Sharded) else run(passes)
 
     @torch.no_grad()
-    def _logprobs_now(self, packed: Batch) -> list[Tensor]:
+    def _logprobs_now(self, work: _Work) -> list[Tensor]:
         """[N] of each micro-batch, under the weights of now."""
-        parts = (part.to(self._device) for part in packed.micro_batches)
-        return [self._forward(self.model, part).logprobs_N for part in parts]
+        parts = (part.to(self._device) for part, _ in work)
+        return [self._forward(self._passes, part).logprobs_N for part in parts]
 
-    def _m2_bound(self, packed: Batch) -> float:
+    def _m2_bound(self, work: _Work) -> float:
         """What `m2po` leaves out of this batch, by a pass over all of it."""
-        log_ratios, advantages = [], []
-        for part, new_N in zip(packed.micro_batches, self._logprobs_now(packed), strict=True):
-            kept_BT = part.mask_BT & (part.weights_BT != 0)
-            kept_N = kept_BT[part.mask_BT].to(self._device)
-            old_N = part.old_logprobs_BT[part.mask_BT].to(self._device)
-            log_ratios.append((new_N - old_N)[kept_N])
-            advantages.append(part.advantages_BT[kept_BT].to(self._device))
+        found: list[tuple[Tensor, Tensor]] = []
+        for (part, counts), new_N in zip(work, self._logprobs_now(work), strict=True):
+            if counts:
+                kept_BT = part.mask_BT & (part.weights_BT != 0)
+                kept_N = kept_BT[part.mask_BT]
+                log_ratios_N = new_N.cpu() - part.old_logprobs_BT[part.mask_BT]
+                found.append((log_ratios_N[kept_N], part.advantages_BT[kept_BT]))
+        everyone = [pair for of_rank in self._ranks.gather(found) for pair in of_rank]
+        log_ratios, advantages = zip(*everyone, strict=True)
         budget = self._section.loss.m2po_budget
         return m2_bound(torch.cat(log_ratios), torch.cat(advantages), budget=budget)
 
-    def _frozen_model(self) -> PreTrainedModel:
-        """The initial model once more, never trained."""
-        model = load_model(self._model_path, self._dtype).eval().requires_grad_(False)
+    def _placed(self, model: PreTrainedModel) -> PreTrainedModel | Sharded:
+        """What runs passes through the model: on its device, or spread over the ranks."""
+        if self._ranks.size > 1:
+            check_head(model)
+            return shard(model, self._ranks)
         nn.Module.to(model, self._device)
+        check_head(model)
         return model
 
     def _check(self, step: int, sums: _Sums, num_updates: int) -> None:
@@ -344,7 +409,7 @@ class Trainer:
 
     def _keep_broken(self, batch: TrainBatch) -> str:
         """Write a batch down for a person to look at; returns what to say of it."""
-        if self._broken_dir is None:
+        if self._broken_dir is None or not self._ranks.is_first:
             return ""
         path = self._broken_dir / f"step_{batch.step:06d}.msgpack"
         try:
@@ -355,26 +420,42 @@ class Trainer:
         return f"; the batch is in {path} (rollout.types.decode_batch(Path(...).read_bytes()) reads it)"
 
 
-def make_trainer(config: RunConfig, run_dir: Path, checkpoint: Path | None = None) -> Trainer:
+def device_of(section: LearnerSection) -> str:
+    """Where the learner computes."""
+    return "cuda" if section.num_gpus else "cpu"
+
+
+def make_trainer(
+    config: RunConfig,
+    run_dir: Path,
+    checkpoint: Path | None = None,
+    place: RankPlace | None = None,
+) -> Trainer:
     """The trainer of a run, as `checkpoint` has it where one is given.
 
-    Its weight files carry the run directory's name.
+    With a `place` it is one of several, and waits for the others. Its weight files carry the run
+    directory's name. Raises RanksError when the others do not come.
     """
+    section, ranks = config.learner, Ranks()
+    if place is not None:
+        torch.set_num_threads(section.threads)
+        ranks = Ranks.meet(place, device=device_of(section), deadline_s=section.deadline_s)
     trainer = Trainer(
         model_path=config.model.path,
         dtype=config.model.dtype,
-        section=config.learner,
+        section=section,
         temperature=config.rollout.temperature,
-        publisher=_publisher(config, run_dir),
+        publisher=_publisher(config, run_dir, ranks),
         broken_dir=run_dir / BROKEN_BATCHES,
+        ranks=ranks,
     )
     if checkpoint is not None:
         trainer.restore(checkpoint)
     return trainer
 
 
-def _publisher(config: RunConfig, run_dir: Path) -> "Publisher | Sender":
-    """What hands the weights of a run over."""
+def _publisher(config: RunConfig, run_dir: Path, ranks: Ranks) -> "Publisher | Sender | None":
+    """What hands the weights of a run over; None where another rank does."""
     section, log = config.weights, version_log(run_dir)
     if section.transport == "nccl":
         from learner.nccl import Sender  # it brings vLLM
@@ -384,7 +465,10 @@ def _publisher(config: RunConfig, run_dir: Path) -> "Publisher | Sender":
             num_workers=config.engine.vllm.tensor_parallel,
             buffer_bytes=section.buffer_mb << 20,
             num_buffers=section.num_buffers,
+            rank=ranks.rank,
         )
+    if not ranks.is_first:
+        return None
     return Publisher(
         directory=section.dir, fallback=run_dir / "weights", run_id=run_id(run_dir), log=log
     )

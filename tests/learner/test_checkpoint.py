@@ -189,6 +189,7 @@ def test_saving_leaves_the_coordinators_files_alone(
     make_trainer().save(directory)
     assert {path.name for path in (directory / "resume").iterdir()} == {
         "queue.msgpack",
+        "slices",
         "trainer.pt",
     }
 
