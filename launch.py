@@ -33,6 +33,7 @@ BENCHES = {
     "overlap": "rollout.bench.overlap",
     "learning": "rollout.bench.learning",
     "cost": "rollout.bench.cost",
+    "learner": "learner.bench.cli",
     "curriculum": "rollout.bench.curriculum",
     "staleness": "rollout.bench.staleness",
 }

@@ -167,6 +167,9 @@ usage: python launch.py bench NAME [option ...] [recipe.toml ...] [section.field
             --json  --seeds 0,1,2  --keep DIR  settings
   cost      CPU time a rollout costs beside the policy, by part of the system, and what starting costs
             --json  --steps N  --keep DIR  settings
+  learner   an optimizer step, and its memory, against one on padded batches with transformers; on a
+            GPU where there is one
+            --json  --model tiny|small|qwen2.5-0.5b|qwen2.5-1.5b|qwen2.5-7b  --dtype float32|bfloat16
   curriculum  what each rollout.draw spends on a simulated policy: groups with signal, groups and steps
             until it passes most tasks; half a minute, on one core
             --json  --seeds 0,1,2  --groups N  settings

@@ -213,7 +213,13 @@ class LearnerSection(_Section, frozen=True, kw_only=True):
     updates_per_batch: Count = 1
     """Parts of a batch, each an optimizer update: more use data again under weights it did not see."""
     micro_batch_tokens: Count = 2048
-    """Padded tokens computed at once; more memory, fewer passes."""
+    """Tokens computed at once, none of them padding; more memory, fewer passes."""
+    share_prefix: bool = True
+    """What the rows of a group have in common at their start is computed once, with the same gradient."""
+    activation_checkpointing: bool = False
+    """Keep only what enters each layer, and compute the rest again: less memory, a third slower."""
+    compile: bool = False
+    """Compile the layers with `torch.compile`: the first steps take minutes, later ones less time."""
     ranks: Count = 1
     """Processes that train together: each keeps a part of the weights and computes a part of a batch."""
     deadline_s: Positive = 600.0

@@ -1,11 +1,10 @@
-"""A `TrainBatch` becomes right-padded micro-batches of tensors; the lag bound is asserted here.
+"""A `TrainBatch` becomes packed micro-batches of tensors; the lag bound is asserted here.
 
-B: rows of a micro-batch. T: tokens of its longest row. Position i of every array is token i, which
-is predicted from position i - 1. Rows are padded on the right, so that under causal attention no
-real token sees the padding and no attention mask is needed.
+N: trained tokens of a micro-batch, row by row. Rows lie behind one another without padding, and
+what the rows of a group have in common at their start lies there once: see `learner.layout`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -15,46 +14,41 @@ from torch import Tensor
 
 from configs.loss import LossSection
 from learner.advantage import ADVANTAGES
+from learner.layout import Packed, common_prefix, pack_rows
 from learner.loss import AGGREGATIONS, overlong_penalty
 from rollout.types import LagError, Rollout, Row, TrainBatch, TrainGroup
-
-# Marks the positions of `lags_BT` that no weights sampled.
-NOT_SAMPLED = -1
 
 
 @dataclass(slots=True, kw_only=True, frozen=True)
 class MicroBatch:
-    """Rows that are computed at once. Padding has id 0 and mask False."""
+    """Rows that are computed at once, and what is known of their trained tokens."""
 
-    ids_BT: Tensor
-    """int64"""
-    old_logprobs_BT: Tensor
-    """float32, of the distribution the token was sampled from; 0 where the mask is False."""
-    advantages_BT: Tensor
-    """float32, that of the row's rollout at every position."""
-    mask_BT: Tensor
-    """bool, True exactly where the token was sampled by the policy."""
-    weights_BT: Tensor
-    """float32, what the token's loss is multiplied by; 0 where the mask is False or it is left out."""
-    lags_BT: Tensor
-    """int64, versions since the weights that sampled the token; `NOT_SAMPLED` where the mask is False."""
-    mixed_kv_BT: Tensor
+    packed: Packed
+    """`packed.rows_N` tells which tokens are of one row."""
+    old_logprobs_N: Tensor
+    """float32, of the distribution the token was sampled from."""
+    advantages_N: Tensor
+    """float32, that of the row's rollout."""
+    weights_N: Tensor
+    """float32, what the token's loss is multiplied by; 0 where it is left out."""
+    lags_N: Tensor
+    """int64, versions since the weights that sampled the token."""
+    mixed_kv_N: Tensor
     """bool, True where the token was sampled on a cache that older weights filled."""
 
     @property
     def num_tokens(self) -> int:
         """Tokens that are computed."""
-        return self.ids_BT.numel()
+        return len(self.packed.ids_P)
 
     def to(self, device: torch.device) -> "MicroBatch":
         return MicroBatch(
-            ids_BT=self.ids_BT.to(device),
-            old_logprobs_BT=self.old_logprobs_BT.to(device),
-            advantages_BT=self.advantages_BT.to(device),
-            mask_BT=self.mask_BT.to(device),
-            weights_BT=self.weights_BT.to(device),
-            lags_BT=self.lags_BT.to(device),
-            mixed_kv_BT=self.mixed_kv_BT.to(device),
+            packed=self.packed.to(device),
+            old_logprobs_N=self.old_logprobs_N.to(device),
+            advantages_N=self.advantages_N.to(device),
+            weights_N=self.weights_N.to(device),
+            lags_N=self.lags_N.to(device),
+            mixed_kv_N=self.mixed_kv_N.to(device),
         )
 
 
@@ -80,36 +74,47 @@ def split(batch: TrainBatch, num_parts: int) -> list[TrainBatch]:
     ]
 
 
-def pack(batch: TrainBatch, *, loss: LossSection, micro_batch_tokens: int, floor: int = 0) -> Batch:
-    """Check the batch and cut it into micro-batches of at most `micro_batch_tokens` padded tokens.
+def pack(
+    batch: TrainBatch,
+    *,
+    loss: LossSection,
+    micro_batch_tokens: int,
+    share_prefix: bool = True,
+    floor: int = 0,
+) -> Batch:
+    """Check the batch and cut it into micro-batches of at most `micro_batch_tokens` tokens.
 
-    A row longer than that is a micro-batch of its own. Rows without a trained token are left out.
-    The weight of each token is fixed here, over the whole batch; then rows with a token of a version
-    below `floor` are left out, and rollouts that a budget cut off, where that is asked. Raises LagError, and ValueError for a
-    rollout without a verdict, for a row that cannot be trained on, and for a batch with nothing to
-    train on.
+    Tokens that rows share are counted once. A row longer than that is a micro-batch of its own. Rows
+    without a trained token are left out. The weight of each token is fixed here, over the whole batch;
+    then rows with a token of a version below `floor` are left out, and rollouts that a budget cut off,
+    where that is asked. Raises LagError, and ValueError for a rollout without a verdict, for a row that
+    cannot be trained on, and for a batch with nothing to train on.
     """
     check_lag(batch)
-    rollouts = [one for group in batch.groups for one in _group_rollouts(group, loss)]
+    groups = [_group_rollouts(group, loss) for group in batch.groups]
+    rollouts = [one for group in groups for one in group]
     if not rollouts:
         raise ValueError(f"the batch of step {batch.step} has no token to train on")
     num_tokens_R = [sum(int(row.mask.sum()) for row in one.rows) for one in rollouts]
-    weights_R = AGGREGATIONS[loss.aggregation](num_tokens_R, loss.constant_tokens)
-    rows = [
-        _TrainedRow(
-            row=row,
-            advantage=one.advantage,
-            weight=0.0 if _is_left_out(row, one, loss, floor) else weight,
-        )
-        for one, weight in zip(rollouts, weights_R, strict=True)
-        for row in one.rows
-    ]
-    # Rows of like length share a micro-batch: less padding.
-    rows.sort(key=lambda one: -len(one.row.token_ids))
+    weights_R = iter(AGGREGATIONS[loss.aggregation](num_tokens_R, loss.constant_tokens))
+    families: list[_Family] = []
+    for group in groups:
+        rows = []
+        for one in group:
+            weight = next(weights_R)
+            rows += [
+                _TrainedRow(
+                    row=row,
+                    advantage=one.advantage,
+                    weight=0.0 if _is_left_out(row, one, loss, floor) else weight,
+                )
+                for row in one.rows
+            ]
+        families += _families(rows, micro_batch_tokens, share_prefix)
     return Batch(
-        micro_batches=[_pad(part, batch) for part in _parts(rows, micro_batch_tokens)],
+        micro_batches=[_micro_batch(part, batch) for part in _parts(families, micro_batch_tokens)],
         num_trained_tokens=sum(num_tokens_R),
-        is_left_out=not any(one.weight for one in rows),
+        is_left_out=not any(one.weight for rows, _ in families for one in rows),
         overlong_frac=sum(one.is_overlong for one in rollouts) / len(rollouts),
     )
 
@@ -129,6 +134,10 @@ class _TrainedRow:
     advantage: float
     weight: float
     """Of each of its trained tokens."""
+
+
+# Rows that share their beginning, and how many tokens they are to compute.
+_Family = tuple[list[_TrainedRow], int]
 
 
 def check_lag(batch: TrainBatch) -> None:
@@ -207,43 +216,56 @@ def _check_row(row: Row, where: str) -> None:
         raise ValueError(f"{where}: the sampler's log-probs of trained tokens are not all finite")
 
 
-def _parts(rows: list[_TrainedRow], max_tokens: int) -> Iterator[list[_TrainedRow]]:
-    """Cut rows, longest first, into runs of at most `max_tokens` padded tokens."""
-    start = 0
-    while start < len(rows):
-        # The first row of a part is its longest: it sets the width of the padding.
-        width = len(rows[start].row.token_ids)
-        num_rows = max(1, max_tokens // width)
-        yield rows[start : start + num_rows]
-        start += num_rows
+def _families(rows: Sequence[_TrainedRow], max_tokens: int, share_prefix: bool) -> list[_Family]:
+    """Cut the rows of a group so that those which share their beginning fit a micro-batch."""
+    prefix = common_prefix([one.row for one in rows]) if share_prefix else 0
+    if not prefix:
+        return [([one], len(one.row.token_ids)) for one in rows]
+    families: list[_Family] = []
+    chosen, num_tokens = [], prefix
+    for one in rows:
+        more = len(one.row.token_ids) - prefix
+        if chosen and num_tokens + more > max_tokens:
+            families.append((chosen, num_tokens))
+            chosen, num_tokens = [], prefix
+        chosen.append(one)
+        num_tokens += more
+    return [*families, (chosen, num_tokens)]
 
 
-def _pad(rows: list[_TrainedRow], batch: TrainBatch) -> MicroBatch:
-    shape = len(rows), max(len(one.row.token_ids) for one in rows)
-    ids = np.zeros(shape, dtype=np.int64)
-    old_logprobs = np.zeros(shape, dtype=np.float32)
-    advantages = np.zeros(shape, dtype=np.float32)
-    mask = np.zeros(shape, dtype=np.bool_)
-    weights = np.zeros(shape, dtype=np.float32)
-    lags = np.full(shape, NOT_SAMPLED, dtype=np.int64)
-    mixed_kv = np.zeros(shape, dtype=np.bool_)
-    for i, one in enumerate(rows):
-        row, num_tokens = one.row, len(one.row.token_ids)
-        ids[i, :num_tokens] = row.token_ids
-        old_logprobs[i, :num_tokens] = np.where(row.mask, row.logprobs, 0.0)
-        advantages[i] = one.advantage
-        mask[i, :num_tokens] = row.mask
-        weights[i, :num_tokens] = one.weight * row.mask
-        for span in row.spans:
-            lag = batch.lineage.lag(span.version, at=batch.version)
-            lags[i, span.start : span.end] = lag
-            mixed_kv[i, span.start : span.end] = span.mixed_kv
+def _parts(families: Sequence[_Family], max_tokens: int) -> list[list[list[_TrainedRow]]]:
+    """Fill micro-batches, the largest families first, each into the first that has room for it."""
+    parts: list[list[list[_TrainedRow]]] = []
+    rooms: list[int] = []
+    for rows, num_tokens in sorted(families, key=lambda family: -family[1]):
+        index = next((i for i, room in enumerate(rooms) if room >= num_tokens), len(parts))
+        if index == len(parts):
+            parts.append([])
+            rooms.append(max_tokens)
+        parts[index].append(rows)
+        rooms[index] -= num_tokens
+    return parts
+
+
+def _micro_batch(families: list[list[_TrainedRow]], batch: TrainBatch) -> MicroBatch:
+    old_logprobs, advantages, weights, lags, mixed_kv = [], [], [], [], []
+    for one in (one for rows in families for one in rows):
+        row = one.row
+        trained = np.flatnonzero(row.mask)
+        old_logprobs.append(row.logprobs[trained])
+        advantages.append(np.full(len(trained), one.advantage))
+        weights.append(np.full(len(trained), one.weight))
+        # Spans cover exactly the trained tokens, in any order.
+        spans = sorted(row.spans, key=lambda span: span.start)
+        lengths = [span.end - span.start for span in spans]
+        ages = [batch.lineage.lag(span.version, at=batch.version) for span in spans]
+        lags.append(np.repeat(ages, lengths))
+        mixed_kv.append(np.repeat([span.mixed_kv for span in spans], lengths))
     return MicroBatch(
-        ids_BT=torch.from_numpy(ids),
-        old_logprobs_BT=torch.from_numpy(old_logprobs),
-        advantages_BT=torch.from_numpy(advantages),
-        mask_BT=torch.from_numpy(mask),
-        weights_BT=torch.from_numpy(weights),
-        lags_BT=torch.from_numpy(lags),
-        mixed_kv_BT=torch.from_numpy(mixed_kv),
+        packed=pack_rows([[one.row for one in rows] for rows in families]),
+        old_logprobs_N=torch.from_numpy(np.concatenate(old_logprobs, dtype=np.float32)),
+        advantages_N=torch.from_numpy(np.concatenate(advantages, dtype=np.float32)),
+        weights_N=torch.from_numpy(np.concatenate(weights, dtype=np.float32)),
+        lags_N=torch.from_numpy(np.concatenate(lags, dtype=np.int64)),
+        mixed_kv_N=torch.from_numpy(np.concatenate(mixed_kv, dtype=np.bool_)),
     )

@@ -85,9 +85,7 @@ def write_learner_part(
     if ranks.is_first:
         shutil.rmtree(partial, ignore_errors=True)
         (partial / _SLICES).mkdir(parents=True)
-    write_hf(
-        partial / "hf", model, dtype=dtype, tokenizer_source=tokenizer_source, ranks=ranks
-    )
+    write_hf(partial / "hf", model, dtype=dtype, tokenizer_source=tokenizer_source, ranks=ranks)
     ranks.gather(None)  # nobody writes into a directory that is not there yet
     tensors = optimizer.tensors()
     with _alone(ranks):
@@ -117,7 +115,10 @@ def publish_parts(directory: Path) -> None:
     partial, resume = directory / _PARTIAL, directory / "resume"
     resume.mkdir(exist_ok=True)
     # Not atomic together, nor need it be: nobody reads a directory without DONE.
-    for source, target in ((partial / "hf", directory / "hf"), (partial / _SLICES, resume / _SLICES)):
+    for source, target in (
+        (partial / "hf", directory / "hf"),
+        (partial / _SLICES, resume / _SLICES),
+    ):
         shutil.rmtree(target, ignore_errors=True)
         source.rename(target)
     (partial / _STATE).replace(resume / _STATE)

@@ -100,7 +100,9 @@ def _write_index(directory: Path, files: list[list[str]], sizes: dict[str, int])
     numbered = enumerate(files, 1)
     index = {
         "metadata": {"total_size": sum(sizes.values())},
-        "weight_map": {name: _name(number, len(files)) for number, names in numbered for name in names},
+        "weight_map": {
+            name: _name(number, len(files)) for number, names in numbered for name in names
+        },
     }
     text = json.dumps(index, indent=2, sort_keys=True)
     (directory / "model.safetensors.index.json").write_text(text)

@@ -4,10 +4,14 @@ A bfloat16 weight cannot take a step of a thousandth of itself: it has 8 bits. S
 gets a float32 master of every weight; gradients are summed and applied there, and the model holds
 the masters rounded. Its forward pass is then the one the engines compute. A float32 model is its
 own master.
+
+A gradient goes to its master as soon as the backward pass has it: those of all weights in bfloat16
+never exist at once.
 """
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +25,7 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class Optimizer:
-    """Gradients of micro-batches are added with `accumulate`, then applied with `step`."""
+    """`backward` of micro-batches adds up gradients, which `step` applies."""
 
     def __init__(self, model: nn.Module, section: LearnerSection) -> None:
         """The weights may be spread over ranks: each then does this with its slices."""
@@ -42,20 +46,16 @@ class Optimizer:
             lr=section.lr,
             betas=(section.beta1, section.beta2),
             weight_decay=section.weight_decay,
+            # One pass over the memory instead of one for each operation.
+            fused=True,
         )
+        for weight, master in zip(self._weights, self._masters, strict=True):
+            if weight is not master:
+                weight.register_post_accumulate_grad_hook(partial(_hand_over, master))
 
     def zero_grad(self) -> None:
         for parameter in (*self._weights, *self._masters):
             parameter.grad = None
-
-    def accumulate(self) -> None:
-        """Add what `backward` left on the model to the float32 gradients."""
-        for weight, master in zip(self._weights, self._masters, strict=True):
-            if weight is master or weight.grad is None:
-                continue
-            gradient = weight.grad.float()
-            master.grad = gradient if master.grad is None else master.grad + gradient
-            weight.grad = None
 
     def clip(self) -> float:
         """Bound the gradient's norm; returns the norm before, which may be NaN or infinite."""
@@ -120,6 +120,16 @@ class Optimizer:
         for weight, master in zip(self._weights, self._masters, strict=True):
             if weight is not master:
                 weight.copy_(master)
+
+
+def _hand_over(master: nn.Parameter, weight: Tensor) -> None:
+    """Add the gradient of `weight` to that of `master`, and free it."""
+    assert weight.grad is not None
+    if master.grad is None:
+        master.grad = weight.grad.float()
+    else:
+        master.grad += weight.grad
+    weight.grad = None
 
 
 def warmup_lr(step: int, *, lr: float, warmup_steps: int) -> float:

@@ -97,4 +97,3 @@ class Ranks:
         """Leave the others."""
         if self.size > 1:
             dist.destroy_process_group()
-

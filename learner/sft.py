@@ -20,11 +20,13 @@ import msgspec
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 from transformers import PreTrainedModel, Qwen3ForCausalLM
 
 from configs.load import ConfigError, find
 from configs.sft import MessagesRow, SftRecipe
+from learner.attention import use_packing
+from learner.head import check_head, token_logprobs
+from learner.layout import pack_rows
 from learner.tiny_policy import make_model, make_tokenizer, untie
 from rollout.model import load_model
 from rollout.tokens import ChatTokens
@@ -100,7 +102,10 @@ def fit(
     _log.info("sft: %d steps on %d rows", len(batches), len(rows))
     optimizer = _optimizer(model, recipe)
     losses, started_s = [], time.perf_counter()
-    model.train()
+    # Without dropout, as RL goes on from here.
+    model.eval()
+    check_head(model)
+    use_packing(model)
     for step, batch in enumerate(batches, start=1):
         if step == turn and num_clean:
             _log.info(
@@ -120,28 +125,16 @@ def fit(
             recent = sum(losses[-_PROGRESS_STEPS:]) / len(losses[-_PROGRESS_STEPS:])
             elapsed_s = time.perf_counter() - started_s
             _log.info("sft step %d/%d | loss %.4f | %.0f s", step, len(batches), recent, elapsed_s)
-    model.eval()
     return losses
 
 
 def batch_loss(model: PreTrainedModel, rows: Sequence[Row]) -> Tensor:
-    """Mean cross-entropy (nats) over the masked tokens of B rows, each predicted from those before.
+    """Mean cross-entropy (nats) over the masked tokens of the rows, each predicted from those before.
 
-    Rows are padded on the right to T: under causal attention nothing sees the padding.
+    `model` must use packing (`learner.attention.use_packing`).
     """
-    longest = max(len(row.mask) for row in rows)
-    ids_BT = torch.zeros(len(rows), longest, dtype=torch.long)
-    mask_BT = torch.zeros(len(rows), longest, dtype=torch.bool)
-    for index, row in enumerate(rows):
-        ids_BT[index, : len(row.mask)] = torch.from_numpy(row.token_ids.astype(np.int64))
-        mask_BT[index, : len(row.mask)] = torch.from_numpy(row.mask.astype(np.bool_))
-    hidden_BTH = model.base_model(input_ids=ids_BT, use_cache=False).last_hidden_state
-    # Only trained positions go through the head.
-    predicted_NH = hidden_BTH[:, :-1][mask_BT[:, 1:]]
-    head = model.get_output_embeddings()
-    assert head is not None, "a causal language model has a head"
-    logits_NV = head(predicted_NH).float()
-    return functional.cross_entropy(logits_NV, ids_BT[:, 1:][mask_BT[:, 1:]])
+    packed = pack_rows([[row] for row in rows])
+    return -token_logprobs(model, packed, temperature=1.0).logprobs_N.mean()
 
 
 def save(

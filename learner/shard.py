@@ -6,7 +6,7 @@ are those of the whole batch, so that nothing is to be averaged.
 """
 
 from collections.abc import Callable, Iterator
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -87,5 +87,3 @@ def whole_weights(model: nn.Module, dtype: torch.dtype) -> Iterator[tuple[str, T
     for name, tensor in named_weights(model).items():
         is_parameter = isinstance(tensor, nn.Parameter)
         yield name, whole(tensor).to(dtype) if is_parameter else whole(tensor)
-
-

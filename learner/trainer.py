@@ -7,7 +7,7 @@ A plain synchronous class; `rollout/cluster.py` gives it a process. What it mini
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,16 +16,19 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from configs.schema import LearnerSection, RunConfig
+from learner.attention import use_packing
 from learner.batch import Batch, MicroBatch, pack, split
 from learner.checkpoint import ResumeState, read_learner_part, write_learner_part
 from learner.correction import m2_bound
 from learner.head import TokenLogprobs, check_head, token_logprobs
-from learner.objective import Loss, Tokens, needs_proximal, objective
+from learner.layers import compile_layers, recompute_layers
+from learner.objective import Tokens, needs_proximal, objective
 from learner.optimizer import Optimizer, warmup_lr
 from learner.publish import Publisher, named_weights
 from learner.ranks import Ranks
 from learner.shard import Sharded, shard, whole_weights
-from learner.watch import LagStats, RatioStats, lag_stats, ratio_stats
+from learner.sums import Sums, sum_of
+from learner.watch import LagStats, RatioStats
 from rollout.model import load_model
 from rollout.types import Busy, RankPlace, StepReport, TrainBatch, encode
 from rollout.weights import Manifest, WeightsError, run_id, version_log
@@ -45,47 +48,8 @@ class NonFiniteLossError(RuntimeError):
     """The loss or its gradient is NaN or infinite; the weights did not move."""
 
 
-@dataclass(slots=True, kw_only=True)
-class _Sums:
-    """Over the trained tokens of an update, summed micro-batch by micro-batch."""
-
-    loss: float = 0.0
-    """This and the next two are weighted sums, and so those of the batch."""
-    policy: float = 0.0
-    kl: float = 0.0
-    entropy: float = 0.0
-    num_tokens: int = 0
-    grad_norm: float = 0.0
-    ratios: RatioStats = field(default_factory=RatioStats)
-    lags: LagStats = field(default_factory=LagStats)
-
-    def add(self, loss: Loss, tokens: Tokens) -> None:
-        self.loss += loss.total.item()
-        self.policy += loss.policy.item()
-        self.kl += loss.kl.item() if loss.kl is not None else 0.0
-        self.entropy += tokens.entropy_N.detach().double().sum().item()
-        self.num_tokens += tokens.logprobs_N.numel()
-        against = tokens.logprobs_N, tokens.old_logprobs_N
-        self.ratios += ratio_stats(*against, tokens.advantages_N, loss.terms)
-        self.lags += lag_stats(*against, tokens.lags_N, tokens.mixed_kv_N, loss.terms)
-
-    def __iadd__(self, other: "_Sums") -> "_Sums":
-        """Add what another rank has."""
-        for name in self.__slots__:
-            setattr(self, name, getattr(self, name) + getattr(other, name))
-        return self
-
-
 # Micro-batches, each with whether it counts: one that does not only keeps the others company.
 _Work = list[tuple[MicroBatch, bool]]
-
-
-def _sum_of(parts: Sequence[_Sums]) -> _Sums:
-    """Of all ranks."""
-    total = _Sums()
-    for part in parts:
-        total += part
-    return total
 
 
 class Trainer:
@@ -255,22 +219,14 @@ class Trainer:
     def _train(self, batch: TrainBatch) -> dict[str, float]:
         """Update the weights once for each part of the batch; returns the step's metrics."""
         section = self._section
-        parts = [
-            pack(
-                part,
-                loss=section.loss,
-                micro_batch_tokens=self._micro_batch_tokens(part),
-                floor=self._floor,
-            )
-            for part in split(batch, section.updates_per_batch)
-        ]
+        parts = [self._packed(part) for part in split(batch, section.updates_per_batch)]
         work = [self._work(part) for part in parts]
         proximal: list[list[Tensor] | None] = [None] * len(parts)
         if needs_proximal(section.loss):
             proximal = [self._logprobs_now(mine) for mine in work]
         lr = warmup_lr(batch.step, lr=section.lr, warmup_steps=section.warmup_steps)
         lr *= self._lr_factor
-        updates: list[_Sums] = []
+        updates: list[Sums] = []
         for packed, mine, start in zip(parts, work, proximal, strict=True):
             sums = self._backward(mine, start)
             self._check(batch.step, sums, len(updates))
@@ -281,13 +237,29 @@ class Trainer:
         overlong = sum(part.overlong_frac for part in parts) / len(parts)
         return {**self._metrics(updates), "optim/lr": lr, "loss/overlong_frac": overlong}
 
-    def _micro_batch_tokens(self, batch: TrainBatch) -> int:
-        """The budget of a micro-batch: of several ranks, each should get work."""
-        limit, size = self._section.micro_batch_tokens, self._ranks.size
+    def _packed(self, batch: TrainBatch) -> Batch:
+        """Cut into micro-batches: where ranks would else wait for each other, smaller than need be."""
+        section, size = self._section, self._ranks.size
+        cut = partial(
+            pack,
+            batch,
+            loss=section.loss,
+            share_prefix=section.share_prefix,
+            floor=self._floor,
+        )
+        packed = cut(micro_batch_tokens=section.micro_batch_tokens)
         if size == 1:
-            return limit
-        rows = (row for group in batch.groups for one in group.rollouts for row in one.rows)
-        return min(limit, max(1, sum(len(row.token_ids) for row in rows) // size))
+            return packed
+        share = max(1, sum(part.num_tokens for part in packed.micro_batches) // size)
+        if share >= section.micro_batch_tokens:
+            return packed
+        # Not always better: what rows share is computed in each part that has some of them.
+        return min(packed, cut(micro_batch_tokens=share), key=self._longest)
+
+    def _longest(self, packed: Batch) -> int:
+        """Tokens that are computed one after another, as ranks wait for each other in every pass."""
+        numbers = sorted((part.num_tokens for part in packed.micro_batches), reverse=True)
+        return sum(numbers[:: self._ranks.size])
 
     def _work(self, packed: Batch) -> _Work:
         """The micro-batches that this rank computes."""
@@ -295,14 +267,14 @@ class Trainer:
         dealt = self._ranks.deal([part.num_tokens for part in parts])
         return [(parts[index], counts) for index, counts in dealt]
 
-    def _backward(self, work: _Work, proximal: list[Tensor] | None) -> _Sums:
+    def _backward(self, work: _Work, proximal: list[Tensor] | None) -> Sums:
         """Leave the gradient of the batch's loss in the optimizer, its norm bounded.
 
         `proximal` has the log-probs of each micro-batch at the start of the step, if they are needed.
         What is returned is that of all ranks.
         """
         self._optimizer.zero_grad()
-        loss, sums = self._section.loss, _Sums()
+        loss, sums = self._section.loss, Sums()
         bound = self._m2_bound(work) if loss.correction == "m2po" else math.inf
         for i, (part, counts) in enumerate(work):
             tokens = self._tokens(part.to(self._device), proximal[i] if proximal else None)
@@ -310,10 +282,9 @@ class Trainer:
             # own, however it was cut and dealt out.
             value = objective(loss, tokens, m2_bound=bound)
             (value.total if counts else value.total * 0.0).backward()
-            self._optimizer.accumulate()
             if counts:
                 sums.add(value, tokens)
-        sums = _sum_of(self._ranks.gather(sums))
+        sums = sum_of(self._ranks.gather(sums))
         sums.grad_norm = self._optimizer.clip()
         return sums
 
@@ -324,29 +295,22 @@ class Trainer:
         if self._reference is not None:
             with torch.no_grad():
                 reference_N = self._forward(self._reference, part).logprobs_N
-        mask_BT = part.mask_BT
         return Tokens(
             logprobs_N=now.logprobs_N,
             entropy_N=now.entropy_N,
-            old_logprobs_N=part.old_logprobs_BT[mask_BT],
-            advantages_N=part.advantages_BT[mask_BT],
-            weights_N=part.weights_BT[mask_BT],
-            rows_N=mask_BT.nonzero()[:, 0],
-            lags_N=part.lags_BT[mask_BT],
-            mixed_kv_N=part.mixed_kv_BT[mask_BT],
+            old_logprobs_N=part.old_logprobs_N,
+            advantages_N=part.advantages_N,
+            weights_N=part.weights_N,
+            rows_N=part.packed.rows_N,
+            lags_N=part.lags_N,
+            mixed_kv_N=part.mixed_kv_N,
             proximal_logprobs_N=proximal_N,
             reference_logprobs_N=reference_N,
         )
 
     def _forward(self, passes: PreTrainedModel | Sharded, part: MicroBatch) -> TokenLogprobs:
         def run(model: PreTrainedModel) -> TokenLogprobs:
-            return token_logprobs(
-                model,
-                part.ids_BT,
-                part.mask_BT,
-                temperature=self._temperature,
-                entropy_grad=self._section.loss.entropy_coef > 0,
-            )
+            return token_logprobs(model, part.packed, temperature=self._temperature)
 
         return passes.score(run) if isinstance(passes, Sharded) else run(passes)
 
@@ -361,10 +325,9 @@ class Trainer:
         found: list[tuple[Tensor, Tensor]] = []
         for (part, counts), new_N in zip(work, self._logprobs_now(work), strict=True):
             if counts:
-                kept_BT = part.mask_BT & (part.weights_BT != 0)
-                kept_N = kept_BT[part.mask_BT]
-                log_ratios_N = new_N.cpu() - part.old_logprobs_BT[part.mask_BT]
-                found.append((log_ratios_N[kept_N], part.advantages_BT[kept_BT]))
+                kept_N = part.weights_N != 0
+                log_ratios_N = new_N.cpu() - part.old_logprobs_N
+                found.append((log_ratios_N[kept_N], part.advantages_N[kept_N]))
         everyone = [pair for of_rank in self._ranks.gather(found) for pair in of_rank]
         log_ratios, advantages = zip(*everyone, strict=True)
         budget = self._section.loss.m2po_budget
@@ -372,14 +335,17 @@ class Trainer:
 
     def _placed(self, model: PreTrainedModel) -> PreTrainedModel | Sharded:
         """What runs passes through the model: on its device, or spread over the ranks."""
-        if self._ranks.size > 1:
-            check_head(model)
-            return shard(model, self._ranks)
-        nn.Module.to(model, self._device)
+        if self._ranks.size == 1:
+            nn.Module.to(model, self._device)
         check_head(model)
-        return model
+        use_packing(model)
+        if self._section.compile:
+            compile_layers(model)
+        if self._section.activation_checkpointing:
+            recompute_layers(model)
+        return shard(model, self._ranks) if self._ranks.size > 1 else model
 
-    def _check(self, step: int, sums: _Sums, num_updates: int) -> None:
+    def _check(self, step: int, sums: Sums, num_updates: int) -> None:
         """Raise NonFiniteLossError for numbers with which the weights must not move."""
         if math.isfinite(sums.loss) and math.isfinite(sums.grad_norm):
             return
@@ -390,7 +356,7 @@ class Trainer:
             f"{self._step}{moved}"
         )
 
-    def _metrics(self, updates: Sequence[_Sums]) -> dict[str, float]:
+    def _metrics(self, updates: Sequence[Sums]) -> dict[str, float]:
         """Of a step: means over its updates, and over their tokens."""
         num_updates = len(updates)
         num_tokens = sum(sums.num_tokens for sums in updates)

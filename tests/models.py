@@ -8,13 +8,20 @@ uniform and a wrong cache, mask or position shows in the log-probs.
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
 from torch import Tensor
 from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
@@ -26,6 +33,19 @@ from rollout.weights import Manifest, checksum
 
 # Standard deviation of matrices: attention and logits are then clearly peaked at these sizes.
 _STD = 0.25
+
+# Tokens that a layer with a sliding window sees: fewer than the rows of tests have.
+WINDOW = 7
+
+_SIZES: dict[str, Any] = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 48,
+    "max_position_embeddings": 512,
+}
 
 
 def tiny_qwen3(
@@ -100,6 +120,53 @@ def tiny_llama(
         max_position_embeddings=max_positions,
     )
     return _save(LlamaForCausalLM(config), path, seed=seed, dtype=torch.float32)
+
+
+def tiny_llama3(path: Path, *, seed: int = 0) -> Path:
+    """Write a Llama 3 checkpoint (fewer KV heads than heads, scaled rotary positions)."""
+    config = LlamaConfig(
+        **_SIZES,
+        rope_parameters={
+            "rope_type": "llama3",
+            "rope_theta": 500000.0,
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 16,
+        },
+    )
+    return _save(LlamaForCausalLM(config), path, seed=seed, dtype=torch.float32)
+
+
+def tiny_mistral(path: Path, *, seed: int = 0) -> Path:
+    """Write a Mistral checkpoint: every layer sees `WINDOW` tokens."""
+    config = MistralConfig(**_SIZES, sliding_window=WINDOW)
+    return _save(MistralForCausalLM(config), path, seed=seed, dtype=torch.float32)
+
+
+def tiny_gemma2(path: Path, *, seed: int = 0) -> Path:
+    """Write a Gemma 2 checkpoint: half of the layers see `WINDOW` tokens; scores and logits are capped."""
+    config = Gemma2Config(
+        **_SIZES,
+        head_dim=16,
+        query_pre_attn_scalar=24,
+        sliding_window=WINDOW,
+        attn_logit_softcapping=2.0,
+        final_logit_softcapping=3.0,
+    )
+    return _save(Gemma2ForCausalLM(config), path, seed=seed, dtype=torch.float32)
+
+
+def tiny_gemma3(path: Path, *, seed: int = 0) -> Path:
+    """Write a Gemma 3 checkpoint: a layer that sees `WINDOW` tokens, and one that sees all."""
+    config = Gemma3TextConfig(
+        **_SIZES,
+        head_dim=16,
+        query_pre_attn_scalar=24,
+        sliding_window=WINDOW,
+        layer_types=["sliding_attention", "full_attention"],
+    )
+    return _save(Gemma3ForCausalLM(config), path, seed=seed, dtype=torch.float32)
 
 
 def plain_logprobs(

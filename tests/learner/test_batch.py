@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from learner.batch import NOT_SAMPLED, Batch, LagError, pack, split
+from learner.batch import Batch, LagError, pack, split
 from rollout.types import Row, Span, TrainBatch
 from tests.learner.batches import loss_section, make_batch, make_group, make_rollout, make_row
 
@@ -22,31 +22,33 @@ def packed(batch: TrainBatch, *, micro_batch_tokens: int = 100) -> Batch:
     return pack(batch, loss=loss, micro_batch_tokens=micro_batch_tokens)
 
 
-def test_rows_keep_their_tokens_log_probs_and_versions_in_place() -> None:
+def test_trained_tokens_keep_their_log_probs_and_versions() -> None:
     row = Row.pack(
         [7, 8, 9, 10],
         [5.0, -1.0, 5.0, -2.0],
         [0, 1, 0, 1],
-        [Span(3, 1, 2), Span(4, 3, 4, mixed_kv=True)],
+        [Span(4, 3, 4, mixed_kv=True), Span(3, 1, 2)],
     )
     short = make_row([5, 6], [0.0, -0.5], [0, 1], version=4)
     rollouts = [make_rollout([row], 1.0), make_rollout([short], 0.0, member=1)]
     (part,) = packed(make_batch([make_group(rollouts)], version=5)).micro_batches
-    assert part.ids_BT.tolist() == [[7, 8, 9, 10], [5, 6, 0, 0]]
-    # What the sampler reports of tokens that are not trained is not used.
-    assert part.old_logprobs_BT.tolist() == [[0, -1, 0, -2], [0, -0.5, 0, 0]]
-    assert part.mask_BT.tolist() == [[False, True, False, True], [False, True, False, False]]
-    nothing = NOT_SAMPLED
+    assert part.packed.ids_P.tolist() == [7, 8, 9, 10, 5, 6]
+    assert part.packed.positions_P.tolist() == [0, 1, 2, 3, 0, 1]
+    assert part.packed.sources_N.tolist() == [0, 2, 4]
+    assert part.packed.targets_N.tolist() == [8, 10, 6]
+    assert part.packed.rows_N.tolist() == [0, 0, 1]
+    assert part.old_logprobs_N.tolist() == [-1, -2, -0.5]
     # The batch is computed at version 5.
-    assert part.lags_BT.tolist() == [[nothing, 2, nothing, 1], [nothing, 1, nothing, nothing]]
-    assert part.mixed_kv_BT.sum() == 1 and part.mixed_kv_BT[0, 3]
-    assert part.advantages_BT.tolist() == [[0.5] * 4, [-0.5] * 4]
+    assert part.lags_N.tolist() == [2, 1, 1]
+    assert part.mixed_kv_N.tolist() == [False, True, False]
+    assert part.advantages_N.tolist() == [0.5, 0.5, -0.5]
 
 
 def test_every_row_of_a_rollout_has_its_advantage() -> None:
     rollouts = [make_rollout(rows_of([3, 4]), 1.0), make_rollout(rows_of([5]), 0.0, member=1)]
     (part,) = packed(make_batch([make_group(rollouts)])).micro_batches
-    assert part.advantages_BT[:, 0].tolist() == [-0.5, 0.5, 0.5]
+    # The longest row comes first.
+    assert part.advantages_N.tolist() == [-0.5, 0.5, 0.5]
 
 
 def test_advantages_compare_rollouts_of_the_same_group_only() -> None:
@@ -55,26 +57,66 @@ def test_advantages_compare_rollouts_of_the_same_group_only() -> None:
         make_group([make_rollout(rows_of([5]), 0.0), make_rollout(rows_of([6]), 0.0, member=1)]),
     ]
     (part,) = packed(make_batch(groups)).micro_batches
-    assert not part.advantages_BT.any()
+    assert not part.advantages_N.any()
 
 
-def test_micro_batches_hold_like_lengths_within_their_budget() -> None:
-    parts = packed(batch_of(rows_of([2, 9, 3, 4, 30, 2, 8])), micro_batch_tokens=18).micro_batches
+def sizes(batch: Batch) -> list[int]:
+    return [len(part.packed.ids_P) for part in batch.micro_batches]
+
+
+def test_micro_batches_are_filled_up_to_their_budget() -> None:
+    batch = packed(batch_of(rows_of([2, 7, 3, 4, 30, 2, 6])), micro_batch_tokens=12)
     # 30 tokens are more than the budget, and are a micro-batch of their own.
-    assert [tuple(part.ids_BT.shape) for part in parts] == [(1, 30), (2, 9), (4, 4)]
+    assert sizes(batch) == [30, 7 + 4, 6 + 3 + 2, 2]
+
+
+@pytest.mark.parametrize(("budget", "expected"), [(100, [31]), (29, [27, 24]), (5, [23, 24, 24])])
+def test_what_rows_share_is_computed_once_in_each_micro_batch(
+    budget: int, expected: list[int]
+) -> None:
+    prompt = list(range(20))
+    rows = [
+        make_row([*prompt, *more], [0.0] * (20 + len(more)), [0] * (19 + len(more)) + [1])
+        for more in ([30, 31, 32], [33, 31, 32, 34], [35, 31, 32, 34])
+    ]
+    batch = packed(batch_of(rows), micro_batch_tokens=budget)
+    assert sorted(sizes(batch), reverse=True) == sorted(expected, reverse=True)
+    apart = pack(batch_of(rows), loss=loss_section(), micro_batch_tokens=100, share_prefix=False)
+    assert sizes(apart) == [23 + 24 + 24]
+
+
+def test_a_token_that_rows_share_is_trained_for_each() -> None:
+    ids = list(range(12))
+    rows = [
+        make_row([*ids, 40 + i], [0.0] * 11 + [-1.0 - i, -3.0], [0] * 11 + [1, 1]) for i in range(2)
+    ]
+    (part,) = packed(batch_of(rows)).micro_batches
+    assert part.packed.positions_P.tolist() == [*range(12), 12, 12]
+    assert part.packed.targets_N.tolist() == [11, 40, 11, 41]
+    assert part.packed.sources_N.tolist() == [10, 11, 10, 11]
+    assert part.packed.rows_N.tolist() == [0, 0, 1, 1]
+    assert part.old_logprobs_N.tolist() == [-1, -3, -2, -3]
+    assert part.advantages_N.tolist() == [0.5, 0.5, -0.5, -0.5]
+
+
+def test_a_row_that_is_the_beginning_of_another_shares_all_but_its_last_token() -> None:
+    rows = rows_of([12, 15])
+    (part,) = packed(batch_of(rows)).micro_batches
+    assert part.packed.positions_P.tolist() == [*range(11), 11, 11, 12, 13, 14]
+    assert part.packed.ids_P.tolist() == part.packed.positions_P.tolist()
 
 
 def test_denominator_counts_every_trained_token_once() -> None:
     for budget in (1, 10, 1000):
         batch = packed(batch_of(rows_of([2, 9, 3])), micro_batch_tokens=budget)
         assert batch.num_trained_tokens == 3
-        assert sum(int(part.mask_BT.sum()) for part in batch.micro_batches) == 3
+        assert sum(len(part.packed.targets_N) for part in batch.micro_batches) == 3
 
 
 def test_rows_without_a_trained_token_are_left_out() -> None:
     rows = [*rows_of([3]), make_row([1, 2, 3, 4], [0.0] * 4, [0] * 4)]
     (part,) = packed(batch_of(rows)).micro_batches
-    assert part.ids_BT.shape == (1, 3)
+    assert part.packed.ids_P.tolist() == [0, 1, 2]
 
 
 def test_a_batch_without_trained_tokens_is_refused() -> None:
@@ -145,12 +187,6 @@ def test_a_record_from_the_wire_is_checked_again() -> None:
         packed(batch_of([short]))
 
 
-def test_padding_is_never_trained() -> None:
-    (part,) = packed(batch_of(rows_of([2, 6]))).micro_batches
-    is_padding_BT = torch.arange(6)[None] >= torch.tensor([[6], [2]])
-    assert not part.mask_BT[is_padding_BT].any()
-
-
 @pytest.mark.parametrize(
     ("aggregation", "constant_tokens", "expected"),
     [("token", 0, [1 / 5, 1 / 5]), ("sequence", 0, [1 / 8, 1 / 2]), ("constant", 10, [1 / 20] * 2)],
@@ -171,9 +207,8 @@ def test_weights_are_those_of_the_whole_batch(
         parts = pack(
             make_batch([make_group(rollouts)]), loss=loss, micro_batch_tokens=budget
         ).micro_batches
-        weights = torch.cat([part.weights_BT[part.mask_BT] for part in parts])
+        weights = torch.cat([part.weights_N for part in parts])
         assert weights.tolist() == pytest.approx([expected[0]] * 4 + [expected[1]])
-        assert not any(part.weights_BT[~part.mask_BT].any() for part in parts)
 
 
 def test_long_rollouts_may_lose_reward() -> None:
@@ -191,7 +226,7 @@ def test_long_rollouts_may_lose_reward() -> None:
     ).micro_batches
     mean = 0.5 / 3
     expected = [-1 - mean, 0.5 - mean, 0.5 - mean, 1 - mean]
-    assert part.advantages_BT[:, 0].tolist() == pytest.approx(expected)
+    assert sorted(part.advantages_N.tolist()) == pytest.approx(expected)
 
 
 def test_a_batch_is_split_into_whole_groups() -> None:

@@ -12,7 +12,7 @@ from rollout.model import load_model
 from rollout.types import Row, StopReason, TrainBatch, encode
 from rollout.weights import read_tensors
 from tests.learner import ranked
-from tests.learner.batches import loss_section, make_batch, make_group, make_rollout, sampled_group
+from tests.learner.batches import loss_section, make_batch, make_group, sampled_group
 from tests.learner.crew import Crew
 from tests.models import tiny_qwen2, tiny_qwen3
 
@@ -74,6 +74,7 @@ LOSSES = {
 @pytest.mark.parametrize("loss", LOSSES)
 def test_several_ranks_step_like_one(crew: Crew, model: Path, tmp_path: Path, loss: str) -> None:
     section = {"loss": loss_section(**LOSSES[loss]), "micro_batch_tokens": 24, "grad_clip": 0.05}
+    section["activation_checkpointing"] = loss == "sequence"
     if loss == "decoupled":
         section["updates_per_batch"] = 2
     given = batches(model)

@@ -14,6 +14,7 @@ from configs.load import ConfigError
 from configs.sft import Message, MessagesRow, PolicyRecipe, SftRecipe, TraceRecipe
 from envpool.envs import basics
 from learner import cli, sft
+from learner.attention import use_packing
 from learner.tiny_policy import make_model, make_tokenizer
 from rollout.model import load_model
 from rollout.tokens import ChatTokens
@@ -78,6 +79,7 @@ def test_loss_is_the_mean_over_masked_tokens_of_all_rows() -> None:
         ids = torch.from_numpy(row.token_ids.astype("int64"))[None]
         logprobs = model(input_ids=ids).logits[0].log_softmax(-1)
         expected += [-logprobs[i - 1, ids[0, i]] for i in range(1, ids.shape[1]) if row.mask[i]]
+    use_packing(model)
     torch.testing.assert_close(sft.batch_loss(model, rows), torch.stack(expected).mean())
 
 
@@ -109,6 +111,8 @@ def test_loss_falls_and_the_written_policy_is_the_trained_one(
     encoded = [row for demonstration in rows for row in sft.encode(demonstration, tokens)]
     torch.manual_seed(0)
     untrained = make_model(_SMALL, tokens.tokenizer)
+    for one in (model, untrained):
+        use_packing(one)
     with torch.no_grad():
         before, after = sft.batch_loss(untrained, encoded), sft.batch_loss(model, encoded)
     assert after < 0.8 * before
@@ -122,6 +126,7 @@ def test_training_goes_on_from_a_base_model(rows: list[MessagesRow], tmp_path: P
     losses = []
     for name in ("base", "more"):
         model, tokens = load_model(tmp_path / name, "float32"), ChatTokens.load(tmp_path / name)
+        use_packing(model)
         encoded = [row for demonstration in rows for row in sft.encode(demonstration, tokens)]
         with torch.no_grad():
             losses.append(sft.batch_loss(model, encoded).item())

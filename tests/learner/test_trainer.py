@@ -98,6 +98,28 @@ def test_micro_batches_step_like_one_batch(make_trainer: MakeTrainer) -> None:
         torch.testing.assert_close(after, results[0][1], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "changed", [{"share_prefix": False}, {"activation_checkpointing": True}], ids=str
+)
+def test_what_saves_time_or_memory_changes_no_step(
+    make_trainer: MakeTrainer, changed: dict[str, bool]
+) -> None:
+    results = []
+    for section in ({}, changed):
+        trainer = make_trainer(grad_clip=1e9, **section)
+        prompt = list(range(12))
+        rollouts = [
+            make_rollout([make_row([*prompt, *more], [-3.0] * 15, [0] * 11 + [1] * 4)], reward)
+            for more, reward in (([30, 31, 32], 1.0), ([33, 31, 32], 0.0))
+        ]
+        report = trainer.train(make_batch([make_group(rollouts), *two_groups(trainer, shift=0.4)]))
+        metrics = {k: v for k, v in report.metrics.items() if not k.startswith("time/")}
+        results.append((metrics, weights(trainer)))
+    (metrics, after), (other_metrics, other) = results
+    assert metrics == pytest.approx(other_metrics, rel=1e-4, abs=1e-6)
+    torch.testing.assert_close(after, other, rtol=1e-4, atol=1e-5)
+
+
 def test_loss_is_divided_by_all_trained_tokens_also_when_some_are_clipped(
     make_trainer: MakeTrainer,
 ) -> None:
