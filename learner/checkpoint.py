@@ -23,10 +23,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from safetensors import SafetensorError
 from torch import Tensor
-from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import (
+    HuggingFaceStorageReader,
+    HuggingFaceStorageWriter,
+)
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 from transformers import PreTrainedModel
 
 from learner.export import write_hf
@@ -89,7 +94,7 @@ def write_learner_part(
     ranks.gather(None)  # nobody writes into a directory that is not there yet
     tensors = optimizer.tensors()
     with _alone(ranks):
-        dcp.save(
+        save(
             dict[str, Any](tensors),
             storage_writer=HuggingFaceStorageWriter(str(partial / _SLICES), save_distributed=True),
             no_dist=ranks.size == 1,
@@ -166,10 +171,10 @@ def _fill(tensors: dict[str, Tensor], slices: Path, ranks: Ranks) -> None:
     reader = HuggingFaceStorageReader(str(slices))
     try:
         with _alone(ranks):
-            dcp.load(dict[str, Any](tensors), storage_reader=reader, no_dist=ranks.size == 1)
+            load(dict[str, Any](tensors), storage_reader=reader, no_dist=ranks.size == 1)
     except (OSError, RuntimeError, ValueError, KeyError, SafetensorError) as error:
         raise CheckpointError(f"cannot resume from {slices}: {error}") from error
-    except dcp.CheckpointException as error:
+    except CheckpointException as error:
         raise CheckpointError(f"cannot resume from {slices}: {error}") from error
 
 

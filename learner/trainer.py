@@ -153,7 +153,7 @@ class Trainer:
     @property
     def sender(self) -> "Sender":
         """What sends weights to engines; raises WeightsError where they are handed over as files."""
-        if self._publisher is None or self._writes:
+        if self._publisher is None or isinstance(self._publisher, Publisher):
             raise WeightsError('weights are sent with weights.transport="nccl" alone')
         return self._publisher
 
