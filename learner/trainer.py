@@ -432,6 +432,7 @@ def _publisher(config: RunConfig, run_dir: Path, ranks: Ranks) -> "Publisher | S
             buffer_bytes=section.buffer_mb << 20,
             num_buffers=section.num_buffers,
             rank=ranks.rank,
+            dtype=getattr(torch, config.model.dtype),
         )
     if not ranks.is_first:
         return None

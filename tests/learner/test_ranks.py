@@ -1,3 +1,5 @@
+import itertools
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -7,9 +9,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from learner.ranks import Ranks
+from learner.ranks import Ranks, RanksError
 from rollout.model import load_model
-from rollout.types import Row, StopReason, TrainBatch, encode
+from rollout.types import RankPlace, Row, StopReason, TrainBatch, encode
 from rollout.weights import read_tensors
 from tests.learner import ranked
 from tests.learner.batches import loss_section, make_batch, make_group, sampled_group
@@ -19,11 +21,23 @@ from tests.models import tiny_qwen2, tiny_qwen3
 pytestmark = pytest.mark.timeout(300)
 
 
-@pytest.fixture(scope="module", params=[2, 4])
-def crew(request: pytest.FixtureRequest) -> Iterator[Crew]:
-    made = Crew(request.param)
+@pytest.fixture(scope="module")
+def crews() -> Iterator[dict[int, Crew]]:
+    made: dict[int, Crew] = {}
     yield made
-    made.close()
+    for crew in made.values():
+        crew.close()
+
+
+@pytest.fixture(params=[2])
+def crew(request: pytest.FixtureRequest, crews: dict[int, Crew]) -> Crew:
+    """As many ranks as a test asks for, which outlive it: two, if it does not say."""
+    if request.param not in crews:
+        crews[request.param] = Crew(request.param)
+    return crews[request.param]
+
+
+TWO_AND_FOUR = pytest.mark.parametrize("crew", [2, 4], indirect=True)
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +85,9 @@ LOSSES = {
 }
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize(
+    ("crew", "loss"), [*((2, loss) for loss in LOSSES), (4, "clip")], indirect=["crew"]
+)
 def test_several_ranks_step_like_one(crew: Crew, model: Path, tmp_path: Path, loss: str) -> None:
     section = {"loss": loss_section(**LOSSES[loss]), "micro_batch_tokens": 24, "grad_clip": 0.05}
     section["activation_checkpointing"] = loss == "sequence"
@@ -94,6 +110,7 @@ def test_several_ranks_step_like_one(crew: Crew, model: Path, tmp_path: Path, lo
     torch.testing.assert_close(published, found[0]["weights"], rtol=0, atol=0)
 
 
+@TWO_AND_FOUR
 def test_ranks_without_work_take_part(crew: Crew, model: Path, tmp_path: Path) -> None:
     # One row, in a batch of one group: whoever does not get it has no row at all.
     sampler = load_model(model, "float32")
@@ -167,10 +184,11 @@ def test_a_loss_that_is_no_number_on_one_rank_stops_all(
         torch.testing.assert_close(after, result["weights"], rtol=0, atol=0)
 
 
+@TWO_AND_FOUR
 def test_checkpoints_load_with_any_number_of_ranks(crew: Crew, model: Path, tmp_path: Path) -> None:
     given, more = batches(model), batches(model, steps=3)[2:]
     size = len(crew.processes)
-    for dtype in ("float32", "bfloat16"):
+    for dtype in ("float32", "bfloat16") if size == 2 else ("float32",):
         of_one, of_many = tmp_path / f"one-{dtype}", tmp_path / f"many-{dtype}"
         written = crew.call(ranked.train, model, tmp_path, given, dtype, None, None, of_many)
         single = alone(model, tmp_path, given, dtype=dtype, save=of_one)
@@ -191,3 +209,46 @@ def test_checkpoints_load_with_any_number_of_ranks(crew: Crew, model: Path, tmp_
         assert str(loaded.dtype) == f"torch.{dtype}"
         rounded = {name: one.to(loaded.dtype) for name, one in written[0]["weights"].items()}
         torch.testing.assert_close(dict(loaded.state_dict()), rounded, rtol=0, atol=0)
+
+
+def test_the_death_of_a_rank_ends_the_others(model: Path, tmp_path: Path) -> None:
+    crew = Crew(2)
+    try:
+        crew.call(ranked.train, model, tmp_path, batches(model, steps=1))
+        crew.begin(ranked.die, 1, batches(model)[1])
+        assert "Error" in str(crew.answer(0))
+        crew.processes[1].join()
+        assert crew.processes[1].exitcode == -signal.SIGKILL
+    finally:
+        crew.close()
+
+
+@pytest.mark.slow
+def test_a_rank_that_does_not_come_is_given_up(model: Path, tmp_path: Path) -> None:
+    crew = Crew(2, deadline_s=10.0)
+    try:
+        crew.call(ranked.train, model, tmp_path, batches(model, steps=1))
+        answers = crew.call(ranked.dawdle, 1, batches(model)[1])
+        assert answers[1] is None
+        assert isinstance(answers[0], RuntimeError)
+    finally:
+        crew.close()
+
+
+def test_ranks_that_do_not_meet_say_so() -> None:
+    place = RankPlace(rank=1, size=2, address="127.0.0.1", port=1)
+    with pytest.raises(RanksError, match=r"rank 1 of 2 did not meet the others at 127.0.0.1:1"):
+        Ranks.meet(place, device="cpu", deadline_s=1.0)
+
+
+@pytest.mark.parametrize("num_parts", [1, 2, 3, 5, 8])
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_each_micro_batch_counts_once_and_all_have_as_many(size: int, num_parts: int) -> None:
+    tokens = [7 * (i % 3) + i + 1 for i in range(num_parts)]
+    dealt = [Ranks(rank, size).deal(tokens) for rank in range(size)]
+    assert len({len(work) for work in dealt}) == 1
+    counted = [index for work in dealt for index, counts in work if counts]
+    assert sorted(counted) == list(range(num_parts))
+    # Those computed at once are of like size: none is larger than one that is computed before.
+    rounds = [[tokens[index] for index, _ in at_once] for at_once in zip(*dealt, strict=True)]
+    assert all(min(a) >= max(b) for a, b in itertools.pairwise(rounds))
