@@ -80,7 +80,7 @@ def compare(one: ranked.Result, other: ranked.Result, *, rtol: float = 1e-4) -> 
 LOSSES = {
     "clip": {},
     "sequence": {"level": "sequence", "aggregation": "sequence", "entropy_coef": 0.1},
-    "m2po": {"correction": "m2po", "kl_coef": 0.1},
+    "m2po": {"correction": "m2po", "m2po_budget": 0.01, "kl_coef": 0.1},
     "decoupled": {"correction": "decoupled", "proximal": "recomputed"},
 }
 
@@ -96,6 +96,10 @@ def test_several_ranks_step_like_one(crew: Crew, model: Path, tmp_path: Path, lo
     given = batches(model)
     expected = alone(model, tmp_path, given, section=section)
     assert min(one["optim/grad_norm"] for one in expected["metrics"]) > 0.05
+    if loss == "m2po":
+        assert all(0.0 < one["loss/mask_frac"] < 0.9 for one in expected["metrics"])
+    if loss == "m2po":
+        assert all(0.0 < one["loss/mask_frac"] < 0.9 for one in expected["metrics"])
     found = crew.call(ranked.train, model, tmp_path, given, "float32", section)
     for result in found:
         compare(expected, result)
