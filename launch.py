@@ -31,6 +31,7 @@ BENCHES = {
     "engine": "rollout.bench.engine",
     "envpool": "envpool.bench.cli",
     "overlap": "rollout.bench.overlap",
+    "sync": "rollout.bench.sync",
     "learning": "rollout.bench.learning",
     "cost": "rollout.bench.cost",
     "learner": "learner.bench.cli",

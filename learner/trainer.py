@@ -24,6 +24,7 @@ from learner.head import TokenLogprobs, check_head, token_logprobs
 from learner.layers import compile_layers, recompute_layers
 from learner.objective import Tokens, needs_proximal, objective
 from learner.optimizer import Optimizer, warmup_lr
+from learner.overlap import Overlapping
 from learner.publish import Publisher, named_weights
 from learner.ranks import Ranks
 from learner.shard import Sharded, shard, whole_weights
@@ -62,7 +63,7 @@ class Trainer:
         dtype: str,
         section: LearnerSection,
         temperature: float,
-        publisher: "Publisher | Sender | None",
+        publisher: "Publisher | Overlapping | Sender | None",
         broken_dir: Path | None = None,
         ranks: Ranks | None = None,
     ) -> None:
@@ -146,6 +147,7 @@ class Trainer:
             step=batch.step,
             version=batch.version,
             manifest=manifest,
+            publishing=batch.publish_version if manifest is None else None,
             metrics=metrics,
             busy=[Busy(who=WHO, start_s=start_s, end_s=end_s)],
         )
@@ -153,19 +155,20 @@ class Trainer:
     @property
     def sender(self) -> "Sender":
         """What sends weights to engines; raises WeightsError where they are handed over as files."""
-        if self._publisher is None or isinstance(self._publisher, Publisher):
+        if self._publisher is None or isinstance(self._publisher, Publisher | Overlapping):
             raise WeightsError('weights are sent with weights.transport="nccl" alone')
         return self._publisher
 
     @property
     def _writes(self) -> bool:
         """Whether weights are handed over as files, by this rank."""
-        return isinstance(self._publisher, Publisher)
+        return isinstance(self._publisher, Publisher | Overlapping)
 
     def publish(self, version: int, step: int) -> Manifest | None:
         """Hand the weights over as `version`; raises WeightsError unless versions increase.
 
-        None from a rank that only takes part.
+        None where that goes on while the next step is trained: `published` then tells its end. None
+        from a rank that only takes part, too.
         """
         manifest, weights = None, named_weights(self.model)
         if self._ranks.size > 1 and (self._publisher is None or self._writes):
@@ -176,8 +179,22 @@ class Trainer:
         self._version = version
         return manifest
 
+    def published(self, version: int) -> Manifest:
+        """Wait until a version is published that `train` said is being; may be called while it trains.
+
+        Raises what it failed with.
+        """
+        if not isinstance(self._publisher, Overlapping):
+            raise WeightsError(f"version {version} was published within its step")
+        return self._publisher.published(version)
+
     def save(self, directory: str | Path) -> None:
-        """Write `hf/` and what resuming needs into `directory`; raises CheckpointError."""
+        """Write `hf/` and what resuming needs into `directory`; raises CheckpointError.
+
+        A version that could not be published is raised here: no checkpoint follows it.
+        """
+        if isinstance(self._publisher, Overlapping):
+            self._publisher.wait()
         write_learner_part(
             Path(directory),
             model=self.model,
@@ -420,7 +437,7 @@ def make_trainer(
     return trainer
 
 
-def _publisher(config: RunConfig, run_dir: Path, ranks: Ranks) -> "Publisher | Sender | None":
+def _publisher(config: RunConfig, run_dir: Path, ranks: Ranks) -> "Overlapping | Sender | None":
     """What hands the weights of a run over; None where another rank does."""
     section, log = config.weights, version_log(run_dir)
     if section.transport == "nccl":
@@ -436,6 +453,8 @@ def _publisher(config: RunConfig, run_dir: Path, ranks: Ranks) -> "Publisher | S
         )
     if not ranks.is_first:
         return None
-    return Publisher(
-        directory=section.dir, fallback=run_dir / "weights", run_id=run_id(run_dir), log=log
+    return Overlapping(
+        Publisher(
+            directory=section.dir, fallback=run_dir / "weights", run_id=run_id(run_dir), log=log
+        )
     )

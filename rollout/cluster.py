@@ -1,6 +1,6 @@
 """Ray: where actors and the learner run, and how the coordinator's calls reach them.
 
-With `launch.py` and `rollout/ray_{hosts,learner}.py` what imports ray. What crosses is packed msgspec bytes. A call to
+With `launch.py` and `rollout/ray_{hosts,learner,relay}.py` what imports ray. What crosses is packed msgspec bytes. A call to
 a dead process raises, which ends the stage that made it.
 """
 
@@ -10,6 +10,7 @@ import math
 import os
 import sys
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from rollout.logs import log_path, log_to_file
 from rollout.processes import Process, describe
 from rollout.ray_hosts import Handle, RayHosts, close_actor
 from rollout.ray_learner import RayLearner, start_ranks
+from rollout.ray_relay import Lane, RayRelay, start_relay
 from rollout.ready import ProcessInfo, log_ready, shares_cpu
 from rollout.resume import Resumed
 from rollout.types import ActorEvent, Grant
@@ -108,6 +110,7 @@ class ActorProcess:
         info = ProcessInfo(
             name=name,
             node=os.uname().nodename,
+            node_id=ray.get_runtime_context().get_node_id(),
             processes=[describe(name), *others],
             num_parameters=engine.num_parameters,
             start_s=laps.seconds,
@@ -159,6 +162,10 @@ class RayActor:
 
     name: str
     handle: Handle
+    node: str = ""
+    """Ray's id of where it is."""
+    lane: Lane | None = None
+    """What carries weights there, where the learner's files cannot be read."""
 
     async def play(self, grants: list[Grant]) -> None:
         await self.handle.play.remote([types.encode(grant) for grant in grants])
@@ -170,6 +177,8 @@ class RayActor:
         return types.decode_events(await self.handle.events.remote())
 
     async def update_weights(self, manifest: Manifest) -> UpdateReport:
+        if self.lane is not None:
+            manifest = await self.lane.at(self.node, manifest)
         return await self.handle.update_weights.remote(types.encode(manifest))
 
     async def join(self, endpoint: Endpoint) -> None:
@@ -245,13 +254,18 @@ class Placed:
     learner: RayLearner | None
     evaluator: RayActor | None
     hosts: RayHosts | None
+    relay: RayRelay | None
     infos: list[ProcessInfo]
+
+    @property
+    def evaluator_reads(self) -> bool:
+        return self.evaluator is None or self.evaluator.lane is None
 
     @property
     def processes(self) -> list[Process]:
         """Those that were started, and what they started themselves."""
-        of_hosts = self.hosts.processes if self.hosts is not None else []
-        return [process for info in self.infos for process in info.processes] + of_hosts
+        others = [one.processes for one in (self.hosts, self.relay) if one is not None]
+        return list(chain(*(info.processes for info in self.infos), *others))
 
 
 async def place(
@@ -299,15 +313,23 @@ async def place(
         ) from error
     infos = [msgspec.msgpack.decode(packed, type=ProcessInfo) for packed in said]
     evaluator = starting.pop(NAME, None)
-    actors = {name: RayActor(name, handle) for name, (handle, _) in starting.items()}
+    # Of the learner, the first rank has the files that others read.
+    others = [*ranks][1:]
+    nodes = {info.name: info.node_id for info in infos if info.name not in others}
+    relay, lanes = await start_relay(config, settings, nodes)
+    actors = {
+        name: RayActor(name, handle, nodes[name], lanes.get(name))
+        for name, (handle, _) in starting.items()
+    }
     trains = RayLearner([handle for handle, _ in ranks.values()]) if ranks else None
     if trains is not None and config.weights.transport == "nccl":
         await join_groups(actors, trains, timeout_s=timeout_s)
     return Placed(
         actors=actors,
         learner=trains,
-        evaluator=RayActor(NAME, evaluator[0]) if evaluator else None,
+        evaluator=RayActor(NAME, evaluator[0], nodes[NAME], lanes.get(NAME)) if evaluator else None,
         hosts=hosts,
+        relay=relay,
         infos=infos,
     )
 
@@ -319,5 +341,6 @@ async def close(placed: Placed) -> None:
             group.create_task(actor.close(), name=f"close-{actor.name}")
         if placed.learner is not None:
             group.create_task(placed.learner.close(), name="close-learner")
-    if placed.hosts is not None:
-        await placed.hosts.close()
+    for one in (placed.hosts, placed.relay):
+        if one is not None:
+            await one.close()

@@ -12,7 +12,7 @@ import socket
 from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import msgspec
 import ray
@@ -26,10 +26,12 @@ from rollout.processes import describe
 from rollout.ray_hosts import Handle, close_actor
 from rollout.ready import ProcessInfo, log_ready, shares_cpu
 from rollout.types import RankPlace, StepReport, TrainBatch
-from rollout.weights import Endpoint
+from rollout.weights import Endpoint, Manifest
 
 logger = logging.getLogger(__name__)
 
+# Calls of the first rank that are answered while it trains.
+PUBLISH = "publish"
 # How far a learner on the CPU stands back from generation, of 19.
 LEARNER_NICENESS = 10
 # How much later than its consequences a death may be heard of.
@@ -48,6 +50,7 @@ class Trains(Protocol):
     """What a process of the learner calls, synchronously."""
 
     def train(self, batch: TrainBatch) -> StepReport: ...
+    def published(self, version: int) -> Manifest: ...
     def save(self, directory: str) -> None: ...
     def close(self) -> None: ...
     @property
@@ -101,6 +104,7 @@ class LearnerProcess:
         info = ProcessInfo(
             name=name,
             node=os.uname().nodename,
+            node_id=ray.get_runtime_context().get_node_id(),
             processes=[describe(name)],
             num_parameters=self._trainer.num_parameters,
             start_s=laps.seconds,
@@ -111,6 +115,10 @@ class LearnerProcess:
 
     def train(self, packed: bytes) -> bytes:
         return types.encode(self._trainer.train(types.decode_batch(packed)))
+
+    @ray.method(concurrency_group=PUBLISH)
+    def published(self, version: int) -> bytes:
+        return msgspec.msgpack.encode(self._trainer.published(version))
 
     def save(self, directory: str) -> None:
         self._trainer.save(directory)
@@ -151,6 +159,10 @@ class RayLearner:
             packed = ray.put(packed)
         return types.decode_report(await self._all("train", packed))
 
+    async def published(self, version: int) -> Manifest:
+        packed = await self.handles[0].published.remote(version)
+        return msgspec.msgpack.decode(packed, type=Manifest)
+
     async def save(self, directory: str) -> None:
         await self._all("save", directory)
 
@@ -190,9 +202,11 @@ def start_ranks(
     """Begin to start the learner: by name the handle of each rank, and what is ready once it is."""
     section, meeting = config.learner, None
     starting: dict[str, tuple[Handle, Any]] = {}
+    # Ray's own types do not know of groups.
+    in_groups: Any = cast(Any, ray.remote)(concurrency_groups={PUBLISH: 1})
     for rank in range(section.ranks):
         handle: Handle = (
-            ray.remote(LearnerProcess)
+            in_groups(LearnerProcess)
             .options(num_cpus=section.num_cpus, num_gpus=section.num_gpus)
             .remote()
         )

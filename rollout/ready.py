@@ -16,6 +16,8 @@ class ProcessInfo(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     node: str
+    node_id: str
+    """Ray's id of it."""
     processes: list[Process]
     num_parameters: int
     start_s: dict[str, float]

@@ -295,6 +295,23 @@ async def test_after_a_failure_half_way_no_reply_is_taken(
         assert (await engine.generate([1], Sampling(max_tokens=1))).spans[0].version == 2
 
 
+async def test_what_was_asked_before_a_failure_half_way_is_no_reply_either(
+    start: Start, model: Path
+) -> None:
+    async with TableServer(control={}) as server:
+        engine = await start(server, model, updates=True, update_timeout_s=0.5)
+        assert server.control is not None
+        server.control["finish_weight_update"] = released = asyncio.Event()
+        updating = asyncio.create_task(engine.update_weights(published(1), UpdateMode.RECOMPUTE))
+        await server.until(lambda: server.calls[-1] == "finish_weight_update")
+        asked = asyncio.create_task(engine.generate([1], Sampling(max_tokens=1)))
+        with pytest.raises(EngineError, match="is unknown"):
+            await updating
+        with pytest.raises(EngineError, match="is unknown"):
+            await asked
+        released.set()
+
+
 async def test_a_server_that_somebody_paused_is_refused_with_the_cure(
     start: Start, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -366,6 +383,22 @@ async def test_a_server_that_lost_its_weights_is_given_them_again(
         server.version = "default"  # as after it was started anew
         reply = await engine.generate([1], Sampling(max_tokens=2))
         assert [span.version for span in reply.spans] == [4]
+
+
+async def test_a_request_outlives_a_server_that_ends_while_it_is_given_its_weights(
+    start: Start, model: Path
+) -> None:
+    async with TableServer(control={}) as server:
+        engine = await start(server, model, updates=True, retry_s=30.0)
+        await engine.update_weights(published(4), UpdateMode.RECOMPUTE)
+        assert server.control is not None
+        server.control["update_weights"] = "gone"
+        server.version = "default"  # as after it was started anew
+        before = server.calls.count("update_weights")
+        asked = asyncio.create_task(engine.generate([1], Sampling(max_tokens=2)))
+        await server.until(lambda: server.calls.count("update_weights") > before)
+        del server.control["update_weights"]
+        assert [span.version for span in (await asked).spans] == [4]
 
 
 async def test_each_actor_has_a_server_and_the_evaluator_the_last(model: Path) -> None:
