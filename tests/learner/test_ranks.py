@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 import torch
+from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
 from learner.ranks import Ranks, RanksError
@@ -80,7 +81,7 @@ def compare(one: ranked.Result, other: ranked.Result, *, rtol: float = 1e-4) -> 
 LOSSES = {
     "clip": {},
     "sequence": {"level": "sequence", "aggregation": "sequence", "entropy_coef": 0.1},
-    "m2po": {"correction": "m2po", "m2po_budget": 0.01, "kl_coef": 0.1},
+    "m2po": {"correction": "m2po", "m2po_budget": 0.03, "kl_coef": 0.1},
     "decoupled": {"correction": "decoupled", "proximal": "recomputed"},
 }
 
@@ -210,6 +211,8 @@ def test_checkpoints_load_with_any_number_of_ranks(crew: Crew, model: Path, tmp_
             if dtype == "float32":
                 compare(resumed, many)
         loaded = AutoModelForCausalLM.from_pretrained(of_many / "hf")
+        with safe_open(of_many / "hf" / "model.safetensors", "pt") as file:
+            assert {file.get_tensor(name).dtype for name in file.keys()} == {loaded.dtype}  # noqa: SIM118
         assert str(loaded.dtype) == f"torch.{dtype}"
         rounded = {name: one.to(loaded.dtype) for name, one in written[0]["weights"].items()}
         torch.testing.assert_close(dict(loaded.state_dict()), rounded, rtol=0, atol=0)
