@@ -220,17 +220,26 @@ class LearnerSection(_Section, frozen=True, kw_only=True):
     """Keep only what enters each layer, and compute the rest again: less memory, a third slower."""
     compile: bool = False
     """Compile the layers with `torch.compile`: the first steps take minutes, later ones less time."""
+    ranks: Count = 1
+    """Processes that train together: each keeps a part of the weights and computes a part of a batch."""
+    deadline_s: Positive = 600.0
+    """With several ranks: one that keeps the others waiting for longer ends the run."""
     threads: Count = 1
-    """Torch threads of the learner."""
+    """Torch threads of each rank."""
     num_cpus: NonNegative = 1.0
-    """CPUs that Ray sets aside for it."""
+    """CPUs that Ray sets aside for each rank."""
     num_gpus: NonNegative = 0.0
-    """GPUs that Ray sets aside for it."""
+    """GPUs that Ray sets aside for each rank; several ranks on GPUs need a whole one each."""
     loss: LossSection = LossSection()
     """What is minimised."""
 
     def __post_init__(self) -> None:
         loss = self.loss
+        if self.ranks > 1 and self.num_gpus not in (0.0, 1.0):
+            raise ValueError(
+                f"num_gpus={self.num_gpus:g} with ranks={self.ranks}: ranks meet over NCCL, which wants "
+                "a GPU for each: set num_gpus=1, or 0 for the CPU"
+            )
         is_recomputed = loss.correction == "decoupled" and loss.proximal == "recomputed"
         if is_recomputed and self.updates_per_batch == 1:
             raise ValueError(

@@ -36,6 +36,11 @@ class MicroBatch:
     mixed_kv_N: Tensor
     """bool, True where the token was sampled on a cache that older weights filled."""
 
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that are computed."""
+        return len(self.packed.ids_P)
+
     def to(self, device: torch.device) -> "MicroBatch":
         return MicroBatch(
             packed=self.packed.to(device),

@@ -1,34 +1,53 @@
-"""The learner's part of a checkpoint: `hf/`, a model to use, and `resume/trainer.pt`.
+"""The learner's part of a checkpoint: `hf/`, a model to use, and in `resume/` what training needs.
+
+    hf/                    see learner/export.py
+    resume/trainer.pt      where training was, and what the slices are of
+    resume/slices/         weights and AdamW's moments in float32, a safetensors file of each rank
+
+Slices are `torch.distributed.checkpoint`'s, in its safetensors form, which is data alone; any number
+of ranks reads those of any other.
 
 The directory is the coordinator's: it adds its own files and writes the mark that makes the
 checkpoint exist (`rollout/checkpoints.py`). Each part here is filled under a temporary name and
 renamed, so that it is whole or absent.
 """
 
+import logging
 import pickle
 import shutil
-from dataclasses import dataclass
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import (
+    HuggingFaceStorageReader,
+    HuggingFaceStorageWriter,
+)
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 from transformers import PreTrainedModel
 
-# Version of `resume/trainer.pt`.
-FORMAT = 1
+from learner.export import write_hf
+from learner.optimizer import Optimizer
+from learner.ranks import Ranks
+
+log = logging.getLogger(__name__)
+
+# Version of `resume/trainer.pt` and of the slices.
+FORMAT = 2
 
 _PARTIAL = ".learner.partial"
 _STATE = "trainer.pt"
-# What a tokenizer may consist of, in any of the layouts that transformers reads.
-_TOKENIZER_FILES = (
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.*",
-    "merges.txt",
-    "chat_template*",
-    "*.model",
-)
+_SLICES = "slices"
+# Names that a message lists before it only counts.
+_NUM_NAMED = 4
 
 
 class CheckpointError(Exception):
@@ -37,14 +56,12 @@ class CheckpointError(Exception):
 
 @dataclass(slots=True, kw_only=True, frozen=True)
 class ResumeState:
-    """What a trainer needs, beside the weights in `hf/`, to go on bit for bit."""
+    """Where a trainer was, beside its weights and its optimizer."""
 
     step: int
     """The last step trained."""
     version: int
     """The last version published."""
-    optimizer: dict[str, Any]
-    """As `Optimizer.state` gives it."""
     lr_factor: float = 1.0
     """What rollbacks made of the learning rate."""
     floor: int = 0
@@ -52,37 +69,74 @@ class ResumeState:
 
 
 def write_learner_part(
-    directory: Path, *, model: PreTrainedModel, tokenizer_source: Path, state: ResumeState
+    directory: Path,
+    *,
+    model: PreTrainedModel,
+    optimizer: Optimizer,
+    dtype: torch.dtype,
+    tokenizer_source: Path,
+    state: ResumeState,
+    ranks: Ranks,
 ) -> None:
-    """Write `hf/` and `resume/trainer.pt` into `directory`, made if missing.
+    """Write `hf/`, `resume/trainer.pt` and `resume/slices/` into `directory`, made if missing.
 
-    Parts left by a killed attempt are replaced. `hf/` gets the tokenizer's files found in
+    Every rank has to call this, and all of them write: into a directory that each can reach. Parts
+    left by a killed attempt are replaced. `hf/` gets the tokenizer's files found in
     `tokenizer_source`. Raises CheckpointError when the checkpoint is complete already.
     """
     if (directory / "DONE").exists():
         raise CheckpointError(f"{directory} is a complete checkpoint: it is never written again")
     partial = directory / _PARTIAL
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    _write_hf(partial / "hf", model, tokenizer_source)
-    _write_resume(partial / _STATE, state)
-    publish_parts(directory)
+    if ranks.is_first:
+        shutil.rmtree(partial, ignore_errors=True)
+        (partial / _SLICES).mkdir(parents=True)
+    write_hf(partial / "hf", model, dtype=dtype, tokenizer_source=tokenizer_source, ranks=ranks)
+    ranks.gather(None)  # nobody writes into a directory that is not there yet
+    tensors = optimizer.tensors()
+    with _alone(ranks):
+        save(
+            dict[str, Any](tensors),
+            storage_writer=HuggingFaceStorageWriter(str(partial / _SLICES), save_distributed=True),
+            no_dist=ranks.size == 1,
+        )
+    if ranks.is_first:
+        saved = {
+            "format": FORMAT,
+            **asdict(state),
+            "rng": torch.get_rng_state(),
+            "dtype": str(dtype),
+            "ranks": ranks.size,
+            "steps": optimizer.steps(),
+            "shapes": {name: list(tensor.shape) for name, tensor in tensors.items()},
+            "files": _sizes(partial / _SLICES),
+        }
+        torch.save(saved, partial / _STATE)
+        publish_parts(directory)
+    ranks.gather(None)  # the part of all is complete when that of any is
 
 
 def publish_parts(directory: Path) -> None:
     """Rename what was filled in `directory` to its final names; other files are left alone."""
-    partial = directory / _PARTIAL
-    # Not atomic as a pair, nor need it be: nobody reads a directory without DONE.
-    hf, resume = directory / "hf", directory / "resume"
-    shutil.rmtree(hf, ignore_errors=True)
-    (partial / "hf").rename(hf)
+    partial, resume = directory / _PARTIAL, directory / "resume"
     resume.mkdir(exist_ok=True)
+    # Not atomic together, nor need it be: nobody reads a directory without DONE.
+    for source, target in (
+        (partial / "hf", directory / "hf"),
+        (partial / _SLICES, resume / _SLICES),
+    ):
+        shutil.rmtree(target, ignore_errors=True)
+        source.rename(target)
     (partial / _STATE).replace(resume / _STATE)
     partial.rmdir()
 
 
-def read_resume(directory: Path) -> ResumeState:
-    """Read `resume/` and restore the random state; raises CheckpointError."""
+def read_learner_part(
+    directory: Path, *, optimizer: Optimizer, dtype: torch.dtype, ranks: Ranks
+) -> ResumeState:
+    """Put weights, moments and the random state back; every rank has to call this.
+
+    Raises CheckpointError, before anything is put back where the checkpoint is of another model.
+    """
     path = directory / "resume" / _STATE
     try:
         # weights_only: a checkpoint is data, and must not run code when it is opened.
@@ -93,36 +147,87 @@ def read_resume(directory: Path) -> ResumeState:
         raise CheckpointError(
             f"{path} has format {saved.get('format')!r}; this release reads format {FORMAT}"
         )
+    _check_dtype(path, saved["dtype"], str(dtype))
+    _check_files(path.parent / _SLICES, saved["files"])
+    _check_model(path, saved["shapes"], optimizer)
+    optimizer.load(saved["steps"], lambda tensors: _fill(tensors, path.parent / _SLICES, ranks))
     torch.set_rng_state(saved["rng"])
-    return ResumeState(
-        step=saved["step"],
-        version=saved["version"],
-        optimizer=saved["optimizer"],
-        # A checkpoint of a release without rollbacks has had none.
-        lr_factor=saved.get("lr_factor", 1.0),
-        floor=saved.get("floor", 0),
+    state = ResumeState(**{name: saved[name] for name in ResumeState.__slots__})
+    log.info(
+        "restored %s: step %d, version %d, %d tensors, written by %d ranks, read by rank %d of %d from %s",
+        directory,
+        state.step,
+        state.version,
+        len(saved["shapes"]),
+        saved["ranks"],
+        ranks.rank,
+        ranks.size,
+        ", ".join([_STATE, *(f"{_SLICES}/{name}" for name in saved["files"])]),
     )
+    return state
 
 
-def _write_hf(directory: Path, model: PreTrainedModel, tokenizer_source: Path) -> None:
-    # One file: the size at which transformers would begin a second one is out of reach.
-    model.save_pretrained(directory, max_shard_size="100TB")
-    for pattern in _TOKENIZER_FILES:
-        for path in tokenizer_source.glob(pattern):
-            if path.is_file():
-                shutil.copyfile(path, directory / path.name)
+def _fill(tensors: dict[str, Tensor], slices: Path, ranks: Ranks) -> None:
+    reader = HuggingFaceStorageReader(str(slices))
+    try:
+        with _alone(ranks):
+            load(dict[str, Any](tensors), storage_reader=reader, no_dist=ranks.size == 1)
+    except (OSError, RuntimeError, ValueError, KeyError, SafetensorError) as error:
+        raise CheckpointError(f"cannot resume from {slices}: {error}") from error
+    except CheckpointException as error:
+        raise CheckpointError(f"cannot resume from {slices}: {error}") from error
 
 
-def _write_resume(path: Path, state: ResumeState) -> None:
-    torch.save(
-        {
-            "format": FORMAT,
-            "step": state.step,
-            "version": state.version,
-            "optimizer": state.optimizer,
-            "lr_factor": state.lr_factor,
-            "floor": state.floor,
-            "rng": torch.get_rng_state(),
-        },
-        path,
-    )
+@contextmanager
+def _alone(ranks: Ranks) -> Iterator[None]:
+    """Let torch not warn that there is but one rank, where that is what is wanted."""
+    with warnings.catch_warnings():
+        if ranks.size == 1:
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        yield
+
+
+def _sizes(slices: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_size for path in sorted(slices.iterdir())}
+
+
+def _check_files(slices: Path, files: Mapping[str, int]) -> None:
+    """Raise CheckpointError unless the slices of every rank are there, and nothing else."""
+    try:
+        found = _sizes(slices)
+    except OSError as error:
+        raise CheckpointError(f"cannot resume from {slices}: {error}") from error
+    if found != files:
+        raise CheckpointError(
+            f"cannot resume from {slices}: it has {found or 'no files'} (bytes by name), and {files} "
+            "was written"
+        )
+
+
+def _check_dtype(path: Path, saved: str, own: str) -> None:
+    if saved != own:
+        saved, own = (name.removeprefix("torch.") for name in (saved, own))
+        raise CheckpointError(
+            f"{path} was written with model.dtype={saved!r}, and this run has {own!r}: resume with the "
+            "one it was written with"
+        )
+
+
+def _check_model(path: Path, saved: Mapping[str, list[int]], optimizer: Optimizer) -> None:
+    """Raise CheckpointError, naming what differs, for a checkpoint of another model."""
+    own = {name: list(tensor.shape) for name, tensor in optimizer.tensors().items()}
+    prefix = "weight."
+    theirs = {name: shape for name, shape in saved.items() if name.startswith(prefix)}
+    ours = {name: shape for name, shape in own.items() if name.startswith(prefix)}
+    differs = [f"{name} is not in this model" for name in theirs if name not in ours]
+    differs += [f"{name} is not in the checkpoint" for name in ours if name not in theirs]
+    differs += [
+        f"{name} has shape {theirs[name]} there and {shape} here"
+        for name, shape in ours.items()
+        if name in theirs and theirs[name] != shape
+    ]
+    if not differs:
+        return
+    named = "; ".join(text.removeprefix(prefix) for text in differs[:_NUM_NAMED])
+    more = f"; and {len(differs) - _NUM_NAMED} more" if len(differs) > _NUM_NAMED else ""
+    raise CheckpointError(f"{path} is a checkpoint of another model than model.path: {named}{more}")

@@ -13,6 +13,7 @@ Only `make_trainer` imports this, and only with `weights.transport="nccl"`: it b
 """
 # pyright: reportMissingImports=false
 
+import math
 import os
 import socket
 import warnings
@@ -20,7 +21,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from rollout.weights import Endpoint, Manifest, TensorSpec, WeightsError, note_version
 
@@ -48,10 +50,12 @@ class Sender:
         buffer_bytes: int,
         num_buffers: int,
         rank: int = 0,
+        dtype: torch.dtype | None = None,
         init_info: type[Any] = NCCLTrainerInitInfo,
     ) -> None:
         """`log` names the newest version that may have been published; `num_workers` are an engine's.
 
+        Parameters are sent as `dtype`: that of the model, where slices of them are kept in another.
         `init_info`: its `backend` says which transfer vLLM uses.
         """
         self._log = log
@@ -60,7 +64,7 @@ class Sender:
         self._num_buffers = num_buffers
         self._rank = rank
         self._init_info = init_info
-        self._source = _Published()
+        self._source = _Published(dtype)
         self._endpoints: dict[str, Endpoint] = {}
         self._groups: dict[str, Any] = {}
         self._version: int | None = None
@@ -82,7 +86,9 @@ class Sender:
             TensorSpec(one.name, str(one.dtype).removeprefix("torch."), list(one.shape))
             for one in self._source.metadata()
         ]
-        num_bytes = sum(one.numel() * one.element_size() for one in tensors.values())
+        num_bytes = sum(
+            math.prod(one.shape) * one.dtype.itemsize for one in self._source.metadata()
+        )
         return Manifest(
             version=version, step=step, num_bytes=num_bytes, transport="nccl", tensors=specs
         )
@@ -144,18 +150,23 @@ class Sender:
 class _Published(WeightSource):
     """The tensors published last; a sharded one is gathered when its turn comes, and let go of."""
 
-    def __init__(self) -> None:
+    def __init__(self, dtype: torch.dtype | None) -> None:
+        self._dtype = dtype
         self.tensors: Mapping[str, Tensor] = {}
 
     def metadata(self) -> list[Any]:
         return [
-            ParamMeta(name, tensor.dtype, tuple(tensor.shape))
+            ParamMeta(name, self._type(tensor), tuple(tensor.shape))
             for name, tensor in self.tensors.items()
         ]
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
         for name, tensor in self.tensors.items():
-            yield name, materialize_full_tensor(tensor.detach())
+            yield name, materialize_full_tensor(tensor.detach()).to(self._type(tensor))
+
+    def _type(self, tensor: Tensor) -> torch.dtype:
+        is_parameter = isinstance(tensor, nn.Parameter)
+        return self._dtype if self._dtype is not None and is_parameter else tensor.dtype
 
 
 class _Coordinated:

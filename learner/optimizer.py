@@ -10,20 +10,28 @@ never exist at once.
 """
 
 import math
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from configs.schema import LearnerSection
+
+# What a checkpoint calls the weights, and AdamW the rest.
+_MASTER = "weight"
+_MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class Optimizer:
     """`backward` of micro-batches adds up gradients, which `step` applies."""
 
     def __init__(self, model: nn.Module, section: LearnerSection) -> None:
-        self._weights = [p for p in model.parameters() if p.requires_grad]
+        """The weights may be spread over ranks: each then does this with its slices."""
+        named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        self._names = [name for name, _ in named]
+        self._weights = [p for _, p in named]
         self._masters = [
             p if p.dtype == torch.float32 else nn.Parameter(p.detach().float())
             for p in self._weights
@@ -51,7 +59,12 @@ class Optimizer:
 
     def clip(self) -> float:
         """Bound the gradient's norm; returns the norm before, which may be NaN or infinite."""
-        norm = nn.utils.clip_grad_norm_(self._masters, self._section.grad_clip).item()
+        gradients = [p.grad for p in self._masters if p.grad is not None]
+        total = nn.utils.get_total_norm(gradients)
+        if isinstance(total, DTensor):  # what this rank has of it
+            total = total.full_tensor()
+        nn.utils.clip_grads_with_norm_(self._masters, self._section.grad_clip, total)
+        norm = total.item()
         return norm if math.isfinite(norm) else math.nan
 
     def step(self, lr: float) -> None:
@@ -62,32 +75,45 @@ class Optimizer:
         self._copy_to_model()
         self.zero_grad()
 
-    def state(self) -> dict[str, Any]:
-        """What `load` needs to continue bit for bit; loads with `torch.load(weights_only=True)`."""
-        return {"adamw": self._adamw.state_dict(), "masters": self._own_masters()}
+    def steps(self) -> dict[str, int]:
+        """How often each weight was stepped, by name; without those that never were."""
+        return {name: int(state["step"].item()) for name, state in self._states()}
 
-    def load(self, state: dict[str, Any]) -> None:
-        """Take over the moments of `state`; the model's weights must be loaded before.
+    def tensors(self) -> dict[str, Tensor]:
+        """What goes on, with `steps`, bit for bit: masters and moments by name, slices where spread."""
+        pairs = zip(self._names, self._masters, strict=True)
+        tensors = {f"{_MASTER}.{name}": master.detach() for name, master in pairs}
+        for name, state in self._states():
+            tensors |= {f"{moment}.{name}": state[moment] for moment in _MOMENTS}
+        return tensors
+
+    def load(self, steps: Mapping[str, int], fill: Callable[[dict[str, Tensor]], None]) -> None:
+        """Take over weights and moments: `fill` gets the tensors of `steps` and sets them in place.
 
         Betas and weight decay stay those of the section: a resumed run may have changed them.
         """
+        state = {
+            index: {
+                "step": torch.tensor(float(steps[self._names[i]])),
+                **{moment: torch.zeros_like(self._masters[i]) for moment in _MOMENTS},
+            }
+            for index, i in enumerate(self._order())
+            if self._names[i] in steps
+        }
         groups = self._adamw.state_dict()["param_groups"]
-        self._adamw.load_state_dict({**state["adamw"], "param_groups": groups})
-        masters = self._own_masters()
-        if len(state["masters"]) != len(masters):
-            raise ValueError(
-                f"the checkpoint has {len(state['masters'])} float32 masters and this model needs "
-                f"{len(masters)}: resume with the model.dtype it was written with"
-            )
-        with torch.no_grad():
-            for master, saved in zip(masters, state["masters"], strict=True):
-                master.copy_(saved)
+        self._adamw.load_state_dict({"state": state, "param_groups": groups})
+        fill(self.tensors())
         self._copy_to_model()
         self.zero_grad()
 
-    def _own_masters(self) -> list[Tensor]:
-        pairs = zip(self._weights, self._masters, strict=True)
-        return [master.detach() for weight, master in pairs if weight is not master]
+    def _states(self) -> list[tuple[str, dict[str, Tensor]]]:
+        pairs = zip(self._names, self._masters, strict=True)
+        return [(name, self._adamw.state[p]) for name, p in pairs if p in self._adamw.state]
+
+    def _order(self) -> list[int]:
+        """Which weights AdamW has, group by group."""
+        places = {id(master): i for i, master in enumerate(self._masters)}
+        return [places[id(p)] for group in self._adamw.param_groups for p in group["params"]]
 
     @torch.no_grad()
     def _copy_to_model(self) -> None:

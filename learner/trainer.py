@@ -7,7 +7,7 @@ A plain synchronous class; `rollout/cluster.py` gives it a process. What it mini
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,17 +18,20 @@ from transformers import PreTrainedModel
 from configs.schema import LearnerSection, RunConfig
 from learner.attention import use_packing
 from learner.batch import Batch, MicroBatch, pack, split
-from learner.checkpoint import ResumeState, read_resume, write_learner_part
+from learner.checkpoint import ResumeState, read_learner_part, write_learner_part
 from learner.correction import m2_bound
 from learner.head import TokenLogprobs, check_head, token_logprobs
 from learner.layers import compile_layers, recompute_layers
-from learner.objective import Loss, Tokens, needs_proximal, objective
+from learner.objective import Tokens, needs_proximal, objective
 from learner.optimizer import Optimizer, warmup_lr
 from learner.overlap import Overlapping
 from learner.publish import Publisher, named_weights
-from learner.watch import LagStats, RatioStats, lag_stats, ratio_stats
+from learner.ranks import Ranks
+from learner.shard import Sharded, shard, whole_weights
+from learner.sums import Sums, sum_of
+from learner.watch import LagStats, RatioStats
 from rollout.model import load_model
-from rollout.types import Busy, StepReport, TrainBatch, encode
+from rollout.types import Busy, RankPlace, StepReport, TrainBatch, encode
 from rollout.weights import Manifest, WeightsError, run_id, version_log
 
 if TYPE_CHECKING:
@@ -46,29 +49,8 @@ class NonFiniteLossError(RuntimeError):
     """The loss or its gradient is NaN or infinite; the weights did not move."""
 
 
-@dataclass(slots=True, kw_only=True)
-class _Sums:
-    """Over the trained tokens of an update, summed micro-batch by micro-batch."""
-
-    loss: float = 0.0
-    """This and the next two are weighted sums, and so those of the batch."""
-    policy: float = 0.0
-    kl: float = 0.0
-    entropy: float = 0.0
-    num_tokens: int = 0
-    grad_norm: float = 0.0
-    ratios: RatioStats = field(default_factory=RatioStats)
-    lags: LagStats = field(default_factory=LagStats)
-
-    def add(self, loss: Loss, tokens: Tokens) -> None:
-        self.loss += loss.total.item()
-        self.policy += loss.policy.item()
-        self.kl += loss.kl.item() if loss.kl is not None else 0.0
-        self.entropy += tokens.entropy_N.detach().double().sum().item()
-        self.num_tokens += tokens.logprobs_N.numel()
-        against = tokens.logprobs_N, tokens.old_logprobs_N
-        self.ratios += ratio_stats(*against, tokens.advantages_N, loss.terms)
-        self.lags += lag_stats(*against, tokens.lags_N, tokens.mixed_kv_N, loss.terms)
+# Micro-batches, each with whether it counts: one that does not only keeps the others company.
+_Work = list[tuple[MicroBatch, bool]]
 
 
 class Trainer:
@@ -81,14 +63,15 @@ class Trainer:
         dtype: str,
         section: LearnerSection,
         temperature: float,
-        publisher: "Publisher | Overlapping | Sender",
+        publisher: "Publisher | Overlapping | Sender | None",
         broken_dir: Path | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
-        """Load the weights of step 0.
+        """Load the weights of step 0, of which each of several `ranks` keeps a part.
 
-        `temperature` is that of training rollouts. A batch whose loss is no number is left in
-        `broken_dir`, if given. Raises ModelError, and ValueError for a model or
-        a temperature whose log-probs cannot be reproduced.
+        All of them then make the same calls. `temperature` is that of training rollouts. A batch whose
+        loss is no number is left in `broken_dir`, if given. Raises ModelError, and ValueError for a
+        model or a temperature whose log-probs cannot be reproduced.
         """
         if temperature <= 0:
             raise ValueError(
@@ -97,22 +80,20 @@ class Trainer:
             )
         torch.set_num_threads(section.threads)
         self._model_path = Path(model_path)
-        self._dtype = dtype
         self._section = section
         self._temperature = temperature
         self._publisher = publisher
         self._broken_dir = broken_dir
-        self._device = torch.device("cuda" if section.num_gpus else "cpu")
+        self._device = torch.device(device_of(section))
+        self._ranks = ranks or Ranks()
         # Eval mode: dropout would make the ratio differ from 1 for the very weights that sampled.
         self.model = load_model(self._model_path, dtype).eval()
-        nn.Module.to(self.model, self._device)
-        check_head(self.model)
-        use_packing(self.model)
-        if section.compile:
-            compile_layers(self.model)
-        if section.activation_checkpointing:
-            recompute_layers(self.model)
-        self._reference = self._frozen_model() if section.loss.kl_coef else None
+        self._dtype = self.model.dtype
+        self._passes = self._placed(self.model)
+        self._reference = None
+        if section.loss.kl_coef:
+            frozen = load_model(self._model_path, dtype).eval().requires_grad_(False)
+            self._reference = self._placed(frozen)
         self._optimizer = Optimizer(self.model, section)
         self._step = 0
         self._version = 0
@@ -174,16 +155,27 @@ class Trainer:
     @property
     def sender(self) -> "Sender":
         """What sends weights to engines; raises WeightsError where they are handed over as files."""
-        if isinstance(self._publisher, Publisher | Overlapping):
+        if self._publisher is None or isinstance(self._publisher, Publisher | Overlapping):
             raise WeightsError('weights are sent with weights.transport="nccl" alone')
         return self._publisher
+
+    @property
+    def _writes(self) -> bool:
+        """Whether weights are handed over as files, by this rank."""
+        return isinstance(self._publisher, Publisher | Overlapping)
 
     def publish(self, version: int, step: int) -> Manifest | None:
         """Hand the weights over as `version`; raises WeightsError unless versions increase.
 
-        None where that goes on while the next step is trained: `published` then tells its end.
+        None where that goes on while the next step is trained: `published` then tells its end. None
+        from a rank that only takes part, too.
         """
-        manifest = self._publisher.publish(named_weights(self.model), version=version, step=step)
+        manifest, weights = None, named_weights(self.model)
+        if self._ranks.size > 1 and (self._publisher is None or self._writes):
+            whole = whole_weights(self.model, self._dtype)
+            weights = {name: one.cpu() for name, one in whole if self._ranks.is_first}
+        if self._publisher is not None:
+            manifest = self._publisher.publish(weights, version=version, step=step)
         self._version = version
         return manifest
 
@@ -197,7 +189,7 @@ class Trainer:
         return self._publisher.published(version)
 
     def save(self, directory: str | Path) -> None:
-        """Write `hf/` and `resume/trainer.pt` into `directory`; raises CheckpointError.
+        """Write `hf/` and what resuming needs into `directory`; raises CheckpointError.
 
         A version that could not be published is raised here: no checkpoint follows it.
         """
@@ -206,20 +198,22 @@ class Trainer:
         write_learner_part(
             Path(directory),
             model=self.model,
+            optimizer=self._optimizer,
+            dtype=self._dtype,
             tokenizer_source=self._model_path,
             state=ResumeState(
                 step=self._step,
                 version=self._version,
-                optimizer=self._optimizer.state(),
                 lr_factor=self._lr_factor,
                 floor=self._floor,
             ),
+            ranks=self._ranks,
         )
 
     def restore(self, directory: str | Path) -> None:
         """Continue as the trainer that saved `directory` would; publishes nothing.
 
-        Raises CheckpointError, ModelError, and ValueError for a checkpoint of another `dtype`.
+        Any number of ranks may have saved it. Raises CheckpointError.
         """
         state = self._load(Path(directory))
         self._step = state.step
@@ -228,38 +222,30 @@ class Trainer:
         self._floor = state.floor
 
     def close(self) -> None:
-        """Remove the published files, or leave the engines' groups."""
-        self._publisher.close()
+        """Remove the published files, or leave the engines' groups; and leave the other ranks."""
+        if self._publisher is not None:
+            self._publisher.close()
+        self._ranks.close()
 
     def _load(self, directory: Path) -> ResumeState:
         """Take over weights and optimizer of a checkpoint; returns the rest of it."""
-        state = read_resume(directory)
-        saved = load_model(directory / "hf", self._dtype)
-        self.model.load_state_dict(saved.state_dict())
-        self._optimizer.load(state.optimizer)
-        return state
+        return read_learner_part(
+            directory, optimizer=self._optimizer, dtype=self._dtype, ranks=self._ranks
+        )
 
     def _train(self, batch: TrainBatch) -> dict[str, float]:
         """Update the weights once for each part of the batch; returns the step's metrics."""
         section = self._section
-        parts = [
-            pack(
-                part,
-                loss=section.loss,
-                micro_batch_tokens=section.micro_batch_tokens,
-                share_prefix=section.share_prefix,
-                floor=self._floor,
-            )
-            for part in split(batch, section.updates_per_batch)
-        ]
+        parts = [self._packed(part) for part in split(batch, section.updates_per_batch)]
+        work = [self._work(part) for part in parts]
         proximal: list[list[Tensor] | None] = [None] * len(parts)
         if needs_proximal(section.loss):
-            proximal = [self._logprobs_now(part) for part in parts]
+            proximal = [self._logprobs_now(mine) for mine in work]
         lr = warmup_lr(batch.step, lr=section.lr, warmup_steps=section.warmup_steps)
         lr *= self._lr_factor
-        updates: list[_Sums] = []
-        for packed, start in zip(parts, proximal, strict=True):
-            sums = self._backward(packed, start)
+        updates: list[Sums] = []
+        for packed, mine, start in zip(parts, work, proximal, strict=True):
+            sums = self._backward(mine, start)
             self._check(batch.step, sums, len(updates))
             if not packed.is_left_out:  # else momentum alone would move the weights
                 self._optimizer.step(lr)
@@ -268,27 +254,60 @@ class Trainer:
         overlong = sum(part.overlong_frac for part in parts) / len(parts)
         return {**self._metrics(updates), "optim/lr": lr, "loss/overlong_frac": overlong}
 
-    def _backward(self, packed: Batch, proximal: list[Tensor] | None) -> _Sums:
+    def _packed(self, batch: TrainBatch) -> Batch:
+        """Cut into micro-batches: where ranks would else wait for each other, smaller than need be."""
+        section, size = self._section, self._ranks.size
+        cut = partial(
+            pack,
+            batch,
+            loss=section.loss,
+            share_prefix=section.share_prefix,
+            floor=self._floor,
+        )
+        packed = cut(micro_batch_tokens=section.micro_batch_tokens)
+        if size == 1:
+            return packed
+        share = max(1, sum(part.num_tokens for part in packed.micro_batches) // size)
+        if share >= section.micro_batch_tokens:
+            return packed
+        # Not always better: what rows share is computed in each part that has some of them.
+        return min(packed, cut(micro_batch_tokens=share), key=self._longest)
+
+    def _longest(self, packed: Batch) -> int:
+        """Tokens that are computed one after another, as ranks wait for each other in every pass."""
+        numbers = sorted((part.num_tokens for part in packed.micro_batches), reverse=True)
+        return sum(numbers[:: self._ranks.size])
+
+    def _work(self, packed: Batch) -> _Work:
+        """The micro-batches that this rank computes."""
+        parts = packed.micro_batches
+        dealt = self._ranks.deal([part.num_tokens for part in parts])
+        return [(parts[index], counts) for index, counts in dealt]
+
+    def _backward(self, work: _Work, proximal: list[Tensor] | None) -> Sums:
         """Leave the gradient of the batch's loss in the optimizer, its norm bounded.
 
         `proximal` has the log-probs of each micro-batch at the start of the step, if they are needed.
+        What is returned is that of all ranks.
         """
         self._optimizer.zero_grad()
-        loss, sums = self._section.loss, _Sums()
-        bound = self._m2_bound(packed) if loss.correction == "m2po" else math.inf
-        for i, part in enumerate(packed.micro_batches):
+        loss, sums = self._section.loss, Sums()
+        bound = self._m2_bound(work) if loss.correction == "m2po" else math.inf
+        for i, (part, counts) in enumerate(work):
             tokens = self._tokens(part.to(self._device), proximal[i] if proximal else None)
             # Weights are those of the whole batch: the gradients of micro-batches then add up to its
-            # own, however it was cut.
+            # own, however it was cut and dealt out.
             value = objective(loss, tokens, m2_bound=bound)
-            value.total.backward()
-            sums.add(value, tokens)
+            (value.total if counts else value.total * 0.0).backward()
+            if counts:
+                sums.add(value, tokens)
+        sums = sum_of(self._ranks.gather(sums))
         sums.grad_norm = self._optimizer.clip()
         return sums
 
     def _tokens(self, part: MicroBatch, proximal_N: Tensor | None = None) -> Tokens:
         """The trained tokens of a micro-batch under the weights of now."""
-        now = self._forward(self.model, part)
+        now = self._forward(self._passes, part)
         reference_N = None
         if self._reference is not None:
             with torch.no_grad():
@@ -306,34 +325,44 @@ class Trainer:
             reference_logprobs_N=reference_N,
         )
 
-    def _forward(self, model: PreTrainedModel, part: MicroBatch) -> TokenLogprobs:
-        return token_logprobs(model, part.packed, temperature=self._temperature)
+    def _forward(self, passes: PreTrainedModel | Sharded, part: MicroBatch) -> TokenLogprobs:
+        def run(model: PreTrainedModel) -> TokenLogprobs:
+            return token_logprobs(model, part.packed, temperature=self._temperature)
+
+        return passes.score(run) if isinstance(passes, Sharded) else run(passes)
 
     @torch.no_grad()
-    def _logprobs_now(self, packed: Batch) -> list[Tensor]:
+    def _logprobs_now(self, work: _Work) -> list[Tensor]:
         """[N] of each micro-batch, under the weights of now."""
-        parts = (part.to(self._device) for part in packed.micro_batches)
-        return [self._forward(self.model, part).logprobs_N for part in parts]
+        parts = (part.to(self._device) for part, _ in work)
+        return [self._forward(self._passes, part).logprobs_N for part in parts]
 
-    def _m2_bound(self, packed: Batch) -> float:
+    def _m2_bound(self, work: _Work) -> float:
         """What `m2po` leaves out of this batch, by a pass over all of it."""
-        log_ratios, advantages = [], []
-        for part, new_N in zip(packed.micro_batches, self._logprobs_now(packed), strict=True):
-            here = part.to(self._device)
-            kept_N = here.weights_N != 0
-            log_ratios.append((new_N - here.old_logprobs_N)[kept_N])
-            advantages.append(here.advantages_N[kept_N])
+        found: list[tuple[Tensor, Tensor]] = []
+        for (part, counts), new_N in zip(work, self._logprobs_now(work), strict=True):
+            if counts:
+                kept_N = part.weights_N != 0
+                log_ratios_N = new_N.cpu() - part.old_logprobs_N
+                found.append((log_ratios_N[kept_N], part.advantages_N[kept_N]))
+        everyone = [pair for of_rank in self._ranks.gather(found) for pair in of_rank]
+        log_ratios, advantages = zip(*everyone, strict=True)
         budget = self._section.loss.m2po_budget
         return m2_bound(torch.cat(log_ratios), torch.cat(advantages), budget=budget)
 
-    def _frozen_model(self) -> PreTrainedModel:
-        """The initial model once more, never trained."""
-        model = load_model(self._model_path, self._dtype).eval().requires_grad_(False)
-        nn.Module.to(model, self._device)
+    def _placed(self, model: PreTrainedModel) -> PreTrainedModel | Sharded:
+        """What runs passes through the model: on its device, or spread over the ranks."""
+        if self._ranks.size == 1:
+            nn.Module.to(model, self._device)
+        check_head(model)
         use_packing(model)
-        return model
+        if self._section.compile:
+            compile_layers(model)
+        if self._section.activation_checkpointing:
+            recompute_layers(model)
+        return shard(model, self._ranks) if self._ranks.size > 1 else model
 
-    def _check(self, step: int, sums: _Sums, num_updates: int) -> None:
+    def _check(self, step: int, sums: Sums, num_updates: int) -> None:
         """Raise NonFiniteLossError for numbers with which the weights must not move."""
         if math.isfinite(sums.loss) and math.isfinite(sums.grad_norm):
             return
@@ -344,7 +373,7 @@ class Trainer:
             f"{self._step}{moved}"
         )
 
-    def _metrics(self, updates: Sequence[_Sums]) -> dict[str, float]:
+    def _metrics(self, updates: Sequence[Sums]) -> dict[str, float]:
         """Of a step: means over its updates, and over their tokens."""
         num_updates = len(updates)
         num_tokens = sum(sums.num_tokens for sums in updates)
@@ -363,7 +392,7 @@ class Trainer:
 
     def _keep_broken(self, batch: TrainBatch) -> str:
         """Write a batch down for a person to look at; returns what to say of it."""
-        if self._broken_dir is None:
+        if self._broken_dir is None or not self._ranks.is_first:
             return ""
         path = self._broken_dir / f"step_{batch.step:06d}.msgpack"
         try:
@@ -374,26 +403,42 @@ class Trainer:
         return f"; the batch is in {path} (rollout.types.decode_batch(Path(...).read_bytes()) reads it)"
 
 
-def make_trainer(config: RunConfig, run_dir: Path, checkpoint: Path | None = None) -> Trainer:
+def device_of(section: LearnerSection) -> str:
+    """Where the learner computes."""
+    return "cuda" if section.num_gpus else "cpu"
+
+
+def make_trainer(
+    config: RunConfig,
+    run_dir: Path,
+    checkpoint: Path | None = None,
+    place: RankPlace | None = None,
+) -> Trainer:
     """The trainer of a run, as `checkpoint` has it where one is given.
 
-    Its weight files carry the run directory's name.
+    With a `place` it is one of several, and waits for the others. Its weight files carry the run
+    directory's name. Raises RanksError when the others do not come.
     """
+    section, ranks = config.learner, Ranks()
+    if place is not None:
+        torch.set_num_threads(section.threads)
+        ranks = Ranks.meet(place, device=device_of(section), deadline_s=section.deadline_s)
     trainer = Trainer(
         model_path=config.model.path,
         dtype=config.model.dtype,
-        section=config.learner,
+        section=section,
         temperature=config.rollout.temperature,
-        publisher=_publisher(config, run_dir),
+        publisher=_publisher(config, run_dir, ranks),
         broken_dir=run_dir / BROKEN_BATCHES,
+        ranks=ranks,
     )
     if checkpoint is not None:
         trainer.restore(checkpoint)
     return trainer
 
 
-def _publisher(config: RunConfig, run_dir: Path) -> "Overlapping | Sender":
-    """What hands the weights of a run over."""
+def _publisher(config: RunConfig, run_dir: Path, ranks: Ranks) -> "Overlapping | Sender | None":
+    """What hands the weights of a run over; None where another rank does."""
     section, log = config.weights, version_log(run_dir)
     if section.transport == "nccl":
         from learner.nccl import Sender  # it brings vLLM
@@ -403,7 +448,11 @@ def _publisher(config: RunConfig, run_dir: Path) -> "Overlapping | Sender":
             num_workers=config.engine.vllm.tensor_parallel,
             buffer_bytes=section.buffer_mb << 20,
             num_buffers=section.num_buffers,
+            rank=ranks.rank,
+            dtype=getattr(torch, config.model.dtype),
         )
+    if not ranks.is_first:
+        return None
     return Overlapping(
         Publisher(
             directory=section.dir, fallback=run_dir / "weights", run_id=run_id(run_dir), log=log

@@ -1,11 +1,10 @@
 """Ray: where actors and the learner run, and how the coordinator's calls reach them.
 
-With `launch.py` and `rollout/ray_{hosts,relay}.py` what imports ray. What crosses is packed msgspec bytes. A call to
+With `launch.py` and `rollout/ray_{hosts,learner,relay}.py` what imports ray. What crosses is packed msgspec bytes. A call to
 a dead process raises, which ends the stage that made it.
 """
 
 import asyncio
-import importlib
 import logging
 import math
 import os
@@ -13,7 +12,7 @@ import sys
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any
 
 import msgspec
 import ray
@@ -37,35 +36,18 @@ from rollout.laps import Laps
 from rollout.logs import log_path, log_to_file
 from rollout.processes import Process, describe
 from rollout.ray_hosts import Handle, RayHosts, close_actor
+from rollout.ray_learner import RayLearner, start_ranks
 from rollout.ray_relay import Lane, RayRelay, start_relay
+from rollout.ready import ProcessInfo, log_ready, shares_cpu
 from rollout.resume import Resumed
 from rollout.room import asked_for, check_gpus, room
-from rollout.types import ActorEvent, Grant, StepReport, TrainBatch
+from rollout.types import ActorEvent, Grant
 from rollout.weights import Endpoint, Manifest
 
 logger = logging.getLogger(__name__)
 
 # Besides the members it plays, an actor answers the coordinator's calls.
 CONTROL_CALLS = 16
-# Calls of the learner that are answered while it trains.
-PUBLISH = "publish"
-# How far a learner on the CPU stands back from generation, of 19.
-LEARNER_NICENESS = 10
-
-
-class ProcessInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """What a process says once it is ready."""
-
-    name: str
-    node: str
-    node_id: str
-    """Ray's id of it."""
-    processes: list[Process]
-    num_parameters: int
-    start_s: dict[str, float]
-    """Seconds that the parts of its start took."""
-    layers: dict[str, list[str]] = {}
-    """What isolates the code of each pool that it serves."""
 
 
 class ActorProcess:
@@ -102,7 +84,7 @@ class ActorProcess:
         make_importable(config.run.imports)  # zygotes get the import path of this process
         self._pool = await _open_pool(config, hosts)
         laps.end("environments")
-        if name == NAME and _shares_cpu(config):
+        if name == NAME and shares_cpu(config):
             # The engine's threads inherit it: they get what actors and learner leave, however nice
             # those are. Environments, which have deadlines, do not.
             os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
@@ -136,7 +118,7 @@ class ActorProcess:
             layers=self._pool.layers(),
         )
         what = f"{weights} as version {version}, pools {', '.join(config.pools)}"
-        _log_ready(what, threads=config.engine.threads)
+        log_ready(what, threads=config.engine.threads)
         return msgspec.msgpack.encode(info)
 
     async def play(self, packed: list[bytes]) -> None:
@@ -173,86 +155,6 @@ class ActorProcess:
     async def close(self) -> None:
         await self._actor.close()
         await self._pool.close()
-
-
-class Sends(Protocol):
-    """What sends weights to engines, see `learner/nccl.py`."""
-
-    def open(self, engine: str, address: str) -> Endpoint: ...
-    def join(self, engine: str) -> None: ...
-    def send(self, engine: str, version: int) -> None: ...
-
-
-class Trains(Protocol):
-    """What the learner's process calls, synchronously."""
-
-    def train(self, batch: TrainBatch) -> StepReport: ...
-    def published(self, version: int) -> Manifest: ...
-    def save(self, directory: str) -> None: ...
-    def close(self) -> None: ...
-    @property
-    def num_parameters(self) -> int: ...
-    @property
-    def sender(self) -> Sends: ...
-
-
-class LearnerProcess:
-    """What runs in the learner's process."""
-
-    def start(
-        self, trainer: str, config_json: bytes, run_dir: str, checkpoint: str | None
-    ) -> bytes:
-        """Load the weights to train; returns a packed ProcessInfo.
-
-        `trainer` is `module:function`; the function makes a `Trains` from config, run directory and
-        the checkpoint to go on from.
-        """
-        laps = Laps()
-        config = msgspec.json.decode(config_json, type=RunConfig)
-        log_to_file(Path(run_dir), "learner", config.logging.level)
-        if _shares_cpu(config):
-            # On one machine's CPU the learner has time to spare, and every token waits for the engine.
-            os.nice(LEARNER_NICENESS)
-        module, _, function = trainer.partition(":")
-        make = getattr(importlib.import_module(module), function)
-        laps.end("imports")
-        self._trainer: Trains = make(
-            config, Path(run_dir), Path(checkpoint) if checkpoint else None
-        )
-        laps.end("trainer")
-        info = ProcessInfo(
-            name="learner",
-            node=os.uname().nodename,
-            node_id=ray.get_runtime_context().get_node_id(),
-            processes=[describe("learner")],
-            num_parameters=self._trainer.num_parameters,
-            start_s=laps.seconds,
-        )
-        what = checkpoint or config.model.path
-        _log_ready(f"{what} to train", threads=config.learner.threads)
-        return msgspec.msgpack.encode(info)
-
-    def train(self, packed: bytes) -> bytes:
-        return types.encode(self._trainer.train(types.decode_batch(packed)))
-
-    @ray.method(concurrency_group=PUBLISH)
-    def published(self, version: int) -> bytes:
-        return msgspec.msgpack.encode(self._trainer.published(version))
-
-    def save(self, directory: str) -> None:
-        self._trainer.save(directory)
-
-    def open_group(self, actor: str) -> bytes:
-        return types.encode(self._trainer.sender.open(actor, ray.util.get_node_ip_address()))
-
-    def join_group(self, actor: str) -> None:
-        self._trainer.sender.join(actor)
-
-    def send(self, actor: str, version: int) -> None:
-        self._trainer.sender.send(actor, version)
-
-    def close(self) -> None:
-        self._trainer.close()
 
 
 @dataclass(slots=True, frozen=True)
@@ -306,44 +208,6 @@ class RayActor:
         await close_actor(self.name, self.handle)
 
 
-@dataclass(slots=True, frozen=True)
-class RayLearner:
-    """The learner in another process."""
-
-    handle: Handle
-
-    async def train(self, batch: TrainBatch) -> StepReport:
-        return types.decode_report(await self.handle.train.remote(types.encode(batch)))
-
-    async def published(self, version: int) -> Manifest:
-        return msgspec.msgpack.decode(await self.handle.published.remote(version), type=Manifest)
-
-    async def save(self, directory: str) -> None:
-        await self.handle.save.remote(directory)
-
-    async def open_group(self, actor: str) -> Endpoint:
-        return msgspec.msgpack.decode(await self.handle.open_group.remote(actor), type=Endpoint)
-
-    async def join_group(self, actor: str) -> None:
-        await self.handle.join_group.remote(actor)
-
-    async def send(self, actor: str, version: int) -> None:
-        await self.handle.send.remote(actor, version)
-
-    async def close(self) -> None:
-        await close_actor("learner", self.handle)
-
-
-def _log_ready(what: str, *, threads: int) -> None:
-    """Leave a line in this process's log: an empty file looks broken."""
-    logger.info("ready: %s; pid %d, %d torch threads", what, os.getpid(), threads)
-
-
-def _shares_cpu(config: RunConfig) -> bool:
-    """Whether actors and learner compute on the CPU of one machine."""
-    return not config.cluster.address and not config.learner.num_gpus
-
-
 async def _open_pool(config: RunConfig, packed: bytes) -> EnvPool | Hosts:
     """Where an actor's sessions come from."""
     whereabouts = msgspec.msgpack.decode(packed, type=Whereabouts)
@@ -369,7 +233,8 @@ def join(config: RunConfig) -> None:
         ray.init(address=section.address, log_to_driver=False, logging_level=logging.WARNING)
         return
     num_actors = config.actors.count + is_wanted(config)
-    needed = num_actors * config.actors.num_cpus + config.learner.num_cpus
+    needed = num_actors * config.actors.num_cpus
+    needed += config.learner.ranks * config.learner.num_cpus
     ray.init(
         address="local",  # whatever RAY_ADDRESS says: no address means this machine alone
         num_cpus=max(os.cpu_count() or 1, math.ceil(needed)),
@@ -437,35 +302,32 @@ async def place(
             .remote()
         )
         starting[name] = handle, handle.start.remote(name, *settings, weights, version, whereabouts)
+    ranks: dict[str, tuple[Handle, Any]] = {}
     if trainer is not None:
-        # Ray's own types do not know of groups.
-        in_groups: Any = cast(Any, ray.remote)(concurrency_groups={PUBLISH: 1})
-        handle = (
-            in_groups(LearnerProcess)
-            .options(num_cpus=config.learner.num_cpus, num_gpus=config.learner.num_gpus)
-            .remote()
-        )
-        starting["learner"] = handle, handle.start.remote(trainer, *settings, checkpoint)
-    infos = []
+        ranks = start_ranks(config, trainer, *settings, checkpoint)
     timeout_s = config.cluster.start_timeout_s
     try:
         async with asyncio.timeout(timeout_s):
-            for _, ready in starting.values():
-                infos.append(msgspec.msgpack.decode(await ready, type=ProcessInfo))
+            # Whoever fails first: others of the learner may wait for it until their deadline.
+            everyone = [ready for _, ready in (*starting.values(), *ranks.values())]
+            said = await asyncio.gather(*everyone)
     except TimeoutError as error:
         there, free = ray.cluster_resources(), ray.available_resources()
         raise TimeoutError(
             f"actors and learner were not ready within cluster.start_timeout_s={timeout_s:g}. "
             f"{asked_for(config)}; the cluster has {room(there)}, of which {room(free)} are free"
         ) from error
-    learner, evaluator = starting.pop("learner", None), starting.pop(NAME, None)
-    nodes = {info.name: info.node_id for info in infos}
+    infos = [msgspec.msgpack.decode(packed, type=ProcessInfo) for packed in said]
+    evaluator = starting.pop(NAME, None)
+    # Of the learner, the first rank has the files that others read.
+    others = [*ranks][1:]
+    nodes = {info.name: info.node_id for info in infos if info.name not in others}
     relay, lanes = await start_relay(config, settings, nodes)
     actors = {
         name: RayActor(name, handle, nodes[name], lanes.get(name))
         for name, (handle, _) in starting.items()
     }
-    trains = RayLearner(learner[0]) if learner else None
+    trains = RayLearner([handle for handle, _ in ranks.values()]) if ranks else None
     if trains is not None and config.weights.transport == "nccl":
         await join_groups(actors, trains, timeout_s=timeout_s)
     return Placed(

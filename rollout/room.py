@@ -10,7 +10,8 @@ from rollout.evaluator import is_wanted
 def check_gpus(config: RunConfig, resources: Mapping[str, float]) -> None:
     """Raise ConfigError where a machine of these resources lacks GPUs that the run asks for."""
     actors, learner = config.actors, config.learner
-    wanted = (actors.count + is_wanted(config)) * actors.num_gpus + learner.num_gpus
+    wanted = (actors.count + is_wanted(config)) * actors.num_gpus
+    wanted += learner.ranks * learner.num_gpus
     if wanted > (found := resources.get("GPU", 0)):
         raise ConfigError(
             f"actors.num_gpus={actors.num_gpus:g} and learner.num_gpus={learner.num_gpus:g} ask for "
@@ -24,7 +25,7 @@ def asked_for(config: RunConfig) -> str:
     actors, learner = config.actors, config.learner
     return (
         f"They ask for {actors.num_cpus:g} CPUs and {actors.num_gpus:g} GPUs for each actor, "
-        f"{learner.num_cpus:g} and {learner.num_gpus:g} for the learner"
+        f"{learner.num_cpus:g} and {learner.num_gpus:g} for each rank of the learner"
     )
 
 

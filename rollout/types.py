@@ -346,6 +346,18 @@ class StepReport(msgspec.Struct, frozen=True, kw_only=True):
     busy: list[Busy]
 
 
+class RankPlace(msgspec.Struct, frozen=True, kw_only=True):
+    """Which of the learner's ranks a process is, and where it meets the others."""
+
+    rank: int
+    size: int
+    address: str
+    """Of rank 0's node."""
+    port: int
+    listening: int | None = None
+    """In rank 0's process alone: the socket that listens there."""
+
+
 def encode(message: msgspec.Struct | list[ActorEvent]) -> bytes:
     """Pack a record, or a list of events, for another process."""
     return _ENCODER.encode(message)

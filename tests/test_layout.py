@@ -59,6 +59,7 @@ def test_few_import_ray() -> None:
     assert users <= {
         "rollout/cluster.py",
         "rollout/ray_hosts.py",
+        "rollout/ray_learner.py",
         "rollout/ray_relay.py",
         "envpool/bench/ray_actors.py",
     }

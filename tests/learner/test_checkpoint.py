@@ -11,8 +11,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from configs.schema import LearnerSection
 from learner.checkpoint import CheckpointError
+from learner.export import write_hf
 from learner.head import output_head
 from learner.publish import Publisher
+from learner.ranks import Ranks
 from learner.trainer import Trainer
 from rollout import checkpoints
 from rollout.types import TrainBatch
@@ -189,6 +191,7 @@ def test_saving_leaves_the_coordinators_files_alone(
     make_trainer().save(directory)
     assert {path.name for path in (directory / "resume").iterdir()} == {
         "queue.msgpack",
+        "slices",
         "trainer.pt",
     }
 
@@ -270,3 +273,83 @@ def test_what_is_left_out_may_have_any_ratio(tmp_path: Path, make_trainer: MakeT
     order = make_batch([make_group(rollouts)], step=1, version=0)
     trainer.train(msgspec.structs.replace(order, rollback=str(saved)))
     torch.testing.assert_close(weights(trainer), weights(twin), rtol=0, atol=0)
+
+
+def test_a_checkpoint_of_another_model_is_refused_by_name(
+    tmp_path: Path, make_trainer: MakeTrainer
+) -> None:
+    directory = complete(tmp_path, make_trainer())
+    wider = make_trainer(path=tiny_qwen3(tmp_path / "wider", ffn=96))
+    before = weights(wider)
+    with pytest.raises(CheckpointError, match="of another model") as error:
+        wider.restore(directory)
+    assert "model.layers.0.mlp.gate_proj.weight has shape [64, 32] there and [96, 32] here" in str(
+        error.value
+    )
+    assert "and 2 more" in str(error.value)
+    torch.testing.assert_close(weights(wider), before, rtol=0, atol=0)
+    tied = make_trainer(path=tiny_qwen3(tmp_path / "tied", tied=True))
+    with pytest.raises(CheckpointError, match=r"lm_head\.weight is not in this model"):
+        tied.restore(directory)
+    with pytest.raises(CheckpointError, match=r"lm_head\.weight is not in the checkpoint"):
+        make_trainer().restore(complete(tmp_path / "of_tied", tied))
+
+
+def test_a_checkpoint_of_another_number_type_is_refused(
+    tmp_path: Path, make_trainer: MakeTrainer
+) -> None:
+    directory = complete(tmp_path, make_trainer(dtype="bfloat16"))
+    with pytest.raises(
+        CheckpointError, match=r"model\.dtype='bfloat16', and this run has 'float32'"
+    ):
+        make_trainer().restore(directory)
+
+
+@pytest.mark.parametrize("damage", ["lost", "cut", "garbled", "foreign"])
+def test_damaged_slices_are_refused(tmp_path: Path, make_trainer: MakeTrainer, damage: str) -> None:
+    trainer = make_trainer()
+    directory = complete(tmp_path, trainer)
+    (file,) = (directory / "resume" / "slices").iterdir()
+    data = file.read_bytes()
+    if damage == "lost":
+        file.unlink()
+    elif damage == "cut":
+        file.write_bytes(data[:-8])
+    elif damage == "garbled":
+        file.write_bytes(bytes(8) + data[8:])
+    else:
+        shutil.copyfile(file, file.with_name("shard-00002-model-00001-of-00001.safetensors"))
+    with pytest.raises(CheckpointError, match="cannot resume"):
+        trainer.restore(directory)
+
+
+def test_what_was_restored_is_said(
+    tmp_path: Path, make_trainer: MakeTrainer, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer = make_trainer()
+    trainer.train(batch_for(trainer, 1))
+    directory = complete(tmp_path, trainer)
+    with caplog.at_level("INFO", logger="learner.checkpoint"):
+        make_trainer().restore(directory)
+    (said,) = [one.getMessage() for one in caplog.records if one.name == "learner.checkpoint"]
+    assert said.startswith(f"restored {directory}: step 1, version 1, ")
+    assert "written by 1 ranks, read by rank 0 of 1" in said and "slices/shard-" in said
+
+
+def test_large_models_are_exported_in_several_files(
+    tmp_path: Path, make_trainer: MakeTrainer, model_path: Path
+) -> None:
+    trainer = make_trainer()
+    one, many = tmp_path / "one", tmp_path / "many"
+    settings = {"dtype": torch.float32, "tokenizer_source": model_path, "ranks": Ranks()}
+    write_hf(one, trainer.model, **settings)
+    write_hf(many, trainer.model, **settings, file_bytes=20_000)
+    files = sorted(path.name for path in many.glob("*.safetensors"))
+    assert len(files) > 2 and files[0] == f"model-00001-of-{len(files):05d}.safetensors"
+    # No file is larger than it may be, but for a tensor that is.
+    assert all((many / name).stat().st_size < 30_000 for name in files)
+    assert len(list(one.glob("*.safetensors"))) == 1
+    for directory in (one, many):
+        loaded = AutoModelForCausalLM.from_pretrained(directory)
+        torch.testing.assert_close(loaded.state_dict(), weights(trainer), rtol=0, atol=0)
+        assert AutoTokenizer.from_pretrained(directory).encode("w3") == [3]

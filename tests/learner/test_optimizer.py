@@ -1,8 +1,9 @@
 import math
+from functools import partial
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from configs.schema import LearnerSection
 from learner.optimizer import Optimizer, warmup_lr
@@ -14,6 +15,12 @@ def linear(dtype: torch.dtype) -> nn.Linear:
         layer.weight.fill_(1.0)
         layer.bias.fill_(1.0)
     return layer
+
+
+def copy(kept: dict[str, Tensor], into: dict[str, Tensor]) -> None:
+    assert into.keys() == kept.keys()
+    for name, tensor in into.items():
+        tensor.copy_(kept[name])
 
 
 def test_rate_rises_to_its_peak_over_the_warm_up() -> None:
@@ -52,7 +59,7 @@ def test_bfloat16_gradients_add_up_in_float32() -> None:
 def test_float32_weights_are_their_own_masters() -> None:
     layer = linear(torch.float32)
     optimizer = Optimizer(layer, LearnerSection())
-    assert optimizer.state()["masters"] == []
+    assert optimizer.tensors()["weight.weight"].data_ptr() == layer.weight.data_ptr()
     layer.weight.sum().backward()
 
     optimizer.step(0.1)
@@ -87,10 +94,35 @@ def test_an_infinite_gradient_is_reported_as_not_finite() -> None:
     assert not math.isfinite(optimizer.clip())
 
 
-def test_state_of_another_number_type_is_refused() -> None:
-    state = Optimizer(linear(torch.bfloat16), LearnerSection()).state()
-    with pytest.raises(ValueError, match=r"model\.dtype"):
-        Optimizer(linear(torch.float32), LearnerSection()).load(state)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_saved_continues_bit_for_bit(dtype: torch.dtype) -> None:
+    layer, other = linear(dtype), linear(dtype)
+    saved, loaded = Optimizer(layer, LearnerSection()), Optimizer(other, LearnerSection())
+    for step in range(5):
+        (layer.weight * torch.arange(4.0).view(2, 2)).sum().backward()  # none for the bias
+        saved.step(1e-3)
+        if step == 2:
+            kept = {name: tensor.clone() for name, tensor in saved.tensors().items()}
+            loaded.load(saved.steps(), partial(copy, kept))
+        elif step > 2:
+            (other.weight * torch.arange(4.0).view(2, 2)).sum().backward()
+            loaded.step(1e-3)
+    assert saved.steps() == loaded.steps() == {"weight": 5}
+    assert torch.equal(layer.weight, other.weight)
+    torch.testing.assert_close(loaded.tensors(), saved.tensors(), rtol=0, atol=0)
+
+
+def test_loading_what_never_stepped_forgets_the_moments() -> None:
+    layer = linear(torch.float32)
+    fresh = {
+        name: one.clone() for name, one in Optimizer(layer, LearnerSection()).tensors().items()
+    }
+    optimizer = Optimizer(layer, LearnerSection())
+    layer.weight.sum().backward()
+    optimizer.step(0.1)
+    optimizer.load({}, partial(copy, fresh))
+    torch.testing.assert_close(optimizer.tensors(), fresh, rtol=0, atol=0)
+    assert optimizer.steps() == {}
 
 
 def test_a_resumed_run_may_change_betas_and_weight_decay() -> None:
@@ -99,7 +131,8 @@ def test_a_resumed_run_may_change_betas_and_weight_decay() -> None:
     layer.weight.sum().backward()
     saved.step(0.1)
     changed = Optimizer(layer, LearnerSection(beta1=0.0, weight_decay=0.5))
-    changed.load(saved.state())
+    kept = {name: tensor.clone() for name, tensor in saved.tensors().items()}
+    changed.load(saved.steps(), partial(copy, kept))
     # Nothing is left of the old gradient without a memory of it: only the decay moves the weights.
     (0.0 * (layer.weight.sum() + layer.bias.sum())).backward()
     changed.step(0.1)
