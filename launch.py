@@ -147,7 +147,7 @@ def sft(arguments: list[str]) -> int:
     from learner.cli import sft as command
     from synth.traces import generate
 
-    return command(arguments, generate)
+    return command(arguments, lambda recipe: generate(recipe.traces))
 
 
 def synth(arguments: list[str]) -> int:

@@ -180,5 +180,7 @@ class MessagesRow(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     """OpenAI function schemas."""
     reward: float
     """What the environment gave for it; imitated either way."""
+    task: str = ""
+    """Names what was asked: rollouts of one task are held out together. Empty: a task of its own."""
     sampled: list[SampledRow] = []
     """Its tokens, where they are known: right for a policy with the demonstrator's tokenizer."""

@@ -87,7 +87,7 @@ def encode_all(
 
 def held_out(demonstrations: Sequence[MessagesRow], recipe: SftRecipe) -> list[bool]:
     """Which demonstrations are not trained on: all those of a share of the tasks."""
-    tasks = [(one.env, one.messages[0].content if one.messages else "") for one in demonstrations]
+    tasks = [one.task or f"#{index}" for index, one in enumerate(demonstrations)]
     known = list(dict.fromkeys(tasks))
     number = round(recipe.held_out * len(known))
     if recipe.held_out and not 0 < number < len(known):
