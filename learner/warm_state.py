@@ -1,8 +1,8 @@
 """What a warm start keeps beside its policy, so that one that was killed goes on: `<out>/sft/`.
 
-    recipe.json, demonstrations.jsonl    what is trained on what, written before the first step
-    tokenizer/                           a new policy's
-    checkpoints/step_N/                  as a run's: hf/, resume/, DONE
+recipe.json, demonstrations.jsonl    what is trained on what, written before the first step
+tokenizer/                           a new policy's
+checkpoints/step_N/                  as a run's: hf/, resume/, DONE
 """
 
 import shutil
