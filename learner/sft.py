@@ -130,6 +130,9 @@ def fit(
     if resumed is not None:
         optimizer.load(resumed.optimizer)
     progress = _Progress(num_steps=len(planned))
+    if lessons.held_out and not done:
+        before = mean_loss(model, lessons.held_out, recipe)
+        _log.info("sft: loss of %d rows held out: %.4f before", len(lessons.held_out), before)
     for step, batch in enumerate(planned[done:], start=done + 1):
         if step == turn and lessons.num_clean:
             _log.info(

@@ -37,22 +37,35 @@ _DRAWS = 20
 _LINES = 5
 
 
+# Prompt and tools of each task, by its id.
+Shown = Mapping[str, tuple[str, Schemas]]
+
+
 def sample(recipe: RolloutsRecipe, *, seed: int) -> list[MessagesRow]:
     """What the teacher did well; says what was kept and left out. Raises ConfigError, EngineError."""
-    given = recipe.recipe
-    if not any(word.endswith(".toml") and "=" not in word for word in given):
-        given = [DEFAULT_RECIPE, *given]
-    # A teacher on servers has its weights already: nobody will change them.
-    checked = check(load([*given, f"model.path={recipe.teacher}"]))
-    tasks = draw(checked, number=recipe.tasks, seed=seed)
-    _log.info("teacher: plays %d tasks, %d times each", len(tasks), recipe.samples)
-    played, shown = asyncio.run(_play(checked, tasks, recipe.samples))
+    rows, shown = play(recipe, seed=seed)
     choice = Choice(recipe)
-    for row in played:
+    for row in rows:
         choice.offer(row, is_evaluation=False)
     made = demonstrations(choice.chosen(), shown, choice.left)
     tell(recipe.teacher, choice, made)
     return made
+
+
+def play(recipe: RolloutsRecipe, *, seed: int) -> tuple[list[RolloutRow], Shown]:
+    """Every rollout of the teacher, with its tokens, and what each task was shown with.
+
+    Raises ConfigError, EngineError.
+    """
+    given = recipe.recipe
+    if not any(word.endswith(".toml") and "=" not in word for word in given):
+        given = [DEFAULT_RECIPE, *given]
+    checked = check(load([*given, f"model.path={recipe.teacher}"]))
+    tasks = draw(checked, number=recipe.tasks, seed=seed)
+    _log.info("teacher: plays %d tasks, %d times each", len(tasks), recipe.samples)
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "engine.log"
+        return asyncio.run(_play(checked, tasks, recipe.samples, log))
 
 
 def draw(checked: Checked, *, number: int, seed: int) -> list[Task]:
@@ -88,26 +101,20 @@ class _Watched:
 
 
 async def _play(
-    checked: Checked, tasks: Sequence[Task], samples: int
-) -> tuple[list[RolloutRow], Mapping[str, tuple[str, Schemas]]]:
-    """Every rollout with its tokens, and what each task was shown with."""
+    checked: Checked, tasks: Sequence[Task], samples: int, log: Path
+) -> tuple[list[RolloutRow], Shown]:
+    """`log`: where an engine with processes of its own writes their errors."""
     config = checked.config
-    tokens = await asyncio.to_thread(ChatTokens.load, config.model.path)
-    with tempfile.TemporaryDirectory() as folder:
-        engine = await start_engine(
-            config,
-            config.model.path,
-            section=config.engine,
-            version=0,
-            log=Path(folder) / "engine.log",
-        )
-        try:
-            async with await EnvPool.start(config.pools, limits=config.envpool) as pool:
-                watched = _Watched(pool=pool)
-                rows = await _episodes(config, engine, watched, tokens, tasks, samples)
-                return rows, watched.shown
-        finally:
-            await engine.close()
+    path = config.model.path
+    tokens = await asyncio.to_thread(ChatTokens.load, path)
+    engine = await start_engine(config, path, section=config.engine, version=0, log=log)
+    try:
+        async with await EnvPool.start(config.pools, limits=config.envpool) as pool:
+            watched = _Watched(pool=pool)
+            rows = await _episodes(config, engine, watched, tokens, tasks, samples)
+            return rows, watched.shown
+    finally:
+        await engine.close()
 
 
 async def _episodes(
