@@ -36,8 +36,9 @@ def read_all(recipe: RolloutsRecipe) -> list[MessagesRow]:
         elif not path.is_file():
             raise ConfigError(f"rollouts.paths: {str(path)!r} does not exist")
         elif (rows := _messages(path)) is not None:
-            _log.info("%s: %d demonstrations", path, len(rows))
-            made += rows
+            good = [row for row in rows if row.reward >= recipe.min_reward]
+            _log.info("%s: %d of %d demonstrations", path, len(good), len(rows))
+            made += good
         else:
             made += _of_run(path.parent.parent, [path], recipe)
     return made

@@ -114,6 +114,27 @@ def demonstrations(
     return made
 
 
+def merged(rows: Iterable[MessagesRow], recipe: RolloutsRecipe) -> list[MessagesRow]:
+    """Demonstrations of several sources, chosen from once more: two may have the same task.
+
+    Those that name no task are all kept.
+    """
+    kept: list[MessagesRow] = []
+    tasks: dict[str, list[MessagesRow]] = {}
+    for row in rows:
+        if not row.task:
+            kept.append(row)
+            continue
+        task = tasks.setdefault(row.task, [])
+        if all(row.messages != other.messages for other in task):
+            task.append(row)
+    for task in tasks.values():
+        if recipe.choose == "shortest":
+            task.sort(key=lambda row: len(row.messages))
+        kept += task[: recipe.per_task or None]
+    return kept
+
+
 def task_of(row: RolloutRow) -> Task:
     """The task that was played."""
     return Task(

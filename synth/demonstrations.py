@@ -4,6 +4,7 @@ from random import Random
 
 from configs.load import ConfigError
 from configs.sft import MessagesRow, SftRecipe
+from rollout.successes import merged
 from synth.traces import generate
 
 
@@ -27,6 +28,7 @@ def gather(recipe: SftRecipe) -> list[MessagesRow]:
             f"rollouts: nothing to imitate is left: lower rollouts.min_reward={chosen.min_reward:g}, or "
             "name other rollouts"
         )
+    rows = merged(rows, chosen)
     # They come task by task, and logs in the order of their policy's progress.
     Random(recipe.seed).shuffle(rows)
     return rows

@@ -17,7 +17,7 @@ ALLOWED = {
     "learner": {"learner", "configs", *(f"rollout.{m}" for m in ("types", "tokens", "model"))},
     "synth": {"synth", "envpool", "rollout", "configs"},
 }
-ALLOWED["learner"].add("rollout.weights")
+ALLOWED["learner"] |= {"rollout.weights", "rollout.checkpoints"}
 # What the factory has written, and what it was made from.
 DATA = ROOT / "configs" / "tiny_pool"
 

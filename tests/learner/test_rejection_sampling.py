@@ -21,7 +21,7 @@ from rollout.ledger import GroupState
 from rollout.logged import read_all
 from rollout.model import load_model
 from rollout.run import check
-from rollout.successes import Choice, Left, demonstration, task_of
+from rollout.successes import Choice, Left, demonstration, merged, task_of
 from rollout.teacher import Shown, play, sample
 from rollout.tokens import ChatTokens
 from rollout.types import Row, Span, StopReason, Turn
@@ -112,6 +112,21 @@ def test_the_shortest_of_each_task_are_kept() -> None:
     rows = [long, wordy, short, other]
     assert chosen(rows, per_task=2) == ([2, 1, 3], {Left.MANY: 1})
     assert chosen(rows, per_task=2, choose="first") == ([0, 1, 3], {Left.MANY: 1})
+
+
+def test_a_task_of_two_sources_is_chosen_from_once() -> None:
+    def made(*turns: Turn, task: str) -> MessagesRow:
+        return msgspec.structs.replace(demonstration(row(*turns), []), task=task)
+
+    long, short = made(turn("a"), turn("b"), task="1"), made(turn("a"), task="1")
+    other, nameless = made(turn("a"), task="2"), made(turn("a"), task="")
+    rows = [long, short, short, other, nameless, nameless]
+    settings = RolloutsRecipe(per_task=1)
+    assert merged(rows, settings) == [nameless, nameless, short, other]
+    first = msgspec.structs.replace(settings, choose="first")
+    assert merged(rows, first) == [nameless, nameless, long, other]
+    every = msgspec.structs.replace(settings, per_task=0)
+    assert merged(rows, every) == [nameless, nameless, short, long, other]
 
 
 def test_all_that_a_model_said_is_imitated() -> None:
@@ -251,12 +266,12 @@ def test_a_new_policy_learns_what_the_teacher_does(
         policy=PolicyRecipe(hidden=32, layers=1, heads=2, kv_heads=1, ffn=32, vocabulary=512),
         rollouts=RolloutsRecipe(paths=[str(path)]),
         batch_rows=4,
-        epochs=10,
+        epochs=50,
         warmup_steps=2,
         lr=1e-2,
     )
     rows = gather(recipe)
-    assert sorted(one.task for one in rows) == sorted(one.task for one in sampled)
+    assert len(rows) < len(sampled) and {one.task for one in rows} == {one.task for one in sampled}
     assert gather(recipe) == rows
     sft.train(rows, recipe)
     tokens = ChatTokens.load(recipe.out)
@@ -264,10 +279,9 @@ def test_a_new_policy_learns_what_the_teacher_does(
     use_packing(model)
     encoded = [one for demonstration in rows for one in encode(demonstration, tokens)]
     assert sft.mean_loss(model, encoded, recipe) < 1.5
-    empty = msgspec.structs.replace(
-        recipe, rollouts=RolloutsRecipe(paths=[str(path)], min_reward=2)
-    )
-    assert gather(empty) == rows, "files of messages were chosen by whoever wrote them"
+    empty = RolloutsRecipe(paths=[str(path)], min_reward=2)
+    with pytest.raises(ConfigError, match=r"lower rollouts\.min_reward=2"):
+        gather(msgspec.structs.replace(recipe, rollouts=empty))
 
 
 def test_tasks_are_held_out_whole() -> None:
