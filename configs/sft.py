@@ -153,6 +153,13 @@ class SftRecipe(_Section, frozen=True, kw_only=True):
     traces: TraceRecipe = TraceRecipe()
     policy: PolicyRecipe = PolicyRecipe()
 
+    def __post_init__(self) -> None:
+        if self.dtype != "float32" and not self.base:
+            raise ValueError(
+                f'dtype="{self.dtype}" is for models that are large: a new policy is trained in float32; '
+                "name a model in base, or leave dtype out"
+            )
+
 
 class Message(msgspec.Struct, frozen=True, kw_only=True):
     """One message of OpenAI's chat format."""

@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 from transformers import Qwen3ForCausalLM
 
-from configs.load import ConfigError
+from configs.load import ConfigError, convert
 from configs.sft import Message, MessagesRow, PolicyRecipe, SftRecipe, TraceRecipe
 from envpool.envs import basics
 from learner import cli, sft
@@ -136,6 +136,33 @@ def test_training_goes_on_from_a_base_model(rows: list[MessagesRow], tmp_path: P
         use_packing(model)
         encoded = [row for demonstration in rows for row in encode(demonstration, tokens)]
         losses.append(sft.mean_loss(model, encoded, recipe(tmp_path)))
+    assert losses[1] < losses[0]
+
+
+def test_a_bfloat16_model_is_trained_and_stays_one(
+    rows: list[MessagesRow], tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match="a new policy is trained in float32"):
+        convert({"out": "x", "dtype": "bfloat16"}, SftRecipe)
+    sft.train(rows, recipe(tmp_path / "base"))
+    small = msgspec.structs.replace(
+        recipe(tmp_path / "more", base=str(tmp_path / "base")),
+        dtype="bfloat16",
+        lr=2e-4,
+        epochs=4,
+        activation_checkpointing=True,
+        micro_batch_tokens=300,
+    )
+    sft.train(rows, small)
+    model, tokens = load_model(tmp_path / "base", "float32"), ChatTokens.load(tmp_path / "base")
+    trained = load_model(tmp_path / "more", "float32")
+    with safe_open(tmp_path / "more" / "model.safetensors", framework="pt") as opened:
+        assert opened.get_tensor("model.embed_tokens.weight").dtype == torch.bfloat16
+    encoded = [row for demonstration in rows for row in encode(demonstration, tokens)]
+    losses = []
+    for one in (model, trained):
+        use_packing(one)
+        losses.append(sft.mean_loss(one, encoded, recipe(tmp_path)))
     assert losses[1] < losses[0]
 
 
