@@ -32,7 +32,7 @@ from learner.layout import pack_rows
 from learner.optimizer import Optimizer
 from learner.policy_files import recipe_hash, rows_hash, save
 from learner.tiny_policy import make_model, make_tokenizer, untie
-from learner.warm_state import WarmState, read
+from learner.warm_state import WarmState, is_stopped, read
 from rollout.model import load_model
 from rollout.tokens import ChatTokens
 from rollout.types import Row
@@ -67,7 +67,7 @@ def train(rows: Sequence[MessagesRow], recipe: SftRecipe) -> None:
         lessons = _lessons(rows, recipe, model, tokens)
         state = WarmState.begin(recipe, rows, tokens) if recipe.checkpoint.every else None
         fit(model, lessons, recipe, state=state)
-        _finish(model, tokens, rows, recipe)
+        _finish(model, tokens, rows, recipe, state)
 
 
 def resume(out: Path) -> SftRecipe:
@@ -89,7 +89,7 @@ def resume(out: Path) -> SftRecipe:
         _log.info("sft: goes on after step %d", resumed.step if resumed else 0)
         lessons = _lessons(rows, recipe, model, tokens)
         fit(model, lessons, recipe, state=state, resumed=resumed)
-        _finish(model, tokens, rows, recipe)
+        _finish(model, tokens, rows, recipe, state)
     return recipe
 
 
@@ -98,7 +98,10 @@ def check_output(out: Path, *, overwrite: bool) -> None:
     if out.exists() and not out.is_dir():
         raise ConfigError(f"out={str(out)!r} is a file: name a directory")
     if not overwrite and out.is_dir() and any(out.iterdir()):
-        raise ConfigError(f"out={str(out)!r} is not empty: choose another, or set overwrite=true")
+        stopped = f" (sft --resume {out} goes on with what was stopped)" if is_stopped(out) else ""
+        raise ConfigError(
+            f"out={str(out)!r} is not empty: choose another, or set overwrite=true{stopped}"
+        )
 
 
 def fit(
@@ -237,7 +240,11 @@ def _lessons(
 
 
 def _finish(
-    model: PreTrainedModel, tokens: ChatTokens, rows: Sequence[MessagesRow], recipe: SftRecipe
+    model: PreTrainedModel,
+    tokens: ChatTokens,
+    rows: Sequence[MessagesRow],
+    recipe: SftRecipe,
+    state: WarmState | None,
 ) -> None:
     """Write the policy."""
     nn.Module.to(model, torch.device("cpu"))
@@ -245,6 +252,8 @@ def _finish(
         untie(model)
     metadata = {"recipe": recipe_hash(recipe), "traces": rows_hash(rows)}
     save(model, tokens, Path(recipe.out), metadata=metadata)
+    if state is not None:
+        state.finish()
 
 
 def _start(rows: Sequence[MessagesRow], recipe: SftRecipe) -> tuple[PreTrainedModel, ChatTokens]:

@@ -74,6 +74,10 @@ class WarmState:
         """The newest whole checkpoint."""
         return checkpoints.latest(self.folder)
 
+    def finish(self) -> None:
+        """Note that the policy is written."""
+        (self.folder / checkpoints.DONE).touch()
+
     def save(self, step: int, model: PreTrainedModel, optimizer: Optimizer) -> Path:
         """Write a checkpoint of `step`; returns its directory."""
         directory = checkpoints.begin(self.folder, step)
@@ -86,6 +90,12 @@ class WarmState:
         checkpoints.mark_done(directory)
         checkpoints.prune(self.folder, self.keep)
         return directory
+
+
+def is_stopped(out: Path) -> bool:
+    """Whether `resume` can go on with what is in `out`."""
+    folder = out / FOLDER
+    return (folder / _RECIPE).is_file() and not (folder / checkpoints.DONE).exists()
 
 
 def read(out: Path) -> tuple[SftRecipe, list[MessagesRow]]:
@@ -101,7 +111,7 @@ def read(out: Path) -> tuple[SftRecipe, list[MessagesRow]]:
         rows = msgspec.json.Decoder(MessagesRow).decode_lines((folder / _ROWS).read_bytes())
     except (OSError, msgspec.MsgspecError) as error:
         raise ConfigError(f"--resume {out}: {folder} cannot be read: {error}") from error
-    if (out / "config.json").exists():
+    if (folder / checkpoints.DONE).exists():
         raise ConfigError(
             f"--resume {out}: it has its policy already: base={out} trains that one further"
         )

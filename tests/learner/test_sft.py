@@ -139,9 +139,7 @@ def test_training_goes_on_from_a_base_model(rows: list[MessagesRow], tmp_path: P
     assert losses[1] < losses[0]
 
 
-def test_a_bfloat16_model_is_trained_and_stays_one(
-    rows: list[MessagesRow], tmp_path: Path
-) -> None:
+def test_a_bfloat16_model_is_trained_and_stays_one(rows: list[MessagesRow], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="a new policy is trained in float32"):
         convert({"out": "x", "dtype": "bfloat16"}, SftRecipe)
     sft.train(rows, recipe(tmp_path / "base"))

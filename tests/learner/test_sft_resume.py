@@ -51,6 +51,8 @@ def test_a_killed_warm_start_goes_on_to_the_same_weights(tmp_path: Path) -> None
         process.kill()
         process.wait()
     assert not (killed / "config.json").exists(), "it ended before it could be killed"
+    with pytest.raises(ConfigError, match=r"sft --resume .* goes on with what was stopped"):
+        cli.sft([*_SETTINGS, f"out={killed}"], _nothing)
     assert cli.sft(["--resume", str(killed)], _nothing) == 0
     assert cli.sft([*_SETTINGS, "checkpoint.every=0", f"out={whole}"], traces) == 0
     one, other = (load_file(path / "model.safetensors") for path in (killed, whole))
