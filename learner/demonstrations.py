@@ -61,19 +61,18 @@ def encode_all(
         rows = encode(demonstration, tokens)
         if demonstration.sampled:
             sampled = as_sampled(demonstration, rows, tokens)
-            num_sampled, num_again = (
-                num_sampled + (sampled is not None),
-                num_again + (sampled is None),
-            )
+            num_sampled += sampled is not None
+            num_again += sampled is None
             rows = sampled or rows
         if any(len(row.token_ids) > max_tokens for row in rows):
             num_long, rows = num_long + 1, []
         made.append(rows)
-    if num_sampled or num_again:
+    if num_sampled:
+        _log.info("tokens: %d demonstrations are trained on as they were sampled", num_sampled)
+    if num_again:
         _log.info(
-            "tokens: %d demonstrations as they were sampled, %d encoded again from their text, as "
-            "this tokenizer reads other text in their tokens",
-            num_sampled,
+            "tokens: %d demonstrations are encoded again from their text, as this tokenizer reads other "
+            "text in the tokens that were sampled",
             num_again,
         )
     if num_long:

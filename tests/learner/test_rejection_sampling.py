@@ -184,7 +184,7 @@ def test_sampled_tokens_are_used_as_they_are_by_the_same_tokenizer(
     assert used.token_ids.tolist() == other
     [[also]] = encode_all([odd], tokens, max_tokens=512)
     assert also.token_ids.tolist() == other
-    assert "1 demonstrations as they were sampled, 0 encoded again" in caplog.text
+    assert "1 demonstrations are trained on as they were sampled" in caplog.text
 
     # Any other text, mask or number is not trusted.
     for odd_ids, odd_mask in [
