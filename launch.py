@@ -31,6 +31,7 @@ BENCHES = {
     "engine": "rollout.bench.engine",
     "envpool": "envpool.bench.cli",
     "overlap": "rollout.bench.overlap",
+    "sync": "rollout.bench.sync",
     "learning": "rollout.bench.learning",
     "cost": "rollout.bench.cost",
     "learner": "learner.bench.cli",
@@ -315,7 +316,7 @@ async def play(checked: "Checked", run_dir: Path, screen: "Screen", *, learns: b
     config = checked.config
     started = [processes.describe("launch")]
     laps = Laps(earlier_s=time.time() - started[0].started)
-    announce.starting(run_dir)
+    announce.starting(run_dir, engine=config.engine.kind)
     laps.end("checks")
     this_task = asyncio.current_task()
     assert this_task is not None

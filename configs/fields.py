@@ -116,7 +116,7 @@ def _wanted(hint: Any) -> str:
     if origin is list:
         return f"a list of {_wanted(get_args(hint)[0]).partition(' ')[2]}s"
     if origin is dict:
-        return "a table of named tables"
+        return "a table, in TOML {name = value}"
     return _KINDS[hint]
 
 

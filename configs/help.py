@@ -7,8 +7,13 @@ commands
   train   train a policy (the default; recipe: configs/local.toml)
   eval    play evaluation sets with fixed weights: model.path=DIR   (eval --help)
   synth   make a pool of environments from coding problems: out=DIR   (synth --help)
+<<<<<<< HEAD
   sft     make a policy that imitates oracles, or good rollouts: out=DIR    (sft --help)
   bench   measure: bench engine | envpool | overlap | learning | cost | curriculum   (bench --help)
+=======
+  sft     warm-start a policy from oracle traces: out=DIR    (sft --help)
+  bench   measure: bench NAME, such as engine | learner | overlap   (bench --help)
+>>>>>>> main
   show    read the rollouts of a run, or list runs: show [DIR] [filter ...]   (show --help)
   report  make DIR/report.html of a run: report DIR          (report --help)
   pool    list, add, replace, remove pools of a run that goes on: --run DIR   (pool --help)
@@ -174,6 +179,9 @@ usage: python launch.py bench NAME [option ...] [recipe.toml ...] [section.field
   overlap   a training run as it is against the same one that generates and trains in turn
             (rollout.max_lag=0): seconds a step, tokens a second, lag, reward
             --json  --steps N  --keep DIR  settings
+  sync      seconds in which weights of 2 MB, 200 MB and 2 GB get from learner to engine, by file, through
+            Ray, and as changes, and for which generation stands still, against copying them in memory
+            --json  --sizes 2,200,2000  --dir /dev/shm  --no-stall
   learning  success before against after training, the mean over runs with several seeds
             --json  --seeds 0,1,2  --keep DIR  settings
   cost      CPU time a rollout costs beside the policy, by part of the system, and what starting costs
@@ -181,6 +189,9 @@ usage: python launch.py bench NAME [option ...] [recipe.toml ...] [section.field
   learner   an optimizer step, and its memory, against one on padded batches with transformers; on a
             GPU where there is one
             --json  --model tiny|small|qwen2.5-0.5b|qwen2.5-1.5b|qwen2.5-7b  --dtype float32|bfloat16
+  staleness  which correction of off-policy data stands which lag: success after training at exact lags
+            --json  --quick  --out DIR  --jobs N  --variants "A;B"  --lags 0,8  --lrs 6e-4  --seeds 0  --updates N
+            settings
   curriculum  what each rollout.draw spends on a simulated policy: groups with signal, groups and steps
             until it passes most tasks; half a minute, on one core
             --json  --seeds 0,1,2  --groups N  settings

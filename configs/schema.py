@@ -247,12 +247,23 @@ class WeightsSection(_Section, frozen=True, kw_only=True):
     """Where versions are handed over; where it is missing or too small, the run directory is used."""
     deadline_s: Positive = 180.0
     """An engine that takes longer to load a version, or to be replaced by one that has it, stops the run."""
-    transport: Literal["file", "nccl"] = "file"
-    """`nccl`: from the learner's GPUs to those of vLLM, without a file; the next step waits for it."""
+    transport: Literal["file", "relay", "nccl"] = "file"
+    """`file`: read where it is written, and carried through Ray to engines on other nodes; `relay`: carried
+    to those of the learner's node, too; `nccl`: from the learner's GPUs to those of vLLM, without a file; the next step waits for it."""
     buffer_mb: Count = 256
     """With nccl: tensors are sent in buffers of this size; larger ones are fewer and take more memory."""
     num_buffers: Count = 2
     """Buffers on each side: one is filled while another is sent."""
+    delta: bool = False
+    """Carry to other nodes only the numbers that changed, which in bf16 are few; takes one more copy of
+    the weights on either side."""
+
+    def __post_init__(self) -> None:
+        if self.delta and self.transport == "nccl":
+            raise ValueError(
+                'delta=true is about weights that are carried through Ray, and transport="nccl" sends all '
+                'of them: set delta=false, or transport="file" or "relay"'
+            )
 
 
 class EvalSet(_Section, frozen=True, kw_only=True):

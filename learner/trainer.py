@@ -24,6 +24,7 @@ from learner.head import TokenLogprobs, check_head, token_logprobs
 from learner.layers import compile_layers, recompute_layers
 from learner.objective import Loss, Tokens, needs_proximal, objective
 from learner.optimizer import Optimizer, warmup_lr
+from learner.overlap import Overlapping
 from learner.publish import Publisher, named_weights
 from learner.watch import LagStats, RatioStats, lag_stats, ratio_stats
 from rollout.model import load_model
@@ -80,7 +81,7 @@ class Trainer:
         dtype: str,
         section: LearnerSection,
         temperature: float,
-        publisher: "Publisher | Sender",
+        publisher: "Publisher | Overlapping | Sender",
         broken_dir: Path | None = None,
     ) -> None:
         """Load the weights of step 0.
@@ -165,6 +166,7 @@ class Trainer:
             step=batch.step,
             version=batch.version,
             manifest=manifest,
+            publishing=batch.publish_version if manifest is None else None,
             metrics=metrics,
             busy=[Busy(who=WHO, start_s=start_s, end_s=end_s)],
         )
@@ -172,18 +174,35 @@ class Trainer:
     @property
     def sender(self) -> "Sender":
         """What sends weights to engines; raises WeightsError where they are handed over as files."""
-        if isinstance(self._publisher, Publisher):
+        if isinstance(self._publisher, Publisher | Overlapping):
             raise WeightsError('weights are sent with weights.transport="nccl" alone')
         return self._publisher
 
-    def publish(self, version: int, step: int) -> Manifest:
-        """Hand the weights over as `version`; raises WeightsError unless versions increase."""
+    def publish(self, version: int, step: int) -> Manifest | None:
+        """Hand the weights over as `version`; raises WeightsError unless versions increase.
+
+        None where that goes on while the next step is trained: `published` then tells its end.
+        """
         manifest = self._publisher.publish(named_weights(self.model), version=version, step=step)
         self._version = version
         return manifest
 
+    def published(self, version: int) -> Manifest:
+        """Wait until a version is published that `train` said is being; may be called while it trains.
+
+        Raises what it failed with.
+        """
+        if not isinstance(self._publisher, Overlapping):
+            raise WeightsError(f"version {version} was published within its step")
+        return self._publisher.published(version)
+
     def save(self, directory: str | Path) -> None:
-        """Write `hf/` and `resume/trainer.pt` into `directory`; raises CheckpointError."""
+        """Write `hf/` and `resume/trainer.pt` into `directory`; raises CheckpointError.
+
+        A version that could not be published is raised here: no checkpoint follows it.
+        """
+        if isinstance(self._publisher, Overlapping):
+            self._publisher.wait()
         write_learner_part(
             Path(directory),
             model=self.model,
@@ -373,7 +392,7 @@ def make_trainer(config: RunConfig, run_dir: Path, checkpoint: Path | None = Non
     return trainer
 
 
-def _publisher(config: RunConfig, run_dir: Path) -> "Publisher | Sender":
+def _publisher(config: RunConfig, run_dir: Path) -> "Overlapping | Sender":
     """What hands the weights of a run over."""
     section, log = config.weights, version_log(run_dir)
     if section.transport == "nccl":
@@ -385,6 +404,8 @@ def _publisher(config: RunConfig, run_dir: Path) -> "Publisher | Sender":
             buffer_bytes=section.buffer_mb << 20,
             num_buffers=section.num_buffers,
         )
-    return Publisher(
-        directory=section.dir, fallback=run_dir / "weights", run_id=run_id(run_dir), log=log
+    return Overlapping(
+        Publisher(
+            directory=section.dir, fallback=run_dir / "weights", run_id=run_id(run_dir), log=log
+        )
     )

@@ -54,10 +54,11 @@ class Ready(Protocol):
     def layers(self) -> dict[str, list[str]]: ...
 
 
-def starting(run_dir: Path) -> None:
-    """Say where the run is written; what follows takes a while."""
+def starting(run_dir: Path, *, engine: str) -> None:
+    """Say where the run is written; what follows takes a while, by the kind of engine."""
     logger.info("run: %s", short(run_dir))
-    logger.info("starting Ray, actors and learner: about ten seconds")
+    usual = "half a minute to two minutes" if engine == "vllm" else "about ten seconds"
+    logger.info("starting Ray, actors and learner: %s", usual)
 
 
 def opening(

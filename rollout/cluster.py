@@ -1,6 +1,6 @@
 """Ray: where actors and the learner run, and how the coordinator's calls reach them.
 
-With `launch.py` and `rollout/ray_hosts.py` what imports ray. What crosses is packed msgspec bytes. A call to
+With `launch.py` and `rollout/ray_{hosts,relay}.py` what imports ray. What crosses is packed msgspec bytes. A call to
 a dead process raises, which ends the stage that made it.
 """
 
@@ -11,8 +11,9 @@ import math
 import os
 import sys
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import msgspec
 import ray
@@ -36,7 +37,9 @@ from rollout.laps import Laps
 from rollout.logs import log_path, log_to_file
 from rollout.processes import Process, describe
 from rollout.ray_hosts import Handle, RayHosts, close_actor
+from rollout.ray_relay import Lane, RayRelay, start_relay
 from rollout.resume import Resumed
+from rollout.room import asked_for, check_gpus, room
 from rollout.types import ActorEvent, Grant, StepReport, TrainBatch
 from rollout.weights import Endpoint, Manifest
 
@@ -44,6 +47,8 @@ logger = logging.getLogger(__name__)
 
 # Besides the members it plays, an actor answers the coordinator's calls.
 CONTROL_CALLS = 16
+# Calls of the learner that are answered while it trains.
+PUBLISH = "publish"
 # How far a learner on the CPU stands back from generation, of 19.
 LEARNER_NICENESS = 10
 
@@ -53,6 +58,8 @@ class ProcessInfo(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     node: str
+    node_id: str
+    """Ray's id of it."""
     processes: list[Process]
     num_parameters: int
     start_s: dict[str, float]
@@ -122,6 +129,7 @@ class ActorProcess:
         info = ProcessInfo(
             name=name,
             node=os.uname().nodename,
+            node_id=ray.get_runtime_context().get_node_id(),
             processes=[describe(name), *others],
             num_parameters=engine.num_parameters,
             start_s=laps.seconds,
@@ -179,6 +187,7 @@ class Trains(Protocol):
     """What the learner's process calls, synchronously."""
 
     def train(self, batch: TrainBatch) -> StepReport: ...
+    def published(self, version: int) -> Manifest: ...
     def save(self, directory: str) -> None: ...
     def close(self) -> None: ...
     @property
@@ -214,6 +223,7 @@ class LearnerProcess:
         info = ProcessInfo(
             name="learner",
             node=os.uname().nodename,
+            node_id=ray.get_runtime_context().get_node_id(),
             processes=[describe("learner")],
             num_parameters=self._trainer.num_parameters,
             start_s=laps.seconds,
@@ -224,6 +234,10 @@ class LearnerProcess:
 
     def train(self, packed: bytes) -> bytes:
         return types.encode(self._trainer.train(types.decode_batch(packed)))
+
+    @ray.method(concurrency_group=PUBLISH)
+    def published(self, version: int) -> bytes:
+        return msgspec.msgpack.encode(self._trainer.published(version))
 
     def save(self, directory: str) -> None:
         self._trainer.save(directory)
@@ -247,6 +261,10 @@ class RayActor:
 
     name: str
     handle: Handle
+    node: str = ""
+    """Ray's id of where it is."""
+    lane: Lane | None = None
+    """What carries weights there, where the learner's files cannot be read."""
 
     async def play(self, grants: list[Grant]) -> None:
         await self.handle.play.remote([types.encode(grant) for grant in grants])
@@ -258,6 +276,8 @@ class RayActor:
         return types.decode_events(await self.handle.events.remote())
 
     async def update_weights(self, manifest: Manifest) -> UpdateReport:
+        if self.lane is not None:
+            manifest = await self.lane.at(self.node, manifest)
         return await self.handle.update_weights.remote(types.encode(manifest))
 
     async def join(self, endpoint: Endpoint) -> None:
@@ -294,6 +314,9 @@ class RayLearner:
 
     async def train(self, batch: TrainBatch) -> StepReport:
         return types.decode_report(await self.handle.train.remote(types.encode(batch)))
+
+    async def published(self, version: int) -> Manifest:
+        return msgspec.msgpack.decode(await self.handle.published.remote(version), type=Manifest)
 
     async def save(self, directory: str) -> None:
         await self.handle.save.remote(directory)
@@ -337,7 +360,10 @@ async def _open_pool(config: RunConfig, packed: bytes) -> EnvPool | Hosts:
 
 
 def join(config: RunConfig) -> None:
-    """Connect to the configured cluster, or start one node here that can place the run."""
+    """Connect to the configured cluster, or start one node here that can place the run.
+
+    Raises ConfigError for GPUs that this machine lacks; a cluster may grow.
+    """
     section = config.cluster
     if section.address:
         ray.init(address=section.address, log_to_driver=False, logging_level=logging.WARNING)
@@ -352,6 +378,7 @@ def join(config: RunConfig) -> None:
         log_to_driver=False,
         logging_level=logging.ERROR,
     )
+    check_gpus(config, ray.cluster_resources())
 
 
 def leave() -> None:
@@ -367,13 +394,18 @@ class Placed:
     learner: RayLearner | None
     evaluator: RayActor | None
     hosts: RayHosts | None
+    relay: RayRelay | None
     infos: list[ProcessInfo]
+
+    @property
+    def evaluator_reads(self) -> bool:
+        return self.evaluator is None or self.evaluator.lane is None
 
     @property
     def processes(self) -> list[Process]:
         """Those that were started, and what they started themselves."""
-        of_hosts = self.hosts.processes if self.hosts is not None else []
-        return [process for info in self.infos for process in info.processes] + of_hosts
+        others = [one.processes for one in (self.hosts, self.relay) if one is not None]
+        return list(chain(*(info.processes for info in self.infos), *others))
 
 
 async def place(
@@ -406,8 +438,10 @@ async def place(
         )
         starting[name] = handle, handle.start.remote(name, *settings, weights, version, whereabouts)
     if trainer is not None:
+        # Ray's own types do not know of groups.
+        in_groups: Any = cast(Any, ray.remote)(concurrency_groups={PUBLISH: 1})
         handle = (
-            ray.remote(LearnerProcess)
+            in_groups(LearnerProcess)
             .options(num_cpus=config.learner.num_cpus, num_gpus=config.learner.num_gpus)
             .remote()
         )
@@ -419,20 +453,27 @@ async def place(
             for _, ready in starting.values():
                 infos.append(msgspec.msgpack.decode(await ready, type=ProcessInfo))
     except TimeoutError as error:
+        there, free = ray.cluster_resources(), ray.available_resources()
         raise TimeoutError(
-            f"actors and learner were not ready within cluster.start_timeout_s={timeout_s:g}; the "
-            f"cluster has {ray.cluster_resources()}, of which {ray.available_resources()} is free"
+            f"actors and learner were not ready within cluster.start_timeout_s={timeout_s:g}. "
+            f"{asked_for(config)}; the cluster has {room(there)}, of which {room(free)} are free"
         ) from error
     learner, evaluator = starting.pop("learner", None), starting.pop(NAME, None)
-    actors = {name: RayActor(name, handle) for name, (handle, _) in starting.items()}
+    nodes = {info.name: info.node_id for info in infos}
+    relay, lanes = await start_relay(config, settings, nodes)
+    actors = {
+        name: RayActor(name, handle, nodes[name], lanes.get(name))
+        for name, (handle, _) in starting.items()
+    }
     trains = RayLearner(learner[0]) if learner else None
     if trains is not None and config.weights.transport == "nccl":
         await join_groups(actors, trains, timeout_s=timeout_s)
     return Placed(
         actors=actors,
         learner=trains,
-        evaluator=RayActor(NAME, evaluator[0]) if evaluator else None,
+        evaluator=RayActor(NAME, evaluator[0], nodes[NAME], lanes.get(NAME)) if evaluator else None,
         hosts=hosts,
+        relay=relay,
         infos=infos,
     )
 
@@ -444,5 +485,6 @@ async def close(placed: Placed) -> None:
             group.create_task(actor.close(), name=f"close-{actor.name}")
         if placed.learner is not None:
             group.create_task(placed.learner.close(), name="close-learner")
-    if placed.hosts is not None:
-        await placed.hosts.close()
+    for one in (placed.hosts, placed.relay):
+        if one is not None:
+            await one.close()

@@ -4,7 +4,7 @@
                                                    | turns, rollouts
     replay queue <---------- [listen, one per actor] <--+
          | batch
-         +--> [train: the clock] --> learner -- manifest --> [sync] --> engines
+         +--> [train: the clock] --> learner -- version --> [sync] --> engines
 
 Each bracket is a stage: a coroutine with one reason to wake. `train` is finite; everything else is
 endless, and a stage that raises or returns ends the run. This module imports neither ray, torch nor
@@ -30,6 +30,7 @@ from rollout.feed import Feed
 from rollout.files import RunFiles
 from rollout.fleet import Fleet
 from rollout.gate import Gate
+from rollout.handover import Handover
 from rollout.ledger import GroupState, Ledger
 from rollout.metrics import MetricsWriter, Values, terminal_line
 from rollout.pools import Pools, PoolState, Version
@@ -45,7 +46,6 @@ from rollout.supervise import supervise
 from rollout.types import ActorEvent, Busy, EngineStats, RolloutDone, StepReport, TurnDone
 from rollout.untouched import trained_ids
 from rollout.watchdog import Watchdog
-from rollout.weights import Manifest
 
 logger = logging.getLogger(__name__)
 
@@ -82,6 +82,14 @@ class Coordinator:
             version=resumed.version if resumed else 0,
             clock=clock,
             send=learner.send if learner else None,
+        )
+        self._handover = Handover(
+            self._fleet,
+            learner,
+            version=resumed.version if resumed else 0,
+            deadline_s=config.weights.deadline_s,
+            on_written=evaluator.offer if evaluator else lambda _: None,
+            on_held=self._on_held,
         )
         self._learner = learner
         self._metrics = metrics
@@ -156,11 +164,9 @@ class Coordinator:
 
         self._phase = "starting"
         self._step = 0
-        self._newest: Manifest | None = None
         self._time = StepTime(clock)
         self._before: Scores = {}
         self._train_wake = asyncio.Event()
-        self._sync_wake = asyncio.Event()
         self.desk = Desk(
             status=self.status,
             gate=self._gate,
@@ -218,7 +224,7 @@ class Coordinator:
             self._saver.restore(self._resumed.snapshot)
         await self._pools.write()
         stages = {f"listen-{name}": self._listen(actor) for name, actor in self._actors.items()}
-        stages |= {"feed": self._feed.run(), "sync": self._sync(), "watch": self._watch()}
+        stages |= {"feed": self._feed.run(), "sync": self._handover.run(), "watch": self._watch()}
         stages["pools"] = self._pools.run()
         if self._evaluator is not None:
             stages["evaluate"] = self._evaluator.run()
@@ -264,7 +270,7 @@ class Coordinator:
             evaluation=evaluation.progress if evaluation else None,
             step=self._step,
             steps=self._config.learner.steps,
-            version=self._newest_version,
+            version=self._handover.version,
             engines=dict(self._fleet.versions),
             pools=[
                 PoolStatus(
@@ -292,23 +298,6 @@ class Coordinator:
         while True:
             for event in await actor.events():
                 self._on_event(actor.name, event)
-
-    async def _sync(self) -> None:
-        """Consumes the newest manifest; produces engines that hold it.
-
-        Waits for: train to publish. Unblocks: feed (slots of trained groups), train (buffers).
-        """
-        while True:
-            await self._sync_wake.wait()
-            self._sync_wake.clear()
-            manifest = self._newest
-            if manifest is None or manifest.version <= self._fleet.oldest_version:
-                continue
-            await self._fleet.update(manifest)
-            self._queue.engines_hold(self._fleet.oldest_version)
-            self._feed.wake()
-            self._train_wake.set()
-            self._sync_wake.set()
 
     async def _watch(self) -> None:
         """Measures the loop's lateness; ends a run in which nothing happens any more."""
@@ -414,11 +403,8 @@ class Coordinator:
             self._train_wake.clear()
 
     def _take(self, step: int) -> list[Group] | None:
-        # Buffers alternate: the one this step publishes into must not be loading any more.
         published = self._queue.gradient_version(step) + 1
-        loading = self._fleet.loading
-        is_overwriting = loading is not None and loading <= published - 2
-        return None if is_overwriting else self._queue.take(step)
+        return self._queue.take(step) if self._handover.may_publish(published) else None
 
     def _on_step(self, report: StepReport, batch: list[Group]) -> Values:
         """Account for a finished step; returns its values."""
@@ -431,9 +417,7 @@ class Coordinator:
         }
         self._books.trained(report, batch, lags)
         self._queue.trained(batch, step=report.step)
-        if report.manifest is not None:
-            self._newest = report.manifest
-            self._sync_wake.set()
+        self._handover.announce(report)
         values = self._books.take_values() | self._curriculum.values()
         if self._evaluator is not None:
             values |= self._evaluator.stepped(report.manifest)
@@ -454,7 +438,7 @@ class Coordinator:
         await self._saver.commit(
             part,
             step=self._step,
-            version=self._newest_version,
+            version=self._handover.version,
             before=self._before,
             wall_s=self._clock() - self._started_s,
         )
@@ -468,17 +452,18 @@ class Coordinator:
         else:
             await self._commit_checkpoint(await self._begin_checkpoint(learner))
 
-    @property
-    def _newest_version(self) -> int:
-        newest = self._newest or self._resumed
-        return newest.version if newest is not None else 0
-
     async def _wait_until_held(self, *, idle: bool = False) -> None:
         """Wait until every engine holds the newest version; with `idle` until no member is in flight."""
         fleet = self._fleet
-        while fleet.oldest_version < self._newest_version or (idle and not fleet.is_idle):
+        while fleet.oldest_version < self._handover.version or (idle and not fleet.is_idle):
             await self._train_wake.wait()
             self._train_wake.clear()
+
+    def _on_held(self) -> None:
+        """Every engine loaded a version."""
+        self._queue.engines_hold(self._fleet.oldest_version)
+        self._feed.wake()
+        self._train_wake.set()
 
     def _on_gate(self) -> None:
         """The run was paused, or goes on: the time it stood still is nobody's."""

@@ -317,6 +317,11 @@ class HttpEngine:
                 await self._load(self._loaded, UpdateMode.RECOMPUTE)
             except RequestFailed:
                 return  # the next try finds out
+            except EngineError as error:
+                failure = error.__cause__
+                if self._doubt or not (isinstance(failure, RequestFailed) and failure.may_pass):
+                    raise
+                logger.warning("tried again: %s", error)
             except WeightsError as error:
                 raise EngineError(
                     f"{self._client.url} lost version {self._version}, and it cannot be loaded again: {error}"

@@ -36,7 +36,7 @@ from rollout.engine import (
 )
 from rollout.model import ModelError, load_model
 from rollout.packing import use_packing
-from rollout.staging import Staged, stage
+from rollout.staging import Memory, Staged, stage
 from rollout.stepper import Ended, Request, Stepper
 from rollout.types import EngineStats, Sampling
 from rollout.weights import Manifest, WeightsError
@@ -68,6 +68,7 @@ class LocalEngine:
         self, model: PreTrainedModel, stepper: Stepper, *, threads: int, is_threaded: bool
     ) -> None:
         self._model = model
+        self._memory = Memory()
         self._stepper = stepper
         self._max_context_tokens = stepper.store.max_tokens
         self._vocab_size: int = model.config.vocab_size
@@ -161,7 +162,7 @@ class LocalEngine:
                     f"version {manifest.version} is not newer than {self.version}, which is served"
                 )
             started = time.perf_counter()
-            staged = await asyncio.to_thread(stage, self._model, manifest)
+            staged = await asyncio.to_thread(stage, self._model, manifest, self._memory)
             load_s = time.perf_counter() - started
             self._check_alive()
             update = _Update(staged=staged, mode=mode, done=self._loop.create_future())

@@ -136,6 +136,7 @@ class VllmEngine:
             section=section,
             max_context_tokens=max_context_tokens,
             transport=transport,
+            log=log,
         )
         engine = await asyncio.to_thread(
             cls,
@@ -287,7 +288,7 @@ class VllmEngine:
         self._deadline.cut()  # nobody answers an update that is under way
         if self._resuming:
             await asyncio.wait(self._resuming)
-        if self._replacing is not None:
+        if self._replacing is not None and not self._replacing.done():
             await self._replacing
         core, self._core = self._core, None
         if core is None:
@@ -337,7 +338,7 @@ class VllmEngine:
         try:
             manifest = choose()
             async with self._bounded():
-                await core.prepare(self._start_version, self._log)
+                await core.prepare(self._start_version)
                 if manifest is not None:
                     await core.pause("keep", clears_cache=True)
                     await core.load(manifest)
@@ -397,10 +398,12 @@ class VllmEngine:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(pause_s):
                         await self._closing.wait()
-        except Exception as error:  # noqa: BLE001 the task's entry point: callers get the error
+        except BaseException as error:  # callers get the error, and none waits for ever
             reason = f"vLLM ended ({why}) and cannot be started again: {error}"
             self._end_reason = self._end_reason or reason
             self._is_settled.set()
+            if not isinstance(error, Exception):
+                raise
 
     async def _open_newest(self) -> None:
         """Start another core with new weights, or else with those served."""

@@ -53,12 +53,15 @@ class Evaluator:
         files: RunFiles,
         clock: Callable[[], float],
         step: int = 0,
+        pins: bool = True,
     ) -> None:
-        """`step`: the optimizer steps done before this process began."""
+        """`step`: the optimizer steps done before this process began. `pins`: its actor reads published
+        files themselves, which are kept from being replaced until it has."""
         self.actor = actor
         self._num_tasks = config.eval.during
         self.put_sets(sets)
         self._run_id = run_id
+        self._pins = pins
         self._files = files
         self._clock = clock
         self._every = config.eval.every
@@ -73,7 +76,7 @@ class Evaluator:
         """Called when it was played, or given up."""
         self._version = 0
         self._served: Manifest | None = None
-        """The pinned version that the engine has: one that has to take its place loads it again."""
+        """The pinned version that the engine has, if any: one that has to take its place loads it again."""
         self._num_pinned = 0
         self._in_flight: set[tuple[str, int]] = set()
         self._retries: list[Grant] = []
@@ -92,7 +95,7 @@ class Evaluator:
     def stepped(self, published: Manifest | None) -> Values:
         """A step was trained, and perhaps published; returns what was found since the last one."""
         if published is not None:
-            self._offer(published)
+            self.offer(published)
         values, self._values = self._values, {}
         return values
 
@@ -124,7 +127,7 @@ class Evaluator:
         await self._serve_instead(None)
         await asyncio.Event().wait()
 
-    def _offer(self, manifest: Manifest) -> None:
+    def offer(self, manifest: Manifest) -> None:
         """Take a version if one is due and none is being played.
 
         The last step's never is: it is played after training.
@@ -153,13 +156,16 @@ class Evaluator:
     async def _load(self, manifest: Manifest) -> bool:
         """Load a version; a version that does not load is skipped."""
         try:
-            place = self._num_pinned % NUM_PINS
-            pinned = await asyncio.to_thread(pin, manifest, self._run_id, place=place)
+            pinned = None
+            if self._pins:
+                place = self._num_pinned % NUM_PINS
+                pinned = await asyncio.to_thread(pin, manifest, self._run_id, place=place)
             try:
                 async with asyncio.timeout(self._deadline_s):
-                    await self.actor.update_weights(pinned)
+                    await self.actor.update_weights(pinned or manifest)
             except BaseException:
-                await asyncio.to_thread(unpin, pinned)
+                if pinned is not None:
+                    await asyncio.to_thread(unpin, pinned)
                 raise
         except (OSError, WeightsError, EngineError) as error:  # TimeoutError is an OSError
             logger.error(  # noqa: TRY400 - one line: the next version may load

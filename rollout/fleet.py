@@ -59,8 +59,6 @@ class Fleet:
         self._stats_before: dict[str, EngineStats] = {}
         self._sync_s = 0.0
         self.versions = dict.fromkeys(self._actors, version)
-        self.loading: int | None = None
-        """The version being loaded now."""
 
     def __len__(self) -> int:
         return len(self._actors)
@@ -107,7 +105,6 @@ class Fleet:
         Files are loaded at once. What is sent goes to one engine after another, so that each stands
         still for its own transfer alone.
         """
-        self.loading = manifest.version
         begun = self._clock()
         if manifest.is_sent:
             for name in self._actors:
@@ -116,7 +113,6 @@ class Fleet:
             async with asyncio.TaskGroup() as group:
                 for name in self._actors:
                     group.create_task(self._update(name, manifest), name=f"update-{name}")
-        self.loading = None
         self._sync_s += self._clock() - begun
 
     async def _update(self, name: str, manifest: Manifest) -> None:

@@ -7,6 +7,7 @@ different answers to one question.
 
 import asyncio
 import logging
+import time
 from dataclasses import dataclass, replace
 
 import msgspec
@@ -30,6 +31,8 @@ STEER = (
 
 # All probes together; a server's first request may wait for its compiler.
 _PROBE_S = 120.0
+# An update of another run holds a server for less.
+_PAUSED_S = 10.0
 # Log-probs of one prompt differ by less, however it was batched; in bfloat16, too.
 _SAME = 0.1
 # Likeliest tokens that are compared between temperatures; OpenAI's route returns no more.
@@ -71,15 +74,35 @@ async def study(
     """Ask a server what it is; raises EngineError for one that cannot be used."""
     try:
         model = await _model(client, section.http.model, max_context_tokens)
+        await _check_goes_on(client)
         async with asyncio.timeout(_PROBE_S):
             return await _studied(client, model, vocab_size=vocab_size, needs_updates=needs_updates)
     except RequestFailed as failure:
         raise EngineError(str(failure)) from failure
     except TimeoutError as error:
         raise EngineError(
-            f"{client.url} did not answer a request for one token within {_PROBE_S:g} s: a run that was "
-            f"killed in an update may have left it paused, which POST {client.url}/resume ends"
+            f"{client.url} did not answer a request for one token within {_PROBE_S:g} s: see its log; or, "
+            f"{_left_paused(client)}"
         ) from error
+
+
+async def _check_goes_on(client: Client) -> None:
+    """Raise EngineError for a server that somebody paused and left; one without control is not asked."""
+    until = time.monotonic() + _PAUSED_S
+    while True:
+        try:
+            said = msgspec.json.decode(await client.ask("/is_paused"))
+        except (RequestFailed, msgspec.DecodeError):
+            return
+        if not isinstance(said, dict) or said.get("is_paused") is not True:
+            return
+        if time.monotonic() > until:
+            raise EngineError(f"{client.url} is paused: {_left_paused(client)}")
+        await asyncio.sleep(0.5)
+
+
+def _left_paused(client: Client) -> str:
+    return f"if a run that was killed in an update left it paused, POST {client.url}/resume lets it go on"
 
 
 async def _studied(client: Client, model: str, *, vocab_size: int, needs_updates: bool) -> Found:

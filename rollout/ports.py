@@ -67,6 +67,11 @@ class LearnerPort(Protocol):
         """One optimizer step. Raises when it must not be taken."""
         ...
 
+    async def published(self, version: int) -> Manifest:
+        """Wait until a version is written that a report said is being published; a step may be trained
+        meanwhile. Raises what it failed with."""
+        ...
+
     async def save(self, directory: str) -> None:
         """Write `hf/` and the learner's part of `resume/` into an existing directory."""
         ...

@@ -65,6 +65,10 @@ class Running(Protocol):
     def learner(self) -> LearnerPort | None: ...
     @property
     def evaluator(self) -> ActorPort | None: ...
+    @property
+    def evaluator_reads(self) -> bool:
+        """Whether the evaluator's engine reads the files that the learner writes."""
+        ...
 
 
 def check(
@@ -262,6 +266,7 @@ async def play(
             files=files,
             clock=time.monotonic,
             step=checked.resumed.snapshot.step if checked.resumed else 0,
+            pins=running.evaluator_reads,
         )
     coordinator = Coordinator(
         config=config,

@@ -341,7 +341,9 @@ class StepReport(msgspec.Struct, frozen=True, kw_only=True):
     version: int
     """The version its gradient was computed at."""
     manifest: Manifest | None
-    """The version it published, if it published one."""
+    """The version it published, if it published one within the step."""
+    publishing: int | None = None
+    """The version that is being published while the next step is trained."""
     metrics: dict[str, float]
     busy: list[Busy]
 

@@ -18,10 +18,10 @@ Traps that end here, so that nobody else meets them:
 import asyncio
 import os
 import signal
-import sys
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,7 +87,7 @@ class Core:
         self, llm: Any, counts: Counts, shapes: Shapes, adapters: AdapterFolder | None
     ) -> None:
         self._llm = llm
-        self._is_killed = False
+        self._is_gone = False
         owner = llm.engine_core.resources.engine_manager
         self._processes = owner.processes if owner is not None else []
         """Those that this process started."""
@@ -98,7 +98,7 @@ class Core:
         self._adapter: Any = None
         """What requests name to be computed with the adapter; there is one at a time."""
         self._limits: set[asyncio.Timeout] = set()
-        """Of requests under way; cut short when its processes are gone."""
+        """Of what vLLM is told or asked; cut short when its processes are gone."""
 
     @classmethod
     def start(
@@ -109,9 +109,13 @@ class Core:
         section: EngineSection,
         max_context_tokens: int,
         transport: str = "file",
+        log: Path | None = None,
     ) -> "Core":
-        """Load the model in processes of its own; blocks for seconds. Raises EngineError."""
-        leash = Leash()
+        """Load the model in processes of its own; blocks for seconds. Raises EngineError.
+
+        `log`: the file that they write their errors to.
+        """
+        leash = Leash(log=str(log or ""))
         try:
             arguments = engine_arguments(
                 model_path,
@@ -129,7 +133,8 @@ class Core:
             raise
         except Exception as error:  # whatever vLLM raises for what it cannot serve
             text = str(error) or type(error).__name__
-            raise EngineError(f"vLLM cannot serve {model_path}: {text}") from error
+            where = f" (see {log})" if log is not None else ""
+            raise EngineError(f"vLLM cannot serve {model_path}: {text}{where}") from error
         rank = section.vllm.lora_rank
         shapes = shapes_of(model_path)
         adapters = AdapterFolder(shapes, max_rank=rank) if rank else None
@@ -142,14 +147,14 @@ class Core:
 
     @property
     def is_dead(self) -> bool:
-        return self._is_killed or bool(self._llm.errored)
+        return self._is_gone or bool(self._llm.errored)
 
-    async def prepare(self, version: int, log: Path | None) -> None:
-        """Say which version the weights are, and let its processes write their errors to `log`."""
+    async def prepare(self, version: int) -> None:
+        """Say which version the weights are, and find out its processes."""
         for process in self._processes:
             end = os.pidfd_open(process.pid)
             asyncio.get_running_loop().add_reader(end, self._note_end, end)
-        pids = await self._llm.collective_rpc("settle", args=(str(log) if log else "",))
+        pids = await self._llm.collective_rpc("tell_pid")
         self._pids += sorted(set(pids) - set(self._pids))
         await self._llm.update_weight_version(str(version))
         if self._adapters is not None:
@@ -157,6 +162,7 @@ class Core:
 
     def _note_end(self, end: int) -> None:
         """A process is gone: whoever still waits a moment later was forgotten by vLLM."""
+        self._is_gone = True
         loop = asyncio.get_running_loop()
         loop.remove_reader(end)
         os.close(end)
@@ -166,6 +172,22 @@ class Core:
         for limit in self._limits:
             if not limit.expired():
                 limit.reschedule(asyncio.get_running_loop().time())
+
+    @asynccontextmanager
+    async def _while_it_lives(self) -> AsyncIterator[None]:
+        """For what vLLM answers, and never does once its processes are gone; raises EngineError."""
+        limit = asyncio.timeout(None)
+        try:
+            async with limit:
+                self._limits.add(limit)
+                try:
+                    yield
+                finally:
+                    self._limits.discard(limit)
+        except TimeoutError as error:
+            if not limit.expired():
+                raise
+            raise EngineError(f"vLLM died: {await asyncio.to_thread(self._ending)}") from error
 
     async def _adapt(self, path: Path) -> None:
         """Compute with the adapter in `path`, running requests as well."""
@@ -184,7 +206,8 @@ class Core:
             "packed_buffer_size_bytes": endpoint.buffer_bytes,
             "packed_num_buffers": endpoint.num_buffers,
         }
-        await self._llm.init_weight_transfer_engine(WeightTransferInitRequest(init_info=info))
+        async with self._while_it_lives():
+            await self._llm.init_weight_transfer_engine(WeightTransferInitRequest(init_info=info))
 
     async def sample(
         self,
@@ -212,16 +235,12 @@ class Core:
         asked = {"prompt_token_ids": list(prompt), "cache_salt": salt}
         last: Any = None
         try:
-            async with asyncio.timeout(None) as limit:
-                self._limits.add(limit)
-                try:
-                    async for output in self._llm.generate(
-                        asked, params, request_id, priority=priority, lora_request=self._adapter
-                    ):
-                        last = output
-                finally:
-                    self._limits.discard(limit)
-        except (EngineDeadError, TimeoutError) as error:
+            async with self._while_it_lives():
+                async for output in self._llm.generate(
+                    asked, params, request_id, priority=priority, lora_request=self._adapter
+                ):
+                    last = output
+        except EngineDeadError as error:
             raise EngineError(f"vLLM died: {await asyncio.to_thread(self._ending)}") from error
         except EngineGenerateError as error:
             raise EngineError(f"vLLM failed: {error.__cause__ or error}") from error
@@ -253,10 +272,12 @@ class Core:
     async def pause(self, mode: str, *, clears_cache: bool) -> None:
         """Compute nothing until `resume`: from now on (`keep`), or once all that run ended (`wait`)."""
         # The front end's own method ends with a nap of 20 ms, in which nobody generates.
-        await self._llm.engine_core.pause_scheduler_async(mode=mode, clear_cache=clears_cache)
+        async with self._while_it_lives():
+            await self._llm.engine_core.pause_scheduler_async(mode=mode, clear_cache=clears_cache)
 
     async def resume(self) -> None:
-        await self._llm.resume_generation()
+        async with self._while_it_lives():
+            await self._llm.resume_generation()
 
     async def load(self, manifest: Manifest) -> None:
         """Read, check and load the weights of `manifest` into an engine that is paused.
@@ -264,6 +285,10 @@ class Core:
         Raises WeightsError for weights that are not this model's: nothing was touched then. After any
         other exception the model may hold parts of both.
         """
+        async with self._while_it_lives():
+            await self._load(manifest)
+
+    async def _load(self, manifest: Manifest) -> None:
         if self._adapters is not None:
             await self._adapt(await asyncio.to_thread(self._adapters.put, manifest))
             await self._llm.update_weight_version(str(manifest.version))
@@ -293,7 +318,7 @@ class Core:
 
     def kill(self) -> None:
         """End its processes at once; whoever awaits a reply gets an EngineError."""
-        self._is_killed = True
+        self._is_gone = True
         for process in self._processes:  # workers of theirs end with them
             process.kill()
         # Only of a death that vLLM finds out itself, before it is closed, does it tell them.
@@ -344,12 +369,8 @@ FILE = "millrace_file"
 class Worker:
     """Added to vLLM's worker class; its methods can be called from the front end."""
 
-    def settle(self, log: str) -> int:
-        """Append what this process says to `log`, if there is one; its pid."""
-        if log:
-            with open(log, "ab") as file:
-                for stream in (sys.stdout, sys.stderr):  # vLLM's logger writes to the former
-                    os.dup2(file.fileno(), stream.fileno())
+    def tell_pid(self) -> int:
+        """Its process, which the front end may not have started."""
         return os.getpid()
 
 

@@ -35,7 +35,7 @@ async def start_core(
             {start.core, unwanted}, timeout=within_s, return_when=asyncio.FIRST_COMPLETED
         )
         if start.core.done():
-            return start.core.result()
+            return start.take()
         start.core.cancel()
         await asyncio.to_thread(start.kill)
         if is_unwanted.is_set():
@@ -56,15 +56,24 @@ class _Start:
         self._make = make
         self._loop = asyncio.get_running_loop()
         self.core: asyncio.Future[Core] = self._loop.create_future()
+        self._is_taken = False
         self._others = set(multiprocessing.active_children())
         self._thread = threading.Thread(target=self._run, daemon=True, name="vllm-start")
         # Not one of a pool: the engine's processes have the priority and the CPUs of the thread that starts
         # them, which are those of this one only if it is made now.
         self._thread.start()
 
+    def take(self) -> "Core":
+        """What came; its end is the caller's business then."""
+        self._is_taken = True
+        return self.core.result()
+
     def give_up(self) -> None:
         """Want nothing of it any more, whatever comes of it; blocks for nothing."""
         if self.core.done():
+            # It may have come just when whoever waited for it was cancelled.
+            if not self._is_taken and not self.core.cancelled() and not self.core.exception():
+                self._end(self.core.result())
             return
         self.core.cancel()
         threading.Thread(target=self.kill, daemon=True, name="vllm-start-end").start()
@@ -84,13 +93,16 @@ class _Start:
     def _tell(self, core: "Core | None", error: BaseException | None) -> None:
         if self.core.done():
             if core is not None:
-                core.kill()
-                self._closing = self._loop.create_task(core.close())
+                self._end(core)
             return
         if core is not None:
             self.core.set_result(core)
         elif error is not None:
             self.core.set_exception(error)
+
+    def _end(self, core: "Core") -> None:
+        core.kill()
+        self._closing = self._loop.create_task(core.close())
 
     def kill(self) -> None:
         """End its processes, and wait a moment for it to notice; blocks."""

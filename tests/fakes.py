@@ -277,6 +277,9 @@ class FakeLearner:
             step=batch.step, version=batch.version, manifest=manifest, metrics={}, busy=[]
         )
 
+    async def published(self, version: int) -> Manifest:
+        raise AssertionError(f"version {version} came with its step's report")
+
     async def save(self, directory: str) -> None:
         self.saved.append(directory)
 

@@ -161,6 +161,10 @@ class TableServer:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
+    def go_on(self) -> None:
+        """As somebody's POST /resume does."""
+        self._goes_on.set()
+
     async def until(self, is_so: Callable[[], bool]) -> None:
         """Wait for what requests bring about."""
         while not is_so():
@@ -175,6 +179,7 @@ class TableServer:
             app.router.add_post("/inference/v1/generate", self._generate)
         if self.control is not None:
             app.router.add_get("/weight_info", self._weight_info)
+            app.router.add_get("/is_paused", self._tell_paused)
             app.router.add_post("/{call}", self._control)
         self._runner = web.AppRunner(app, shutdown_timeout=0.1)
         await self._runner.setup()
@@ -195,6 +200,9 @@ class TableServer:
 
     async def _weight_info(self, _: web.Request) -> web.Response:
         return web.json_response({"weight_version": self.version})
+
+    async def _tell_paused(self, _: web.Request) -> web.Response:
+        return web.json_response({"is_paused": not self._goes_on.is_set()})
 
     async def _control(self, request: web.Request) -> web.Response:
         assert self.control is not None

@@ -14,6 +14,7 @@ from configs.describe import describe_settings, settings
 from configs.load import RECIPES, ConfigError, convert, load, make_importable, merge, read
 from configs.schema import RunConfig
 from rollout.engines import check_engine
+from rollout.room import check_gpus
 from tests.engines import why_no_vllm
 
 # Of the factory, not of runs.
@@ -381,3 +382,12 @@ def test_an_unknown_argument_of_vllm_is_refused_before_anything_starts(
 def test_a_mistyped_command_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert launch.main(["trian"]) == 2
     assert "'trian' is no command; did you mean train?" in capsys.readouterr().err
+
+
+def test_gpus_that_a_machine_lacks_are_asked_for_in_vain() -> None:
+    config = load(["local.toml", "actors.num_gpus=1", "actors.count=2", "learner.num_gpus=0.5"])
+    check_gpus(config, {"GPU": 2.5})
+    with pytest.raises(ConfigError, match=r"ask for 2.5 GPUs in all, and this machine has 2:"):
+        check_gpus(config, {"GPU": 2.0})
+    with pytest.raises(ConfigError, match="this machine has 0"):
+        check_gpus(config, {"CPU": 4.0})

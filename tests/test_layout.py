@@ -17,7 +17,7 @@ ALLOWED = {
     "learner": {"learner", "configs", *(f"rollout.{m}" for m in ("types", "tokens", "model"))},
     "synth": {"synth", "envpool", "rollout", "configs"},
 }
-ALLOWED["learner"] |= {"rollout.weights", "rollout.checkpoints"}
+ALLOWED["learner"] |= {f"rollout.{m}" for m in ("weights", "weight_files", "checkpoints")}
 # What the factory has written, and what it was made from.
 DATA = ROOT / "configs" / "tiny_pool"
 
@@ -56,7 +56,24 @@ def test_few_import_ray() -> None:
         if any(name.split(".")[0] == "ray" for name in imported(path))
     }
     # The benchmark of the pool measures Ray, in a process that does nothing else.
-    assert users <= {"rollout/cluster.py", "rollout/ray_hosts.py", "envpool/bench/ray_actors.py"}
+    assert users <= {
+        "rollout/cluster.py",
+        "rollout/ray_hosts.py",
+        "rollout/ray_relay.py",
+        "envpool/bench/ray_actors.py",
+    }
+
+
+def test_few_import_vllm() -> None:
+    users = {
+        str(path.relative_to(ROOT))
+        for package in PACKAGES
+        for path in sources(package)
+        if any(name.split(".")[0] == "vllm" for name in imported(path))
+    }
+    # What has to be looked at when another version of vLLM is taken.
+    rollout = {f"rollout/vllm_{part}.py" for part in ("api", "arguments", "counts")}
+    assert users <= {*rollout, "learner/nccl.py"}
 
 
 @pytest.mark.parametrize(

@@ -171,7 +171,9 @@ def _share_lines(shares: dict[str, actor_loop.Share]) -> list[str]:
 
 
 def _stall_lines(stalls: dict[str, dict[str, float]]) -> list[str]:
-    lines = [f"stall of a weight update, ms, with {update_stalls.REQUESTS} requests under way"]
+    lines = [
+        f"stall of a weight update, ms, with {update_stalls.Load().requests} requests under way"
+    ]
     for kind, modes in stalls.items():
         said = "  ".join(f"{mode} {stall_s * 1e3:.1f}" for mode, stall_s in modes.items())
         lines.append(f"{kind:>8}   {said}")

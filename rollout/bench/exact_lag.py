@@ -148,7 +148,10 @@ class ExactLag:
             report = await asyncio.to_thread(self._trainer.train, batch)
             for name, value in report.metrics.items():
                 metrics.setdefault(name, []).append(value)
-            await self._engine.update_weights(report.manifest, UpdateMode.RECOMPUTE)
+            manifest = report.manifest
+            if manifest is None:  # it is still being written
+                manifest = await asyncio.to_thread(self._trainer.published, num_trained)
+            await self._engine.update_weights(manifest, UpdateMode.RECOMPUTE)
             note(num_trained)
         means = [
             statistics.fmean(rewards[end - WINDOW : end]) for end in range(WINDOW, len(rewards) + 1)

@@ -3,12 +3,21 @@ from collections import namedtuple
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from torch import Tensor
 
 from learner.publish import Publisher, named_weights
 from rollout.model import load_model
-from rollout.weights import WeightsError, read_tensors
+from rollout.weights import (
+    Manifest,
+    WeightsError,
+    checksum,
+    pin,
+    read_tensors,
+    sweep,
+    unpin,
+)
 from tests.models import tiny_qwen3
 
 Usage = namedtuple("Usage", "total used free")
@@ -46,6 +55,56 @@ def test_what_is_not_contiguous_or_needs_a_gradient_is_published(shared: Path) -
     weight = torch.arange(6.0).reshape(2, 3).t().requires_grad_()
     manifest = publisher(shared).publish({"a": weight}, version=1, step=1)
     assert read_tensors(manifest)["a"].tolist() == weight.tolist()
+
+
+def of_every_kind() -> dict[str, Tensor]:
+    """Number types of every width, in an order in which they would not be aligned; odd shapes."""
+    numbers = torch.arange(15).reshape(3, 5)
+    return {
+        "a": numbers.to(torch.int8),
+        "b": numbers.to(torch.bfloat16),
+        "c": numbers.double(),
+        "d": numbers > 7,
+        "e": numbers.to(torch.float8_e4m3fn),
+        "f": torch.tensor(3.5),
+        "g": torch.empty(0, 4),
+        "h": numbers.half(),
+        "i": numbers.long(),
+    }
+
+
+def bits(tensors: dict[str, Tensor]) -> dict[str, object]:
+    return {
+        name: (one.dtype, one.shape, one.reshape(-1).view(torch.uint8).tolist())
+        for name, one in tensors.items()
+    }
+
+
+def test_safetensors_own_library_reads_what_is_published(shared: Path) -> None:
+    manifest = publisher(shared).publish(of_every_kind(), version=1, step=1)
+    assert bits(safetensors.torch.load_file(manifest.path)) == bits(of_every_kind())
+
+
+def test_a_file_of_safetensors_own_library_is_read(tmp_path: Path) -> None:
+    data = safetensors.torch.save(of_every_kind(), metadata={"format": "pt"})
+    (tmp_path / "a").write_bytes(data)
+    manifest = Manifest(
+        version=1, step=1, path=str(tmp_path / "a"), num_bytes=len(data), checksum=checksum(data)
+    )
+    assert bits(read_tensors(manifest)) == bits(of_every_kind())
+
+
+def test_numbers_that_the_format_lacks_are_refused(shared: Path) -> None:
+    with pytest.raises(WeightsError, match="b is complex64"):
+        publisher(shared).publish({"b": torch.zeros(2, dtype=torch.complex64)}, version=1, step=1)
+
+
+def test_what_was_read_stays_when_its_buffer_is_written_anew(shared: Path) -> None:
+    sender = publisher(shared)
+    read = read_tensors(sender.publish(tensors(1.0), version=1, step=1))
+    for version in (2, 3):
+        sender.publish(tensors(version), version=version, step=version)
+    torch.testing.assert_close(read, tensors(1.0))
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -178,3 +237,17 @@ def test_a_link_put_in_the_way_is_not_followed(shared: Path, tmp_path: Path) -> 
 def test_a_run_id_that_is_no_file_name_is_refused(shared: Path, run_id: str) -> None:
     with pytest.raises(ValueError, match="run id"):
         publisher(shared, run_id=run_id)
+
+
+def test_a_pinned_version_outlives_its_buffer(shared: Path) -> None:
+    ours = publisher(shared)
+    first = ours.publish(tensors(1.5), version=1, step=1)
+    pinned = pin(first, "run", place=0)
+    for version in (2, 3):
+        ours.publish({}, version=version, step=version)
+    torch.testing.assert_close(read_tensors(pinned), tensors(1.5), rtol=0, atol=0)
+    unpin(pinned)
+    for place in range(2):
+        pin(first, "run", place=place)
+    sweep([shared], "run")
+    assert not list(shared.glob("*.safetensors"))

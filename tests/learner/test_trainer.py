@@ -10,6 +10,7 @@ from torch import Tensor
 
 from configs.loss import LossSection
 from configs.schema import LearnerSection, ModelSection, RunConfig, WeightsSection
+from learner.overlap import Overlapping
 from learner.publish import Publisher
 from learner.trainer import NonFiniteLossError, Trainer
 from learner.trainer import make_trainer as trainer_of_run
@@ -34,17 +35,25 @@ def make_trainer(tmp_path: Path) -> MakeTrainer:
     """Trainers of the same tiny model; keywords are those of the learner's section."""
     model_path = tiny_qwen3(tmp_path / "model")
 
-    def make(*, temperature: float = 1.0, dtype: str = "float32", **section: Any) -> Trainer:
+    def make(
+        *,
+        temperature: float = 1.0,
+        dtype: str = "float32",
+        wrap: Callable[[Publisher], Publisher | Overlapping] = lambda publisher: publisher,
+        **section: Any,
+    ) -> Trainer:
         return Trainer(
             model_path=model_path,
             dtype=dtype,
             section=LearnerSection(**section),
             temperature=temperature,
-            publisher=Publisher(
-                directory=str(tmp_path),
-                fallback=tmp_path / "fallback",
-                run_id="test",
-                log=tmp_path / "version.json",
+            publisher=wrap(
+                Publisher(
+                    directory=str(tmp_path),
+                    fallback=tmp_path / "fallback",
+                    run_id="test",
+                    log=tmp_path / "version.json",
+                )
             ),
         )
 
@@ -215,6 +224,39 @@ def test_a_step_publishes_the_weights_it_made(make_trainer: MakeTrainer) -> None
     assert not Path(report.manifest.path).exists()
 
 
+def test_a_version_is_that_of_its_step_although_the_next_one_is_trained(
+    make_trainer: MakeTrainer,
+) -> None:
+    trainer = make_trainer(wrap=Overlapping)
+    report = trainer.train(make_batch(two_groups(trainer), step=1, publish_version=1))
+    assert (report.manifest, report.publishing) == (None, 1)
+    made = weights(trainer)
+    silent = trainer.train(make_batch(two_groups(trainer), step=2))
+    assert (silent.manifest, silent.publishing) == (None, None)
+    manifest = trainer.published(1)
+    assert (manifest.version, manifest.step) == (1, 1)
+    torch.testing.assert_close(read_tensors(manifest), made, rtol=0, atol=0)
+    assert any(not torch.equal(made[name], now) for name, now in weights(trainer).items())
+    trainer.close()
+    assert not Path(manifest.path).exists()
+
+
+def test_no_checkpoint_follows_a_version_that_could_not_be_published(
+    make_trainer: MakeTrainer, tmp_path: Path
+) -> None:
+    trainer = make_trainer(wrap=Overlapping)
+    (tmp_path / "version.json").mkdir()  # in the way of what is noted first
+    report = trainer.train(make_batch(two_groups(trainer), step=1, publish_version=1))
+    with pytest.raises(OSError, match="version"):
+        trainer.save(tmp_path / "step_1")
+    assert not (tmp_path / "step_1").exists()
+    assert report.publishing == 1
+    with pytest.raises(OSError, match="version"):
+        trainer.published(1)
+    with pytest.raises(OSError, match="version"):
+        trainer.close()
+
+
 def test_report_says_when_the_learner_was_busy(make_trainer: MakeTrainer) -> None:
     trainer = make_trainer()
     report = trainer.train(make_batch(two_groups(trainer), version=2, publish_version=3))
@@ -274,7 +316,9 @@ def test_trainers_of_two_runs_of_one_name_keep_their_files_apart(tmp_path: Path)
     # A run directory may have a name that no file of ours would get.
     runs = [tmp_path / place / "my run" for place in ("a", "b")]
     trainers = [trainer_of_run(config, run_dir) for run_dir in runs]
-    manifests = [trainer.publish(1, 0) for trainer in trainers]
+    for trainer in trainers:
+        trainer.publish(1, 0)
+    manifests = [trainer.published(1) for trainer in trainers]
     assert manifests[0].path != manifests[1].path
     for manifest in manifests:
         assert Path(manifest.path).parent == shared

@@ -242,6 +242,7 @@ def test_a_run_is_followed_line_by_line(tmp_path: Path) -> None:
     ("arguments", "keys"),
     [
         (["overlap", "--steps", "10"], {"speedup", "step_over_bound", "lag_max", "reward"}),
+        (["sync", "--sizes", "1"], {"ratios", "seconds", "skipped"}),
         (["cost", "--steps", "10"], {"cpu_ms_per_rollout", "startup_s"}),
         (["learning", "--seeds", "0,1", "learner.steps=3", *SMALL], {"seeds", "sets"}),
     ],

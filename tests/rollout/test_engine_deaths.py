@@ -183,7 +183,26 @@ async def test_a_drain_goes_on_when_the_engine_dies(served: Served) -> None:
         served.assert_exact(prompt, task.result())
 
 
-async def test_an_update_cancelled_half_way_leaves_an_engine_that_serves(served: Served) -> None:
+async def test_a_drain_that_nobody_else_waits_with_goes_on_when_the_engine_dies(
+    served: Served,
+) -> None:
+    engine = served.engine
+    await update(served, 0)
+    manifest = await asyncio.to_thread(served.publish, 1)
+    # It is told to drain, and has no request that could find out that it is gone.
+    old = send(served, signal.SIGSTOP)
+    updating = asyncio.create_task(engine.update_weights(manifest, UpdateMode.DRAIN))
+    for _ in range(20):
+        await asyncio.sleep(0)
+    send(served, signal.SIGKILL)
+    assert (await updating).version == engine.version == manifest.version
+    assert_replaced(served, old)
+    served.assert_exact([1], await engine.generate([1], Sampling(max_tokens=20)))
+
+
+async def test_an_update_cancelled_half_way_leaves_an_engine_that_serves(
+    served: Served, caplog: pytest.LogCaptureFixture
+) -> None:
     engine, version, prompts = served.engine, await update(served, 1), ragged(4)
     manifest = await asyncio.to_thread(served.publish, 2)
     fault = await asyncio.to_thread(spoil, manifest, "hang", is_once=True)
@@ -196,6 +215,8 @@ async def test_an_update_cancelled_half_way_leaves_an_engine_that_serves(served:
                 continue
         updating.cancel()
     assert updating.cancelled() and engine.version == version
+    # It is not told to go on: nobody knows what it holds.
+    assert f"loading version {manifest.version} was cancelled" in caplog.text
     for prompt, task in zip(prompts, asked, strict=True):
         served.assert_exact(prompt, task.result())
     assert await update(served, 0) == engine.version
@@ -253,6 +274,28 @@ async def test_a_start_that_fails_is_tried_again(
         await asyncio.to_thread((served.folder / "away").rename, model)
     assert_replaced(served, old)
     served.assert_exact([1], asked.result())
+
+
+async def test_a_close_that_is_given_up_amid_a_replacement_lets_nobody_wait_for_ever(
+    tmp_path: Path,
+) -> None:
+    path = await asyncio.to_thread(checkpoint, tmp_path / "model")
+    engine = await start("vllm", path, max_running=4)
+    before = engine.pids
+    asked = asyncio.create_task(engine.generate([1], Sampling(max_tokens=400)))
+    await sampling(engine, 5, since=0)
+    for pid in before:
+        os.kill(pid, signal.SIGKILL)
+    await until(lambda: not engine.pids)
+    closing = asyncio.create_task(engine.close())
+    await asyncio.sleep(0)
+    closing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await closing
+    with pytest.raises(EngineError, match="closed"):
+        await asked
+    await engine.close()
+    assert engine.pids == []
 
 
 async def test_an_engine_that_cannot_be_started_again_fails_every_call(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from rollout.model import load_model
 from rollout.select import labels, parse, select
 from rollout.tokens import ChatTokens
 from rollout.types import ActorEvent, EngineStats, Grant, StepReport, StopReason, TrainBatch
-from rollout.weights import Manifest, WeightsError, pin, pin_names, read_tensors, sweep, unpin
+from rollout.weights import Manifest, WeightsError, pin_names
 from tests.fakes import FakeActor, FakeLearner, Verdict, alternating, make_task
 from tests.recipes import BASICS
 
@@ -422,21 +422,27 @@ async def test_a_resumed_run_goes_on_with_the_next_due_step(tmp_path: Path) -> N
     await asyncio.to_thread(files.close)
 
 
-def test_a_pinned_version_outlives_its_buffer(tmp_path: Path) -> None:
-    model = load_model(POLICY, "float32")
-    publisher = Publisher(
-        directory=str(tmp_path), fallback=tmp_path, run_id="run", log=tmp_path / "version.json"
+async def test_what_its_node_cannot_read_is_not_pinned(tmp_path: Path) -> None:
+    config = await asyncio.to_thread(load, SETTINGS)
+    far = await asyncio.to_thread(RunFiles, tmp_path)
+    actor = FakeActor("evaluator")
+    evaluator = Evaluator(
+        actor,
+        config=config,
+        sets=SETS,
+        run_id="run",
+        files=far,
+        clock=time.monotonic,
+        pins=False,
     )
-    first = publisher.publish(named_weights(model), version=1, step=1)
-    pinned = pin(first, "run", place=0)
-    for version in (2, 3):
-        publisher.publish({}, version=version, step=version)
-    assert read_tensors(pinned).keys() == named_weights(model).keys()
-    unpin(pinned)
-    for place in range(2):
-        pin(msgspec.structs.replace(first), "run", place=place)
-    sweep([tmp_path], "run")
-    assert not list(tmp_path.glob("*.safetensors"))
+    serving = asyncio.create_task(evaluator.run())
+    # The file is on the learner's node: nothing here has that path.
+    evaluator.offer(manifest(tmp_path / "elsewhere", 2))
+    await evaluator.is_idle.wait()
+    assert evaluator.stepped(None)["eval/step"] == 2 and actor.loaded == [2]
+    serving.cancel()
+    await asyncio.gather(serving, return_exceptions=True)
+    await asyncio.to_thread(far.close)
 
 
 def test_nothing_to_play_is_refused() -> None:

@@ -295,12 +295,42 @@ async def test_after_a_failure_half_way_no_reply_is_taken(
         assert (await engine.generate([1], Sampling(max_tokens=1))).spans[0].version == 2
 
 
-async def test_a_server_that_somebody_paused_is_refused_with_the_cure(
-    start: Start, model: Path, monkeypatch: pytest.MonkeyPatch
+async def test_what_was_asked_before_a_failure_half_way_is_no_reply_either(
+    start: Start, model: Path
 ) -> None:
+    async with TableServer(control={}) as server:
+        engine = await start(server, model, updates=True, update_timeout_s=0.5)
+        assert server.control is not None
+        server.control["finish_weight_update"] = released = asyncio.Event()
+        updating = asyncio.create_task(engine.update_weights(published(1), UpdateMode.RECOMPUTE))
+        await server.until(lambda: server.calls[-1] == "finish_weight_update")
+        asked = asyncio.create_task(engine.generate([1], Sampling(max_tokens=1)))
+        with pytest.raises(EngineError, match="is unknown"):
+            await updating
+        with pytest.raises(EngineError, match="is unknown"):
+            await asked
+        released.set()
+
+
+@pytest.mark.parametrize("has_control", [True, False])
+async def test_a_server_that_somebody_paused_is_refused_with_the_cure(
+    start: Start, model: Path, monkeypatch: pytest.MonkeyPatch, has_control: bool
+) -> None:
+    monkeypatch.setattr("rollout.http_probe._PAUSED_S", 0.1)
     monkeypatch.setattr("rollout.http_probe._PROBE_S", 0.3)
-    said = await refusal(start, TableServer(is_paused=True, control={}), model)
-    assert "did not answer a request for one token" in said and "/resume" in said
+    control = {} if has_control else None
+    said = await refusal(start, TableServer(is_paused=True, control=control), model)
+    assert ("is paused" in said) is has_control
+    assert ("did not answer a request for one token" in said) is not has_control
+    assert "/resume" in said
+
+
+async def test_a_server_that_goes_on_after_a_moment_is_used(start: Start, model: Path) -> None:
+    async with TableServer(is_paused=True, control={}) as server:
+        starting = asyncio.create_task(start(server, model))
+        await asyncio.sleep(0.05)
+        server.go_on()
+        assert (await (await starting).generate([1], Sampling(max_tokens=1))).spans[0].version == 0
 
 
 async def test_an_update_that_was_late_is_taken_up_by_the_next(start: Start, model: Path) -> None:
@@ -366,6 +396,22 @@ async def test_a_server_that_lost_its_weights_is_given_them_again(
         server.version = "default"  # as after it was started anew
         reply = await engine.generate([1], Sampling(max_tokens=2))
         assert [span.version for span in reply.spans] == [4]
+
+
+async def test_a_request_outlives_a_server_that_ends_while_it_is_given_its_weights(
+    start: Start, model: Path
+) -> None:
+    async with TableServer(control={}) as server:
+        engine = await start(server, model, updates=True, retry_s=30.0)
+        await engine.update_weights(published(4), UpdateMode.RECOMPUTE)
+        assert server.control is not None
+        server.control["update_weights"] = "gone"
+        server.version = "default"  # as after it was started anew
+        before = server.calls.count("update_weights")
+        asked = asyncio.create_task(engine.generate([1], Sampling(max_tokens=2)))
+        await server.until(lambda: server.calls.count("update_weights") > before)
+        del server.control["update_weights"]
+        assert [span.version for span in (await asked).spans] == [4]
 
 
 async def test_each_actor_has_a_server_and_the_evaluator_the_last(model: Path) -> None:

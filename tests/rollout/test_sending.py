@@ -257,6 +257,7 @@ def test_nccl_between_gpus_is_taken() -> None:
             ["eval.every=5", 'eval.sets.a.envs=["sum_list"]'],
             r"eval\.every=5 .*: set eval\.every=0, or weights\.transport=\"file\"",
         ),
+        (["weights.delta=true"], r"weights: delta=true is about weights that are carried"),
         (["engine.vllm.lora_rank=8", "learner.steps=0"], r"lora_rank=8 .*: set it to 0"),
         (["engine.vllm.arguments.pipeline_parallel_size=2"], r"pipeline_parallel_size .*leave it"),
     ],

@@ -111,6 +111,27 @@ async def test_what_comes_too_late_is_ended() -> None:
     assert core.ends == ["kill", "close"]
 
 
+async def test_what_comes_just_as_its_wait_is_cancelled_is_ended() -> None:
+    core, loop = Core(), asyncio.get_running_loop()
+
+    def cancel(thread: threading.Thread) -> None:
+        # What it returns is on its way then, before anybody else has a turn.
+        while thread.is_alive():
+            continue
+        task.cancel()
+
+    def make() -> Any:
+        loop.call_soon_threadsafe(cancel, threading.current_thread())
+        return core
+
+    task = asyncio.create_task(start_core(make, within_s=3600, is_unwanted=asyncio.Event()))
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    async with asyncio.timeout(60):
+        await core.is_closed.wait()
+    assert core.ends == ["kill", "close"]
+
+
 async def test_what_it_raises_is_raised() -> None:
     def make() -> Any:
         raise EngineError("no such model")
