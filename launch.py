@@ -144,11 +144,11 @@ def evaluate(arguments: list[str]) -> int:
 
 
 def sft(arguments: list[str]) -> int:
-    """Warm-start a policy from oracle traces."""
+    """Make a policy that imitates oracles, or rollouts that ended well."""
     from learner.cli import sft as command
-    from synth.traces import generate
+    from synth.demonstrations import gather
 
-    return command(arguments, generate)
+    return command(arguments, gather)
 
 
 def synth(arguments: list[str]) -> int:

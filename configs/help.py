@@ -7,8 +7,13 @@ commands
   train   train a policy (the default; recipe: configs/local.toml)
   eval    play evaluation sets with fixed weights: model.path=DIR   (eval --help)
   synth   make a pool of environments from coding problems: out=DIR   (synth --help)
+<<<<<<< HEAD
+  sft     make a policy that imitates oracles, or good rollouts: out=DIR    (sft --help)
+  bench   measure: bench engine | envpool | overlap | learning | cost | curriculum   (bench --help)
+=======
   sft     warm-start a policy from oracle traces: out=DIR    (sft --help)
   bench   measure: bench NAME, such as engine | learner | overlap   (bench --help)
+>>>>>>> main
   show    read the rollouts of a run, or list runs: show [DIR] [filter ...]   (show --help)
   report  make DIR/report.html of a run: report DIR          (report --help)
   pool    list, add, replace, remove pools of a run that goes on: --run DIR   (pool --help)
@@ -83,16 +88,27 @@ settings, with their defaults where no recipe is used
 
 SFT_HELP = """\
 usage: python launch.py sft [recipe.toml ...] [setting=value ...]
+       python launch.py sft --resume DIR
 
-Makes a policy that can be trained further: environments' oracles play demonstrations, well at first and
-then with slips, and a model learns to imitate them, on one CPU thread. Without a recipe
-configs/tiny_policy/recipe.toml is used, which makes the policy that this project ships in about six
-minutes. Where demonstrations with slips begin, the loss jumps: nobody can foresee a slip.
+Makes a policy that can be trained further, by imitation. Without a recipe configs/tiny_policy/recipe.toml
+is used, which makes the policy that this project ships in about six minutes. What is imitated:
+
+  oracles     environments' own, well at first and then with slips (traces.*). Where demonstrations with
+              slips begin, the loss jumps: nobody can foresee a slip
+  rollouts    that ended well, of runs or of files (rollouts.paths): rejection sampling, distillation. A
+              file is one of a run's rollouts/*.jsonl, or lines with env, messages, tools and reward
+  a teacher   which plays training tasks first (rollouts.teacher, rollouts.recipe)
+
+What is kept and what is left out is said before it trains. With checkpoint.every a warm start that was
+stopped goes on with --resume; its recipe and its demonstrations are kept in DIR/sft.
 
 Examples:
   python launch.py sft out=runs/my_policy                      the shipped recipe again
   python launch.py sft out=runs/quick traces.count=2000        a poor policy, soon
   python launch.py sft out=runs/mine base=my_model lr=1e-4     a model of yours, trained further
+  python launch.py sft out=runs/student base=tiny_policy/policy lr=5e-4 epochs=3 held_out=0.1 \\
+      rollouts.paths='["runs/short"]'                          what a run did well
+  python launch.py sft out=runs/student rollouts.teacher=my_model rollouts.recipe='["mine.toml"]'
   python launch.py model.path=runs/my_policy                   what it is for
 
 settings, with their defaults where no recipe is used

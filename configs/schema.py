@@ -326,6 +326,8 @@ class LoggingSection(_Section, frozen=True, kw_only=True):
     """W&B project."""
     level: Literal["DEBUG", "INFO", "WARNING"] = "INFO"
     """Of the logs."""
+    tokens: bool = False
+    """Keep the tokens of rollouts in their log, for `sft` to imitate them as they were sampled."""
 
 
 class ControlSection(_Section, frozen=True, kw_only=True):

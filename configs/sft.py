@@ -3,7 +3,7 @@
 Loaded like a run's configuration, from TOML files and `a.b=value` overrides.
 """
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -53,6 +53,43 @@ class TraceRecipe(_Section, frozen=True, kw_only=True):
         return round(self.count * self.clean)
 
 
+class RolloutsRecipe(_Section, frozen=True, kw_only=True):
+    """Rollouts that ended well, imitated instead of oracles: logged ones, or a teacher's."""
+
+    paths: list[str] = []
+    """Run directories, or .jsonl files of a log's rollouts or of `messages`; all they have is read."""
+    teacher: str = ""
+    """Model directory that plays training tasks of `recipe` first, as a run's actor would."""
+    recipe: list[str] = []
+    """Recipes and `a.b=value` of a run, for its pools, budgets and engine; empty: local.toml."""
+    tasks: Count = 200
+    """Tasks that the teacher plays."""
+    samples: Count = 8
+    """Times that it plays each."""
+    min_reward: float = 1.0
+    """Rollouts with less are left out; one without a verdict always is."""
+    per_task: Whole = 4
+    """Most rollouts kept of a task, so that easy tasks do not crowd out hard ones; 0: all."""
+    choose: Literal["shortest", "first"] = "shortest"
+    """Which of a task's are kept: those of the fewest turns, then tokens; or those read first."""
+    evaluation: bool = False
+    """Also imitate tasks of the evaluation side, on which the policy can then not be measured."""
+
+    @property
+    def is_used(self) -> bool:
+        """Whether rollouts are imitated, and no oracles."""
+        return bool(self.paths or self.teacher)
+
+
+class SftCheckpoints(_Section, frozen=True, kw_only=True):
+    """What a kill can cost."""
+
+    every: Whole = 0
+    """Steps between checkpoints in `out/sft`, from which `sft --resume out` goes on; 0: none."""
+    keep: Count = 2
+    """Checkpoints kept; older ones are removed."""
+
+
 class PolicyRecipe(_Section, frozen=True, kw_only=True):
     """Shape of a new Qwen3 policy. vLLM's CPU attention takes head_dim 32, 64, 80, 96, 112, 128."""
 
@@ -91,14 +128,37 @@ class SftRecipe(_Section, frozen=True, kw_only=True):
     """Steps over which the rate rises linearly from 0."""
     batch_rows: Count = 32
     """Traces per optimizer step."""
+    micro_batch_tokens: Count = 4096
+    """Tokens computed at once, none of them padding; more memory, fewer passes."""
+    epochs: Count = 1
+    """Passes over the traces: the first in their order, each later one shuffled."""
     max_steps: Whole = 0
-    """Stop after this many steps, the schedule with them; 0: one pass over the traces."""
+    """Stop after this many steps, the schedule with them; 0: all passes over the traces."""
+    held_out: Annotated[float, Meta(ge=0, lt=1)] = 0.0
+    """Share of tasks that are not trained on and whose loss is told instead."""
     weight_decay: NonNegative = 0.01
     """Decoupled weight decay of matrices."""
     grad_clip: Positive = 1.0
     """Bound on the gradient's norm."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Number type of the weights; the optimizer keeps float32 ones beside bfloat16."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where it is trained."""
+    threads: Count = 1
+    """Torch threads; with another number the same recipe gives other bytes."""
+    activation_checkpointing: bool = False
+    """Keep only what enters each layer, and compute the rest again: less memory, a third slower."""
+    checkpoint: SftCheckpoints = SftCheckpoints()
+    rollouts: RolloutsRecipe = RolloutsRecipe()
     traces: TraceRecipe = TraceRecipe()
     policy: PolicyRecipe = PolicyRecipe()
+
+    def __post_init__(self) -> None:
+        if self.dtype != "float32" and not self.base:
+            raise ValueError(
+                f'dtype="{self.dtype}" is for models that are large: a new policy is trained in float32; '
+                "name a model in base, or leave dtype out"
+            )
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True):
@@ -109,7 +169,16 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
     content: str
 
 
-class MessagesRow(msgspec.Struct, frozen=True, kw_only=True):
+class SampledRow(msgspec.Struct, frozen=True, kw_only=True):
+    """The tokens of a demonstration as they were sampled; `T` of them."""
+
+    token_ids: bytes
+    """[T] int32."""
+    mask: bytes
+    """[T] uint8, 1 exactly where the demonstrator sampled the token."""
+
+
+class MessagesRow(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One demonstration, a line of JSONL: the task, then replies and observations in turn."""
 
     env: str
@@ -118,3 +187,7 @@ class MessagesRow(msgspec.Struct, frozen=True, kw_only=True):
     """OpenAI function schemas."""
     reward: float
     """What the environment gave for it; imitated either way."""
+    task: str = ""
+    """Names what was asked: rollouts of one task are held out together. Empty: a task of its own."""
+    sampled: list[SampledRow] = []
+    """Its tokens, where they are known: right for a policy with the demonstrator's tokenizer."""

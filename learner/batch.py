@@ -6,6 +6,7 @@ what the rows of a group have in common at their start lies there once: see `lea
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import msgspec
 import numpy as np
@@ -17,6 +18,8 @@ from learner.advantage import ADVANTAGES
 from learner.layout import Packed, common_prefix, pack_rows
 from learner.loss import AGGREGATIONS, overlong_penalty
 from rollout.types import LagError, Rollout, Row, TrainBatch, TrainGroup
+
+T = TypeVar("T")
 
 
 @dataclass(slots=True, kw_only=True, frozen=True)
@@ -112,7 +115,7 @@ def pack(
             ]
         families += _families(rows, micro_batch_tokens, share_prefix)
     return Batch(
-        micro_batches=[_micro_batch(part, batch) for part in _parts(families, micro_batch_tokens)],
+        micro_batches=[_micro_batch(part, batch) for part in fill(families, micro_batch_tokens)],
         num_trained_tokens=sum(num_tokens_R),
         is_left_out=not any(one.weight for rows, _ in families for one in rows),
         overlong_frac=sum(one.is_overlong for one in rollouts) / len(rollouts),
@@ -233,9 +236,12 @@ def _families(rows: Sequence[_TrainedRow], max_tokens: int, share_prefix: bool) 
     return [*families, (chosen, num_tokens)]
 
 
-def _parts(families: Sequence[_Family], max_tokens: int) -> list[list[list[_TrainedRow]]]:
-    """Fill micro-batches, the largest families first, each into the first that has room for it."""
-    parts: list[list[list[_TrainedRow]]] = []
+def fill(families: Sequence[tuple[T, int]], max_tokens: int) -> list[list[T]]:
+    """Fill micro-batches, the largest families first, each into the first that has room for it.
+
+    A family comes with its tokens; one of more than `max_tokens` is a micro-batch of its own.
+    """
+    parts: list[list[T]] = []
     rooms: list[int] = []
     for rows, num_tokens in sorted(families, key=lambda family: -family[1]):
         index = next((i for i, room in enumerate(rooms) if room >= num_tokens), len(parts))

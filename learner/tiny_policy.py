@@ -153,9 +153,12 @@ def make_model(recipe: PolicyRecipe, tokenizer: PreTrainedTokenizerFast) -> Qwen
         embedding_VH[numbers, : waves_NW.shape[1]] += _WAVE * waves_NW
     # What a token is as input and as output is learned once: copying then needs few examples.
     model.lm_head.weight = embedding_VH
+    # A checkpoint made meanwhile says so, too.
+    model.config.tie_word_embeddings = True
     return model
 
 
 def untie(model: Qwen3ForCausalLM) -> None:
     """Give the head its own copy: vLLM's CPU backend keeps a stale tied head on weight updates."""
     model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
+    model.config.tie_word_embeddings = False

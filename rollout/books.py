@@ -72,7 +72,7 @@ class Books:
 
     def evaluated(self, evaluation: Evaluation, rollout: Rollout) -> None:
         """An evaluation's rollout came back."""
-        self._files.evaluation(evaluation.label, evaluation.row(rollout))
+        self._files.evaluation(evaluation.label, evaluation.row(rollout), rollout.rows)
 
     def scored(self, group: Group) -> None:
         """Every member of a group ended."""
@@ -94,7 +94,7 @@ class Books:
                 step=self._step if is_trained else None,
                 lag=self._lags[group.id, rollout.member] if has_lag else None,
             )
-            self._files.rollout(row)
+            self._files.rollout(row, rollout.rows)
             self.recent.append(row)
         return len(rollouts)
 

@@ -160,6 +160,7 @@ class Episode:
                 oldest_version=min(span.version for span in reply.spans),
                 generate_s=generated - begun,
                 env_s=time.monotonic() - generated,
+                reply=None if text == toolcall.render(action) else text,
             )
             self.turns.append(turn)
             self.on_turn(turn, Row.sampled(reply.token_ids, reply.logprobs, reply.spans))

@@ -239,7 +239,8 @@ class Evaluator:
         assert self.evaluation is not None
         for done in self.evaluation.results.values():
             for rollout in done.values():
-                self._files.evaluation(self.evaluation.label, self.evaluation.row(rollout))
+                row = self.evaluation.row(rollout)
+                self._files.evaluation(self.evaluation.label, row, rollout.rows)
         words = []
         faults = 0
         for name, modes in self.evaluation.scores().items():

@@ -7,7 +7,7 @@ they were given. A failing write is raised by the next call, never swallowed.
 import os
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -15,7 +15,7 @@ import msgspec
 
 from envpool.task import Config
 from rollout.ledger import GroupState
-from rollout.types import FORMAT, Rollout, StopReason, Turn
+from rollout.types import FORMAT, Rollout, Row, StopReason, Turn
 
 # Rollouts in a part before the next one is begun: a few megabytes, readable by eye.
 PART_ROWS = 5000
@@ -57,6 +57,8 @@ class RolloutRow(msgspec.Struct, frozen=True, kw_only=True):
     error: str
     failed_action: str = ""
     """The action at which the environment failed."""
+    rows: list[Row] = []
+    """Its tokens, where `logging.tokens` keeps them."""
 
     @classmethod
     def of(
@@ -175,10 +177,14 @@ def whole_lines(path: Path) -> Iterator[bytes]:
 
 
 class RunFiles:
-    """The line files of one run directory, written by a thread of their own."""
+    """The line files of one run directory, written by a thread of their own.
 
-    def __init__(self, run_dir: Path) -> None:
+    Rollouts are written without their tokens unless `keeps_tokens`.
+    """
+
+    def __init__(self, run_dir: Path, *, keeps_tokens: bool = False) -> None:
         self._run_dir = run_dir
+        self._keeps_tokens = keeps_tokens
         (run_dir / "rollouts").mkdir(parents=True, exist_ok=True)
         self._lines: queue.SimpleQueue[tuple[str, bytes] | Flushed | None] = queue.SimpleQueue()
         self._error: OSError | None = None
@@ -188,14 +194,14 @@ class RunFiles:
         self._thread.start()
         self.event(Header())
 
-    def rollout(self, row: RolloutRow) -> None:
-        """Append to the rollout log."""
+    def rollout(self, row: RolloutRow, tokens: Sequence[Row] = ()) -> None:
+        """Append to the rollout log, with the rollout's tokens if these are kept."""
         part, self._rows = self._rows // PART_ROWS, self._rows + 1
-        self._put(f"rollouts/part_{part:04d}.jsonl", row)
+        self._put(f"rollouts/part_{part:04d}.jsonl", self._with(row, tokens))
 
-    def evaluation(self, label: str, row: RolloutRow) -> None:
+    def evaluation(self, label: str, row: RolloutRow, tokens: Sequence[Row] = ()) -> None:
         """Append to the log of one evaluation."""
-        self._put(f"rollouts/eval_{label}.jsonl", row)
+        self._put(f"rollouts/eval_{label}.jsonl", self._with(row, tokens))
 
     def event(self, event: msgspec.Struct) -> None:
         """Append to the event log."""
@@ -217,6 +223,9 @@ class RunFiles:
         self._lines.put(None)
         self._thread.join()
         self._check()
+
+    def _with(self, row: RolloutRow, tokens: Sequence[Row]) -> RolloutRow:
+        return msgspec.structs.replace(row, rows=list(tokens)) if self._keeps_tokens else row
 
     def _put(self, name: str, value: object) -> None:
         self._check()

@@ -253,7 +253,7 @@ async def play(
     config = checked.config
     begun = time.monotonic()
     earlier_s = checked.resumed.snapshot.wall_s if checked.resumed else 0.0
-    files = RunFiles(run_dir)
+    files = RunFiles(run_dir, keeps_tokens=config.logging.tokens)
     wandb = _wandb(config, run_dir)
     metrics = MetricsWriter(files, wandb=wandb)
     evaluator = None

@@ -169,6 +169,8 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
     env_s: float
     outcome: Outcome = Outcome.OK
     """How the call went where it ended the environment's process, and was answered all the same."""
+    reply: str | None = None
+    """All that the model said; None where that is the call and nothing else, as `toolcall.render` has it."""
 
 
 class Rollout(msgspec.Struct, frozen=True, kw_only=True):

@@ -17,7 +17,7 @@ ALLOWED = {
     "learner": {"learner", "configs", *(f"rollout.{m}" for m in ("types", "tokens", "model"))},
     "synth": {"synth", "envpool", "rollout", "configs"},
 }
-ALLOWED["learner"] |= {"rollout.weights", "rollout.weight_files"}
+ALLOWED["learner"] |= {f"rollout.{m}" for m in ("weights", "weight_files", "checkpoints")}
 # What the factory has written, and what it was made from.
 DATA = ROOT / "configs" / "tiny_pool"
 

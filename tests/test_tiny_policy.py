@@ -14,7 +14,7 @@ from configs.sft import SftRecipe
 from envpool.envs import basics
 from envpool.folder import is_path
 from envpool.source import PoolSource
-from learner.sft import recipe_hash
+from learner.policy_files import recipe_hash
 from rollout.model import load_model
 from rollout.tokens import ChatTokens
 from tests.play import play

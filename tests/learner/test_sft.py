@@ -10,11 +10,13 @@ import torch
 from safetensors import safe_open
 from transformers import Qwen3ForCausalLM
 
-from configs.load import ConfigError
+from configs.load import ConfigError, convert
 from configs.sft import Message, MessagesRow, PolicyRecipe, SftRecipe, TraceRecipe
 from envpool.envs import basics
 from learner import cli, sft
 from learner.attention import use_packing
+from learner.demonstrations import encode
+from learner.policy_files import recipe_hash, rows_hash
 from learner.tiny_policy import make_model, make_tokenizer
 from rollout.model import load_model
 from rollout.tokens import ChatTokens
@@ -53,7 +55,7 @@ def policy() -> tuple[torch.nn.Module, ChatTokens]:
 def test_mask_covers_replies_and_their_end(rows: list[MessagesRow]) -> None:
     _, tokens = policy()
     for demonstration in rows[:8]:
-        [row] = sft.encode(demonstration, tokens)
+        [row] = encode(demonstration, tokens)
         replies = [m.content for m in demonstration.messages if m.role == "assistant"]
         sampled = tokens.decode(row.token_ids[row.mask == 1].tolist())
         assert sampled == "".join(reply + "<|im_end|>" for reply in replies)
@@ -63,7 +65,7 @@ def test_messages_are_refused_when_roles_are_out_of_turn() -> None:
     _, tokens = policy()
     messages = [Message(role="user", content="a"), Message(role="tool", content="b")]
     with pytest.raises(ConfigError, match=r"roles are \['user', 'tool'\]"):
-        sft.encode(MessagesRow(env="e", messages=messages, tools=[], reward=0.0), tokens)
+        encode(MessagesRow(env="e", messages=messages, tools=[], reward=0.0), tokens)
 
 
 def test_loss_is_the_mean_over_masked_tokens_of_all_rows() -> None:
@@ -80,7 +82,12 @@ def test_loss_is_the_mean_over_masked_tokens_of_all_rows() -> None:
         logprobs = model(input_ids=ids).logits[0].log_softmax(-1)
         expected += [-logprobs[i - 1, ids[0, i]] for i in range(1, ids.shape[1]) if row.mask[i]]
     use_packing(model)
-    torch.testing.assert_close(sft.batch_loss(model, rows), torch.stack(expected).mean())
+    # One micro-batch, and one of each row: what is computed at once must not matter.
+    for budget in (100, 1):
+        cut = msgspec.structs.replace(recipe(Path("out")), micro_batch_tokens=budget)
+        parts = list(sft.loss_parts(model, rows, cut))
+        assert len(parts) == (1 if budget == 100 else 2)
+        torch.testing.assert_close(torch.stack(parts).sum(), torch.stack(expected).mean())
 
 
 def test_weights_are_the_same_bytes_when_trained_again(
@@ -108,13 +115,13 @@ def test_loss_falls_and_the_written_policy_is_the_trained_one(
 ) -> None:
     sft.train(rows, recipe(tmp_path / "out"))
     model, tokens = load_model(tmp_path / "out", "float32"), ChatTokens.load(tmp_path / "out")
-    encoded = [row for demonstration in rows for row in sft.encode(demonstration, tokens)]
+    encoded = [row for demonstration in rows for row in encode(demonstration, tokens)]
     torch.manual_seed(0)
     untrained = make_model(_SMALL, tokens.tokenizer)
     for one in (model, untrained):
         use_packing(one)
-    with torch.no_grad():
-        before, after = sft.batch_loss(untrained, encoded), sft.batch_loss(model, encoded)
+    made = recipe(tmp_path)
+    before, after = (sft.mean_loss(one, encoded, made) for one in (untrained, model))
     assert after < 0.8 * before
     assert isinstance(model, Qwen3ForCausalLM)
     assert model.lm_head.weight.data_ptr() != model.model.embed_tokens.weight.data_ptr()
@@ -127,9 +134,33 @@ def test_training_goes_on_from_a_base_model(rows: list[MessagesRow], tmp_path: P
     for name in ("base", "more"):
         model, tokens = load_model(tmp_path / name, "float32"), ChatTokens.load(tmp_path / name)
         use_packing(model)
-        encoded = [row for demonstration in rows for row in sft.encode(demonstration, tokens)]
-        with torch.no_grad():
-            losses.append(sft.batch_loss(model, encoded).item())
+        encoded = [row for demonstration in rows for row in encode(demonstration, tokens)]
+        losses.append(sft.mean_loss(model, encoded, recipe(tmp_path)))
+    assert losses[1] < losses[0]
+
+
+def test_a_bfloat16_model_is_trained_and_stays_one(rows: list[MessagesRow], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="a new policy is trained in float32"):
+        convert({"out": "x", "dtype": "bfloat16"}, SftRecipe)
+    sft.train(rows, recipe(tmp_path / "base"))
+    small = msgspec.structs.replace(
+        recipe(tmp_path / "more", base=str(tmp_path / "base")),
+        dtype="bfloat16",
+        lr=2e-4,
+        epochs=4,
+        activation_checkpointing=True,
+        micro_batch_tokens=300,
+    )
+    sft.train(rows, small)
+    model, tokens = load_model(tmp_path / "base", "float32"), ChatTokens.load(tmp_path / "base")
+    trained = load_model(tmp_path / "more", "float32")
+    with safe_open(tmp_path / "more" / "model.safetensors", framework="pt") as opened:
+        assert opened.get_tensor("model.embed_tokens.weight").dtype == torch.bfloat16
+    encoded = [row for demonstration in rows for row in encode(demonstration, tokens)]
+    losses = []
+    for one in (model, trained):
+        use_packing(one)
+        losses.append(sft.mean_loss(one, encoded, recipe(tmp_path)))
     assert losses[1] < losses[0]
 
 
@@ -155,9 +186,9 @@ def test_weights_name_their_recipe(rows: list[MessagesRow], tmp_path: Path) -> N
     with safe_open(tmp_path / "out" / "model.safetensors", framework="pt") as opened:
         metadata = opened.metadata()
     elsewhere = msgspec.structs.replace(made, out="elsewhere", overwrite=True)
-    assert metadata["recipe"] == sft.recipe_hash(elsewhere)
-    assert metadata["recipe"] != sft.recipe_hash(msgspec.structs.replace(made, seed=9))
-    assert metadata["traces"] == sft.rows_hash(rows)
+    assert metadata["recipe"] == recipe_hash(elsewhere)
+    assert metadata["recipe"] != recipe_hash(msgspec.structs.replace(made, seed=9))
+    assert metadata["traces"] == rows_hash(rows)
 
 
 def test_output_is_refused_when_it_holds_something(rows: list[MessagesRow], tmp_path: Path) -> None:
@@ -175,8 +206,8 @@ def test_command_trains_on_the_traces_of_its_recipe(
     caplog.set_level(logging.INFO)
     asked: list[TraceRecipe] = []
 
-    def given(traces: TraceRecipe) -> Sequence[MessagesRow]:
-        asked.append(traces)
+    def given(recipe: SftRecipe) -> Sequence[MessagesRow]:
+        asked.append(recipe.traces)
         return rows
 
     arguments = [f"out={tmp_path / 'out'}", "max_steps=1", "policy.hidden=32", "policy.layers=1"]

@@ -25,7 +25,7 @@ from envpool.env import call_text
 from envpool.pool import EnvPool
 from envpool.task import VARIATION, Split, Task, config_split
 from envpool.varied import playable
-from learner.sft import encode
+from learner.demonstrations import encode
 from rollout.tokens import ChatTokens
 from synth import atomic, pool_files
 from synth.exchange import Instance, demonstration, tools_of
