@@ -385,15 +385,7 @@ def test_a_mistyped_command_is_named(capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_gpus_that_a_machine_lacks_are_asked_for_in_vain() -> None:
-    config = load(
-        [
-            "local.toml",
-            "actors.num_gpus=1",
-            "actors.count=2",
-            "learner.num_gpus=0.25",
-            "learner.ranks=2",
-        ]
-    )
+    config = load(["local.toml", "actors.num_gpus=0.5", "learner.num_gpus=1", "learner.ranks=2"])
     check_gpus(config, {"GPU": 2.5})
     with pytest.raises(ConfigError, match=r"ask for 2.5 GPUs in all, and this machine has 2:"):
         check_gpus(config, {"GPU": 2.0})
