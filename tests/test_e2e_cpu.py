@@ -88,7 +88,9 @@ def test_lag_is_used_and_bounded(run_dir: Path) -> None:
 @pytest.mark.ray
 @pytest.mark.timeout(600)
 def test_engine_and_learner_work_at_the_same_time(run_dir: Path) -> None:
-    assert audit.busy_share(run_dir, after_step=1).both >= 0.6
+    share = audit.busy_share(run_dir, after_step=1)
+    # Taking turns would be 0 of this: nearly whenever the less busy one computes, the other does, too.
+    assert share.both >= 0.8 * min(share.engine, share.learner) > 0.1
 
 
 @pytest.mark.ray

@@ -183,7 +183,8 @@ async def test_due_versions_are_evaluated_and_their_values_are_in_the_metrics(
     lines = await bench.run()
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
     line = next(line for line in lines if "eval/step" in line)
-    assert line["step"] == 4
+    # Step 4 waits for it; step 3 may or may not be over by then.
+    assert line["step"] in (3, 4)
     assert (line["eval/step"], line["eval/version"], line["eval/faults"]) == (2, 2, 0)
     assert (line["eval/fresh/sampled"], line["eval/fresh/greedy"]) == (0.0, 1.0)
     assert {"eval/wall_s", "eval/cpu_s"} <= set(line)

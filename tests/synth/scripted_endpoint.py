@@ -34,7 +34,7 @@ class ScriptedEndpoint:
         self.running += 1
         self.most_running = max(self.most_running, self.running)
         try:
-            await asyncio.sleep(0)  # others may arrive meanwhile
+            await asyncio.sleep(0.01)  # others may arrive meanwhile
             said = self.script(body)
         finally:
             self.running -= 1
