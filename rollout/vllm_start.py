@@ -5,7 +5,8 @@ import logging
 import multiprocessing
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING
 
 from rollout.engine import EngineError
@@ -17,6 +18,9 @@ logger = logging.getLogger(__name__)
 
 # How long a start that was given up may take to notice that its processes are gone.
 _GRACE_S = 10.0
+
+# One start at a time: which children of a process are whose can only be told by what is being started.
+_turn = threading.Lock()
 
 
 async def start_core(
@@ -57,7 +61,8 @@ class _Start:
         self._loop = asyncio.get_running_loop()
         self.core: asyncio.Future[Core] = self._loop.create_future()
         self._is_taken = False
-        self._others = set(multiprocessing.active_children())
+        self._others: Collection[BaseProcess] | None = None
+        """Children of this process that are not of this start; None before its turn."""
         self._thread = threading.Thread(target=self._run, daemon=True, name="vllm-start")
         # Not one of a pool: the engine's processes have the priority and the CPUs of the thread that starts
         # them, which are those of this one only if it is made now.
@@ -81,7 +86,11 @@ class _Start:
     def _run(self) -> None:
         core, error = None, None
         try:
-            core = self._make()
+            with _turn:
+                if self.core.cancelled():
+                    return
+                self._others = set(multiprocessing.active_children())
+                core = self._make()
         except BaseException as raised:  # noqa: BLE001 whoever waits gets it
             error = raised
         try:
@@ -108,8 +117,12 @@ class _Start:
         """End its processes, and wait a moment for it to notice; blocks."""
         # Again and again: it may be about to start one.
         end = time.monotonic() + _GRACE_S
-        while self._thread.is_alive() and time.monotonic() < end:
-            for child in set(multiprocessing.active_children()) - self._others:
-                logger.warning("process %d is killed, in the middle of its start", child.pid)
-                child.kill()
+        while time.monotonic() < end:
+            children, others = multiprocessing.active_children(), self._others
+            if not self._thread.is_alive():
+                return  # they may be another start's
+            for child in children:
+                if others is not None and child not in others:
+                    logger.warning("process %d is killed, in the middle of its start", child.pid)
+                    child.kill()
             self._thread.join(0.2)

@@ -93,6 +93,46 @@ async def test_one_that_is_cancelled_ends_too() -> None:
     await start.assert_ended()
 
 
+async def test_one_that_is_given_up_takes_no_other_with_it() -> None:
+    """What ends the processes of the first goes on while the second starts one."""
+    is_over = threading.Event()
+
+    def linger() -> Any:
+        is_over.wait()
+        raise RuntimeError("its process is gone")
+
+    def make() -> Any:
+        child = multiprocessing.get_context("spawn").Process(target=signal.pause)
+        child.start()
+        child.join(1)
+        child.terminate()
+        child.join()
+        return child.exitcode
+
+    first = asyncio.create_task(start_core(linger, within_s=3600, is_unwanted=asyncio.Event()))
+    await asyncio.sleep(0.1)
+    first.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    second = asyncio.create_task(start_core(make, within_s=60, is_unwanted=asyncio.Event()))
+    await asyncio.sleep(0.5)
+    is_over.set()
+    assert await second == -signal.SIGTERM
+
+
+async def test_one_that_is_given_up_before_its_turn_is_not_made() -> None:
+    is_over, made = threading.Event(), []
+    first: Any = asyncio.create_task(
+        start_core(lambda: is_over.wait(60), within_s=60, is_unwanted=asyncio.Event())  # pyright: ignore[reportArgumentType]
+    )
+    await asyncio.sleep(0.1)
+    make: Any = lambda: made.append(1)  # noqa: E731
+    asyncio.get_running_loop().call_later(1, is_over.set)
+    with pytest.raises(EngineError, match=r"within engine\.vllm\.start_timeout_s=0\.1"):
+        await start_core(make, within_s=0.1, is_unwanted=asyncio.Event())
+    assert await first and not made
+
+
 async def test_what_comes_too_late_is_ended() -> None:
     core, may_come = Core(), threading.Event()
 
