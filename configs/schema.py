@@ -274,6 +274,11 @@ class WeightsSection(_Section, frozen=True, kw_only=True):
                 'of them: set delta=false, or transport="file" or "relay"'
             )
 
+    @property
+    def is_sent(self) -> bool:
+        """Whether the learner sends tensors to the engines, which otherwise read files."""
+        return self.transport == "nccl"
+
 
 class EvalSet(_Section, frozen=True, kw_only=True):
     envs: list[str]

@@ -440,7 +440,7 @@ def make_trainer(
 def _publisher(config: RunConfig, run_dir: Path, ranks: Ranks) -> "Overlapping | Sender | None":
     """What hands the weights of a run over; None where another rank does."""
     section, log = config.weights, version_log(run_dir)
-    if section.transport == "nccl":
+    if section.is_sent:
         from learner.nccl import Sender  # it brings vLLM
 
         return Sender(

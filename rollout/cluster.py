@@ -75,12 +75,6 @@ class ActorProcess:
             section = msgspec.structs.replace(
                 section, max_running=MAX_IN_FLIGHT, max_cached=MAX_IN_FLIGHT
             )
-        limits = Limits(
-            max_turns=config.rollout.max_turns,
-            max_reply_tokens=config.rollout.max_reply_tokens,
-            max_context_tokens=config.rollout.max_context_tokens,
-            timeout_s=config.rollout.timeout_s,
-        )
         make_importable(config.run.imports)  # zygotes get the import path of this process
         self._pool = await _open_pool(config, hosts)
         laps.end("environments")
@@ -101,7 +95,7 @@ class ActorProcess:
             engine=engine,
             sessions=self._pool,
             tokens=ChatTokens.load(config.model.path),
-            limits=limits,
+            limits=Limits.of(config.rollout),
             update_mode=UpdateMode(config.engine.update_mode),
         )
         laps.end("engine")
@@ -328,7 +322,7 @@ async def place(
         for name, (handle, _) in starting.items()
     }
     trains = RayLearner([handle for handle, _ in ranks.values()]) if ranks else None
-    if trains is not None and config.weights.transport == "nccl":
+    if trains is not None and config.weights.is_sent:
         await join_groups(actors, trains, timeout_s=timeout_s)
     return Placed(
         actors=actors,

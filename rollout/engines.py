@@ -46,7 +46,7 @@ def check_engine(config: RunConfig) -> None:
 
     Servers are asked what they can do, unless actors of other machines are to use them.
     """
-    if config.weights.transport == "nccl":
+    if config.weights.is_sent:
         _check_nccl(config)
     check = {"local": None, "vllm": _check_vllm, "http": _check_http}[config.engine.kind]
     if check is None:
@@ -102,7 +102,7 @@ def _check_deadlines(config: RunConfig) -> None:
         options.update_timeout_s,
         f"engine.vllm.update_timeout_s={options.update_timeout_s:g}",
     )
-    if weights.transport == "file":  # else none is replaced
+    if not weights.is_sent:  # else none is replaced
         needed += options.start_timeout_s
         terms += f" and engine.vllm.start_timeout_s={options.start_timeout_s:g} together"
     if needed >= weights.deadline_s:
@@ -203,7 +203,9 @@ async def start_engine(
     if section.kind == "vllm":
         from rollout.engine_vllm import VllmEngine
 
-        start = partial(VllmEngine.start, log=log, transport=config.weights.transport)
+        # A file is a file to it, also one that was carried from another node.
+        way = "nccl" if config.weights.is_sent else "file"
+        start = partial(VllmEngine.start, log=log, transport=way)
     else:
         from rollout.engine_local import LocalEngine
 

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
+from configs.schema import RolloutSection
 from envpool.pool import Outcome, StepResult
 from envpool.task import Task
 from rollout import toolcall
@@ -52,6 +53,16 @@ class Limits:
     max_reply_tokens: int
     max_context_tokens: int
     timeout_s: float
+
+    @classmethod
+    def of(cls, section: RolloutSection) -> "Limits":
+        """Those of a run."""
+        return cls(
+            max_turns=section.max_turns,
+            max_reply_tokens=section.max_reply_tokens,
+            max_context_tokens=section.max_context_tokens,
+            timeout_s=section.timeout_s,
+        )
 
 
 @dataclass(slots=True, kw_only=True)

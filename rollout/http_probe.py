@@ -72,16 +72,17 @@ async def study(
     needs_updates: bool,
 ) -> Found:
     """Ask a server what it is; raises EngineError for one that cannot be used."""
+    within_s = section.http.retry_s + _PROBE_S  # it may be starting, for the former
     try:
-        model = await _model(client, section.http.model, max_context_tokens)
-        await _check_goes_on(client)
-        async with asyncio.timeout(_PROBE_S):
+        async with asyncio.timeout(within_s):
+            model = await _model(client, section.http.model, max_context_tokens)
+            await _check_goes_on(client)
             return await _studied(client, model, vocab_size=vocab_size, needs_updates=needs_updates)
     except RequestFailed as failure:
         raise EngineError(str(failure)) from failure
     except TimeoutError as error:
         raise EngineError(
-            f"{client.url} did not answer a request for one token within {_PROBE_S:g} s: see its log; or, "
+            f"{client.url} did not answer all that it was asked within {within_s:g} s: see its log; or, "
             f"{_left_paused(client)}"
         ) from error
 

@@ -5,13 +5,13 @@ Ray's object store once, by the coordinator.
 """
 
 import asyncio
-import importlib
 import logging
 import os
 import socket
 from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any, Protocol, cast
 
 import msgspec
@@ -93,8 +93,7 @@ class LearnerProcess:
         if shares_cpu(config):
             # On one machine's CPU the learner has time to spare, and every token waits for the engine.
             os.nice(LEARNER_NICENESS)
-        module, _, function = trainer.partition(":")
-        make = getattr(importlib.import_module(module), function)
+        make = resolve_name(trainer)
         laps.end("imports")
         place = [self._place(config, rank, meeting)] if meeting is not None else []
         self._trainer: Trains = make(

@@ -258,8 +258,8 @@ async def start_relay(
 
     `nodes`: where everybody is, the learner too if there is one. Raises RayError.
     """
-    source, transport = nodes.get("learner"), config.weights.transport
-    if source is None or transport == "nccl":
+    source, weights = nodes.get("learner"), config.weights
+    if source is None or weights.is_sent:
         return None, {}
     readers = {name: node for name, node in nodes.items() if name != "learner"}
     # A server reads weights itself, wherever the actor is that asks it.
@@ -267,7 +267,7 @@ async def start_relay(
     far = {
         name: at
         for name, at in readers.items()
-        if transport == "relay" or (at != source and not is_read_elsewhere)
+        if weights.transport == "relay" or (at != source and not is_read_elsewhere)
     }
     if not far:
         return None, {}

@@ -125,13 +125,7 @@ async def _episodes(
     tasks: Sequence[Task],
     samples: int,
 ) -> list[RolloutRow]:
-    budget = config.rollout
-    limits = Limits(
-        max_turns=budget.max_turns,
-        max_reply_tokens=budget.max_reply_tokens,
-        max_context_tokens=budget.max_context_tokens,
-        timeout_s=budget.timeout_s,
-    )
+    limits = Limits.of(config.rollout)
     room = asyncio.Semaphore(config.engine.max_running)
     rows: list[RolloutRow] = []
     total = len(tasks) * samples
@@ -159,7 +153,7 @@ async def _episodes(
                 group_id=f"teacher/{number}",
                 task=task,
                 members=list(range(samples)),
-                temperature=budget.temperature,
+                temperature=config.rollout.temperature,
             )
             for member in grant.members:
                 group.create_task(play(grant, member))

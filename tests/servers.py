@@ -142,6 +142,8 @@ class TableServer:
     """What control calls are answered with, by path; None where there are none."""
     is_paused: bool = False
     """At first; requests for tokens wait meanwhile."""
+    is_mute: bool = False
+    """Answers nobody, not even whether it is there."""
     calls: list[str] = field(default_factory=list)
     asked: list[dict[str, Any]] = field(default_factory=list)
     version: str = "default"
@@ -153,7 +155,7 @@ class TableServer:
         self._runner: web.AppRunner | None = None
         self._news = asyncio.Event()
         self._goes_on = asyncio.Event()
-        if not self.is_paused:
+        if not self.is_paused and not self.is_mute:
             self._goes_on.set()
         self._is_updating = False
 
@@ -194,6 +196,8 @@ class TableServer:
         await self._runner.cleanup()
 
     async def _models(self, request: web.Request) -> web.Response:
+        if self.is_mute:
+            await self._goes_on.wait()
         if self.key and request.headers.get("Authorization") != f"Bearer {self.key}":
             return web.json_response({"error": "Unauthorized"}, status=401)
         return web.json_response({"data": [{"id": "table", "max_model_len": self.max_len}]})

@@ -333,6 +333,13 @@ def test_a_run_on_vllm_without_it_names_the_cure_and_makes_nothing(
             ["start_timeout_s=40 together", "weights.deadline_s=60", "raise the latter"],
         ),
         (
+            [
+                *("weights.deadline_s=60", "engine.vllm.start_timeout_s=40"),
+                "weights.transport=relay",
+            ],
+            ["start_timeout_s=40 together", "weights.deadline_s=60", "raise the latter"],
+        ),
+        (
             ["engine.vllm.arguments.max_num_seqs=4"],
             ["engine.vllm.arguments.max_num_seqs", "set engine.max_running instead"],
         ),

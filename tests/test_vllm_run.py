@@ -28,6 +28,7 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
         # What success is measured by is tested elsewhere.
         *(f"eval.sets.{name}.count=4" for name in ("fresh", "harder", "held_out", "unseen")),
         *("eval.before=false", "logging.wandb=off", "rollout.draw=uniform"),
+        "weights.transport=relay",  # as an engine on another node gets them
     ]
     done = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, timeout=400, check=False

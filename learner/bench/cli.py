@@ -43,18 +43,28 @@ def main(arguments: list[str]) -> int:
         raise ConfigError("--rounds and --steps take 1 or more, --members 2 or more")
     if not torch.cuda.is_available() and not Path("/proc/self/clear_refs").exists():
         raise ConfigError("bench learner reads /proc, which this system does not have")
-    found: dict[str, list[Measured]] = {side: [] for side in SIDES}
-    for number in range(options.rounds):
-        for side in SIDES:
-            sys.stderr.write(f"round {number + 1} of {options.rounds}: {side}\n")
-            found[side].append(_measured(_order(options, side)))
-    _check(found, options.dtype)
+    try:
+        found = _rounds(options)
+    except BenchError as error:
+        sys.stderr.write(f"failed: {error}\n")
+        return 1
     result = summary(found)
     result |= {"model": options.model, "dtype": options.dtype, "options": vars(options)}
     _print(result)
     if options.json:
         sys.stdout.write(json.dumps(result) + "\n")
     return 0
+
+
+def _rounds(options: argparse.Namespace) -> dict[str, list[Measured]]:
+    """What each side came to, in turns. Raises BenchError."""
+    found: dict[str, list[Measured]] = {side: [] for side in SIDES}
+    for number in range(options.rounds):
+        for side in SIDES:
+            sys.stderr.write(f"round {number + 1} of {options.rounds}: {side}\n")
+            found[side].append(_measured(_order(options, side)))
+    _check(found, options.dtype)
+    return found
 
 
 def summary(found: dict[str, list[Measured]]) -> dict[str, object]:

@@ -18,11 +18,12 @@ from envpool.pool import EnvPool
 from envpool.source import Source
 from envpool.task import Split
 from rollout.actor import Actor
+from rollout.bench.playing import play
 from rollout.engine import Engine, Generation, UpdateMode, UpdateReport
 from rollout.episode import Limits
 from rollout.run import Checked, check
 from rollout.tokens import ChatTokens
-from rollout.types import EngineStats, Grant, RolloutDone, Sampling
+from rollout.types import EngineStats, Grant, Sampling
 from rollout.weights import Manifest
 
 RECIPE, POOL = "local.toml", "tiny"
@@ -140,27 +141,14 @@ async def _play(config: RunConfig, engine: Engine, pool: EnvPool, grants: list[G
         engine=engine,
         sessions=pool,
         tokens=await asyncio.to_thread(ChatTokens.load, config.model.path),
-        limits=Limits(
-            max_turns=config.rollout.max_turns,
-            max_reply_tokens=config.rollout.max_reply_tokens,
-            max_context_tokens=config.rollout.max_context_tokens,
-            timeout_s=config.rollout.timeout_s,
-        ),
+        limits=Limits.of(config.rollout),
     )
-    waiting = list(reversed(grants))
-    playing, room = 0, config.engine.max_running
     begun = time.perf_counter()
-    while waiting or playing:
-        while waiting and playing + GROUP_SIZE <= room:
-            playing += GROUP_SIZE
-            await actor.play([waiting.pop()])
-        for event in await actor.events():
-            if isinstance(event, RolloutDone):
-                playing -= 1
-                rollout = event.rollout
-                assert not rollout.stop.is_fault, f"{rollout.task_id}: {rollout.error}"
+    ended = await play(actor, grants, room=config.engine.max_running)
     seconds = time.perf_counter() - begun
     await actor.close()
+    for rollout in ended:
+        assert not rollout.stop.is_fault, f"{rollout.task_id}: {rollout.error}"
     return seconds
 
 

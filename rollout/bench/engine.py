@@ -36,6 +36,7 @@ from rollout.bench import actor_loop, update_stalls
 from rollout.engine import Engine, EngineError
 from rollout.engine_local import LocalEngine
 from rollout.engine_vllm import VllmEngine
+from rollout.engines import start_engine
 from rollout.model import load_model
 from rollout.run import Checked
 from rollout.stepper import Request
@@ -239,16 +240,15 @@ def _share_of_larger(kind: str, policy: Path) -> actor_loop.Share:
 async def _engine_of(checked: Checked) -> AsyncIterator[Engine]:
     """The engine of a run."""
     config = checked.config
-    engine: Engine = await _KINDS[config.engine.kind].start(
-        config.model.path,
-        dtype=config.model.dtype,
-        section=config.engine,
-        max_context_tokens=config.rollout.max_context_tokens,
-    )
-    try:
-        yield engine
-    finally:
-        await engine.close()
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "engine.log"
+        engine = await start_engine(
+            config, config.model.path, section=config.engine, version=0, log=log
+        )
+        try:
+            yield engine
+        finally:
+            await engine.close()
 
 
 def _make_model() -> PreTrainedModel:

@@ -10,12 +10,12 @@ Engine, environments and trainer are those of a run; what is missing is everythi
 """
 
 import asyncio
-import importlib
 import statistics
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from pkgutil import resolve_name
 from random import Random
 from typing import Any
 
@@ -25,13 +25,14 @@ from envpool.pool import EnvPool
 from envpool.source import Source
 from envpool.task import Split, Task
 from rollout.actor import Actor
-from rollout.engine import UpdateMode
-from rollout.engine_local import LocalEngine
+from rollout.bench.playing import play
+from rollout.engine import Engine, UpdateMode
+from rollout.engines import start_engine
 from rollout.episode import Limits
 from rollout.run import Checked
 from rollout.scores import score
 from rollout.tokens import ChatTokens
-from rollout.types import Grant, Rollout, RolloutDone, TrainBatch, TrainGroup
+from rollout.types import Grant, Rollout, TrainBatch, TrainGroup
 
 # As a run finds it, see `launch.py`: this package does not know the learner.
 TRAINER = "learner.trainer:make_trainer"
@@ -71,7 +72,7 @@ class ExactLag:
     """One training. Made by `start`, inside an event loop; ended by `close`."""
 
     def __init__(
-        self, checked: Checked, trainer: Any, engine: LocalEngine, pool: EnvPool, actor: Actor
+        self, checked: Checked, trainer: Any, engine: Engine, pool: EnvPool, actor: Actor
     ) -> None:
         self._config = checked.config
         self._sources = list(checked.sources.values())
@@ -86,28 +87,21 @@ class ExactLag:
     async def start(cls, checked: Checked, run_dir: Path) -> "ExactLag":
         """Load model, environments and trainer. Published weights and the like go to `run_dir`."""
         config = checked.config
-        module, _, function = TRAINER.partition(":")
-        make = getattr(importlib.import_module(module), function)
-        trainer = await asyncio.to_thread(make, config, run_dir)
-        engine = await LocalEngine.start(
+        trainer = await asyncio.to_thread(resolve_name(TRAINER), config, run_dir)
+        engine = await start_engine(
+            config,
             config.model.path,
-            dtype=config.model.dtype,
             section=config.engine,
-            max_context_tokens=config.rollout.max_context_tokens,
+            version=0,
+            log=run_dir / "engine.log",
         )
         pool = await EnvPool.start(config.pools, limits=config.envpool)
-        limits = Limits(
-            max_turns=config.rollout.max_turns,
-            max_reply_tokens=config.rollout.max_reply_tokens,
-            max_context_tokens=config.rollout.max_context_tokens,
-            timeout_s=config.rollout.timeout_s,
-        )
         actor = await Actor.start(
             name="actor",
             engine=engine,
             sessions=pool,
             tokens=await asyncio.to_thread(ChatTokens.load, config.model.path),
-            limits=limits,
+            limits=Limits.of(config.rollout),
         )
         return cls(checked, trainer, engine, pool, actor)
 
@@ -116,9 +110,7 @@ class ExactLag:
         await self._pool.close()
         await asyncio.to_thread(self._trainer.close)
 
-    async def train(
-        self, updates: int, tasks: Sequence[Task], note: Callable[[int], None] = lambda _: None
-    ) -> Outcome:
+    async def train(self, updates: int, tasks: Sequence[Task]) -> Outcome:
         """Take `updates` optimizer steps; evaluate on `tasks` before and after."""
         begun = time.monotonic()
         before = await self._evaluate(tasks)
@@ -152,7 +144,6 @@ class ExactLag:
             if manifest is None:  # it is still being written
                 manifest = await asyncio.to_thread(self._trainer.published, num_trained)
             await self._engine.update_weights(manifest, UpdateMode.RECOMPUTE)
-            note(num_trained)
         means = [
             statistics.fmean(rewards[end - WINDOW : end]) for end in range(WINDOW, len(rewards) + 1)
         ] or [0.0]
@@ -208,20 +199,14 @@ class ExactLag:
             for index, task in enumerate(tasks)
         ]
         played = await self._play(grants)
-        return score([one for rollouts in played for one in rollouts]).mean or 0.0
+        found = score([one for rollouts in played for one in rollouts])
+        if found.mean is None:  # no success at all, and none that could be measured, differ
+            raise RuntimeError(f"all {found.faults} episodes of the evaluation faulted")
+        return found.mean
 
     async def _play(self, grants: Sequence[Grant]) -> list[list[Rollout]]:
         """The rollouts of each grant, by member, as many at once as the engine has room for."""
         done: dict[str, list[Rollout]] = {grant.group_id: [] for grant in grants}
-        waiting = deque(grants)
-        playing, room = 0, self._config.engine.max_running
-        while waiting or playing:
-            while waiting and (not playing or playing + len(waiting[0].members) <= room):
-                grant = waiting.popleft()
-                playing += len(grant.members)
-                await self._actor.play([grant])
-            for event in await self._actor.events():
-                if isinstance(event, RolloutDone):
-                    playing -= 1
-                    done[event.rollout.group_id].append(event.rollout)
+        for rollout in await play(self._actor, grants, room=self._config.engine.max_running):
+            done[rollout.group_id].append(rollout)
         return [sorted(rollouts, key=lambda one: one.member) for rollouts in done.values()]

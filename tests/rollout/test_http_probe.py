@@ -319,10 +319,21 @@ async def test_a_server_that_somebody_paused_is_refused_with_the_cure(
     monkeypatch.setattr("rollout.http_probe._PAUSED_S", 0.1)
     monkeypatch.setattr("rollout.http_probe._PROBE_S", 0.3)
     control = {} if has_control else None
-    said = await refusal(start, TableServer(is_paused=True, control=control), model)
+    retry_s = 5.0 if has_control else 0.2
+    said = await refusal(
+        start, TableServer(is_paused=True, control=control), model, retry_s=retry_s
+    )
     assert ("is paused" in said) is has_control
-    assert ("did not answer a request for one token" in said) is not has_control
+    assert ("did not answer all that it was asked" in said) is not has_control
     assert "/resume" in said
+
+
+async def test_a_server_that_never_answers_is_refused(
+    start: Start, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rollout.http_probe._PROBE_S", 0.3)
+    said = await refusal(start, TableServer(is_mute=True), model, retry_s=0.2)
+    assert "did not answer all that it was asked within 0.5 s" in said
 
 
 async def test_a_server_that_goes_on_after_a_moment_is_used(start: Start, model: Path) -> None:
