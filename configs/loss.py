@@ -91,7 +91,7 @@ class LossSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     vespo_lambda_neg: NonNegative = 2.0
     """And this."""
     kl_coef: NonNegative = 0.0
-    """Pull towards the initial model; above 0 it is loaded a second time, frozen."""
+    """Pull towards the initial model; above 0 it is loaded a second time, frozen, unless adapters are trained."""
     kl_estimator: Literal["k1", "k2", "k3"] = "k3"
     """Of that divergence, from the sampled tokens."""
     entropy_coef: NonNegative = 0.0

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+from configs.lora import LoraSection
 from configs.loss import LossSection
 from configs.ranges import Count, Fraction, NonNegative, Positive, Whole
 
@@ -232,6 +233,8 @@ class LearnerSection(_Section, frozen=True, kw_only=True):
     """GPUs that Ray sets aside for each rank; several ranks on GPUs need a whole one each."""
     loss: LossSection = LossSection()
     """What is minimised."""
+    lora: LoraSection = LoraSection()
+    """What is trained: all weights, or adapters."""
 
     def __post_init__(self) -> None:
         loss = self.loss

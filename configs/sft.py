@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+from configs.lora import LoraSection
 from configs.ranges import Count, Fraction, NonNegative, Positive, Whole
 
 
@@ -148,6 +149,8 @@ class SftRecipe(_Section, frozen=True, kw_only=True):
     """Torch threads; with another number the same recipe gives other bytes."""
     activation_checkpointing: bool = False
     """Keep only what enters each layer, and compute the rest again: less memory, a third slower."""
+    lora: LoraSection = LoraSection()
+    """What is trained: all weights, or adapters, which are in the weights of the policy that is written."""
     checkpoint: SftCheckpoints = SftCheckpoints()
     rollouts: RolloutsRecipe = RolloutsRecipe()
     traces: TraceRecipe = TraceRecipe()
@@ -158,6 +161,11 @@ class SftRecipe(_Section, frozen=True, kw_only=True):
             raise ValueError(
                 f'dtype="{self.dtype}" is for models that are large: a new policy is trained in float32; '
                 "name a model in base, or leave dtype out"
+            )
+        if self.lora.rank and not self.base:
+            raise ValueError(
+                f"lora.rank={self.lora.rank} adapts a model that knows something: name one in base, or set "
+                "lora.rank=0 to train a new policy"
             )
 
 

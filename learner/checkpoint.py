@@ -3,6 +3,7 @@
     hf/                    see learner/export.py
     resume/trainer.pt      where training was, and what the slices are of
     resume/slices/         weights and AdamW's moments in float32, a safetensors file of each rank
+    adapter/               of an adapted model, whose slices are the adapter's alone: as peft reads it
 
 Slices are `torch.distributed.checkpoint`'s, in its safetensors form, which is data alone; any number
 of ranks reads those of any other.
@@ -22,6 +23,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
@@ -35,8 +37,11 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from transformers import PreTrainedModel
 
 from learner.export import write_hf
+from learner.lora import adapter_of, write_adapter
 from learner.optimizer import Optimizer
 from learner.ranks import Ranks
+from learner.shard import whole_adapter
+from rollout.weights import Adapter
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +51,7 @@ FORMAT = 2
 _PARTIAL = ".learner.partial"
 _STATE = "trainer.pt"
 _SLICES = "slices"
+_ADAPTER = "adapter"
 # Names that a message lists before it only counts.
 _NUM_NAMED = 4
 
@@ -78,7 +84,7 @@ def write_learner_part(
     state: ResumeState,
     ranks: Ranks,
 ) -> None:
-    """Write `hf/`, `resume/trainer.pt` and `resume/slices/` into `directory`, made if missing.
+    """Write `hf/`, `resume/` and, of an adapted model, `adapter/` into `directory`, made if missing.
 
     Every rank has to call this, and all of them write: into a directory that each can reach. Parts
     left by a killed attempt are replaced. `hf/` gets the tokenizer's files found in
@@ -91,6 +97,11 @@ def write_learner_part(
         shutil.rmtree(partial, ignore_errors=True)
         (partial / _SLICES).mkdir(parents=True)
     write_hf(partial / "hf", model, dtype=dtype, tokenizer_source=tokenizer_source, ranks=ranks)
+    adapter = adapter_of(model)
+    if adapter is not None:
+        matrices = whole_adapter(model, dtype)
+        if ranks.is_first:
+            write_adapter(partial / _ADAPTER, model, matrices)
     ranks.gather(None)  # nobody writes into a directory that is not there yet
     tensors = optimizer.tensors()
     with _alone(ranks):
@@ -105,6 +116,7 @@ def write_learner_part(
             **asdict(state),
             "rng": torch.get_rng_state(),
             "dtype": str(dtype),
+            "adapter": msgspec.to_builtins(adapter),
             "ranks": ranks.size,
             "steps": optimizer.steps(),
             "shapes": {name: list(tensor.shape) for name, tensor in tensors.items()},
@@ -122,20 +134,27 @@ def publish_parts(directory: Path) -> None:
     # Not atomic together, nor need it be: nobody reads a directory without DONE.
     for source, target in (
         (partial / "hf", directory / "hf"),
+        (partial / _ADAPTER, directory / _ADAPTER),
         (partial / _SLICES, resume / _SLICES),
     ):
         shutil.rmtree(target, ignore_errors=True)
-        source.rename(target)
+        if source.exists() or source.name != _ADAPTER:
+            source.rename(target)
     (partial / _STATE).replace(resume / _STATE)
     partial.rmdir()
 
 
 def read_learner_part(
-    directory: Path, *, optimizer: Optimizer, dtype: torch.dtype, ranks: Ranks
+    directory: Path,
+    *,
+    optimizer: Optimizer,
+    adapter: Adapter | None,
+    dtype: torch.dtype,
+    ranks: Ranks,
 ) -> ResumeState:
     """Put weights, moments and the random state back; every rank has to call this.
 
-    Raises CheckpointError, before anything is put back where the checkpoint is of another model.
+    `adapter` is that of the model whose weights the optimizer has. Raises CheckpointError, before anything is put back where the checkpoint is of another model.
     """
     path = directory / "resume" / _STATE
     try:
@@ -148,6 +167,7 @@ def read_learner_part(
             f"{path} has format {saved.get('format')!r}; this release reads format {FORMAT}"
         )
     _check_dtype(path, saved["dtype"], str(dtype))
+    _check_adapter(path, saved.get("adapter"), adapter)
     _check_files(path.parent / _SLICES, saved["files"])
     _check_model(path, saved["shapes"], optimizer)
     optimizer.load(saved["steps"], lambda tensors: _fill(tensors, path.parent / _SLICES, ranks))
@@ -211,6 +231,24 @@ def _check_dtype(path: Path, saved: str, own: str) -> None:
             f"{path} was written with model.dtype={saved!r}, and this run has {own!r}: resume with the "
             "one it was written with"
         )
+
+
+def _check_adapter(path: Path, saved: dict[str, Any] | None, own: Adapter | None) -> None:
+    theirs = None if saved is None else Adapter(**saved)
+    if theirs != own:
+        raise CheckpointError(
+            f"{path} was written with {_in_words(theirs)}, and this run trains {_in_words(own)}: resume "
+            "with the learner.lora it was written with"
+        )
+
+
+def _in_words(adapter: Adapter | None) -> str:
+    if adapter is None:
+        return "all weights (learner.lora.rank=0)"
+    return (
+        f"adapters of learner.lora.rank={adapter.rank}, alpha={adapter.alpha} and targets="
+        f"{adapter.target_modules}"
+    )
 
 
 def _check_model(path: Path, saved: Mapping[str, list[int]], optimizer: Optimizer) -> None:

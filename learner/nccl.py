@@ -17,7 +17,7 @@ import math
 import os
 import socket
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -69,8 +69,15 @@ class Sender:
         self._groups: dict[str, Any] = {}
         self._version: int | None = None
 
-    def publish(self, tensors: Mapping[str, Tensor], *, version: int, step: int) -> Manifest:
-        """Say what `send` will send: these tensors, as they are then.
+    def publish(
+        self,
+        tensors: Mapping[str, Tensor],
+        *,
+        version: int,
+        step: int,
+        made: Callable[[], Iterator[tuple[str, Tensor]]] | None = None,
+    ) -> Manifest:
+        """Say what `send` will send: these tensors, as they are then, or what `made` makes of them.
 
         Raises WeightsError unless versions strictly increase.
         """
@@ -80,7 +87,7 @@ class Sender:
             )
         if self._rank == 0:
             note_version(self._log, version)
-        self._source.tensors = dict(tensors)
+        self._source.tensors, self._source.made = dict(tensors), made
         self._version = version
         specs = [
             TensorSpec(one.name, str(one.dtype).removeprefix("torch."), list(one.shape))
@@ -153,6 +160,7 @@ class _Published(WeightSource):
     def __init__(self, dtype: torch.dtype | None) -> None:
         self._dtype = dtype
         self.tensors: Mapping[str, Tensor] = {}
+        self.made: Callable[[], Iterator[tuple[str, Tensor]]] | None = None
 
     def metadata(self) -> list[Any]:
         return [
@@ -161,6 +169,9 @@ class _Published(WeightSource):
         ]
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+        if self.made is not None:
+            yield from self.made()
+            return
         for name, tensor in self.tensors.items():
             yield name, materialize_full_tensor(tensor.detach()).to(self._type(tensor))
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from learner.publish import Publisher
-from rollout.weights import NUM_BUFFERS, Manifest, WeightsError
+from rollout.weights import NUM_BUFFERS, Adapter, Manifest, WeightsError
 
 
 class Overlapping:
@@ -25,15 +25,22 @@ class Overlapping:
         self._newest: Future[Manifest] | None = None
         self._by_version: dict[int, Future[Manifest]] = {}
 
-    def publish(self, tensors: Mapping[str, Tensor], *, version: int, step: int) -> None:
-        """Begin to publish `version`; on return the tensors may change.
+    def publish(
+        self,
+        tensors: Mapping[str, Tensor],
+        *,
+        version: int,
+        step: int,
+        adapter: Adapter | None = None,
+    ) -> None:
+        """Begin to publish `version`, see `Publisher`; on return the tensors may change.
 
         Waits for the version before. Raises what that one failed with.
         """
         self.wait()
         self._copy(tensors)
         self._newest = self._thread.submit(
-            self._publisher.publish, self.copies, version=version, step=step
+            self._publisher.publish, self.copies, version=version, step=step, adapter=adapter
         )
         # Replaced as a whole: another thread may be looking into it.
         recent = [*self._by_version.items(), (version, self._newest)]

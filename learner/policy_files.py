@@ -24,6 +24,7 @@ _LATER = (
     "threads",
     "activation_checkpointing",
     "rollouts",
+    "lora",
 )
 
 

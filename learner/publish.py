@@ -11,6 +11,7 @@ from typing import BinaryIO
 import torch
 from torch import Tensor, nn
 
+from learner.lora import published_name
 from rollout.weight_files import WeightFiles
 from rollout.weights import (
     Adapter,
@@ -103,7 +104,7 @@ class Publisher:
 
 
 def named_weights(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and saved buffers by name, each tensor once.
+    """Parameters and saved buffers by name, each tensor once; of an adapted model without adapters.
 
     A tied weight keeps its first name only, as Hugging Face files have it: safetensors refuses
     aliases, and a reader would fill the second name from a copy.
@@ -111,7 +112,8 @@ def named_weights(model: nn.Module) -> dict[str, Tensor]:
     seen: set[int] = set()
     weights: dict[str, Tensor] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
-        if id(tensor) not in seen:
+        published = published_name(name)
+        if published is not None and id(tensor) not in seen:
             seen.add(id(tensor))
-            weights[name] = tensor
+            weights[published] = tensor
     return weights

@@ -29,6 +29,7 @@ from learner.demonstrations import SORTED_BATCHES, batches, encode_all, held_out
 from learner.head import check_head, token_logprobs
 from learner.layers import recompute_layers
 from learner.layout import pack_rows
+from learner.lora import adapt, adapter_of, merge
 from learner.optimizer import Optimizer
 from learner.policy_files import recipe_hash, rows_hash, save
 from learner.ranks import Ranks
@@ -82,7 +83,8 @@ def resume(out: Path) -> SftRecipe:
     with _threads(recipe.threads):
         torch.manual_seed(recipe.seed)
         newest = state.latest
-        if newest is None:
+        # Adapters go on beside the weights that they began with, which are those of `base`.
+        if newest is None or recipe.lora.rank:
             model, tokens = _start(rows, recipe)
         else:
             model = load_model(newest / "hf", recipe.dtype)
@@ -115,13 +117,15 @@ def fit(
 ) -> list[float]:
     """Minimise cross-entropy on masked tokens; returns the loss of each step, in nats per token.
 
-    `state` is where checkpoints go. With `checkpoint` the model is that of its step, and training goes
-    on there.
+    `state` is where checkpoints go. With `checkpoint` the model is that of its step, or with adapters
+    the base of it, and training goes on there. Raises ConfigError for adapters that do not fit.
     """
     planned = batches(lessons.rows, recipe)
     # Rows are sorted within windows, so that the first of another kind may be anywhere in its own.
     turn = lessons.num_clean // (recipe.batch_rows * SORTED_BATCHES) * SORTED_BATCHES + 1
     _log.info("sft: %d steps on %d rows", len(planned), len(lessons.rows))
+    if recipe.lora.rank:
+        adapt(model, recipe.lora, base=find(recipe.base), seed=recipe.seed)
     nn.Module.to(model, torch.device(recipe.device))
     # Without dropout, as RL goes on from here.
     model.eval()
@@ -133,7 +137,11 @@ def fit(
     done = 0
     if checkpoint is not None:
         done = read_learner_part(
-            checkpoint, optimizer=optimizer, dtype=model.dtype, ranks=Ranks()
+            checkpoint,
+            optimizer=optimizer,
+            adapter=adapter_of(model),
+            dtype=model.dtype,
+            ranks=Ranks(),
         ).step
     progress = _Progress(num_steps=len(planned))
     if lessons.held_out and not done:
@@ -251,6 +259,8 @@ def _finish(
 ) -> None:
     """Write the policy."""
     nn.Module.to(model, torch.device("cpu"))
+    if adapter_of(model) is not None:
+        merge(model)
     if isinstance(model, Qwen3ForCausalLM) and not recipe.base:
         untie(model)
     metadata = {"recipe": recipe_hash(recipe), "traces": rows_hash(rows)}

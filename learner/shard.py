@@ -1,7 +1,7 @@
 """A model whose weights are spread over the ranks of the learner, by FSDP2.
 
-Every rank keeps a slice of each weight, in float32; a layer is put together, in the type the model
-computes in, while it is computed. Gradients are summed over ranks in float32: weights of tokens
+Every rank keeps a slice of each weight, in float32 if it is trained; a layer is put together, in the
+type the model computes in, while it is computed. Gradients are summed over ranks in float32: weights of tokens
 are those of the whole batch, so that nothing is to be averaged.
 """
 
@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from learner.head import TokenLogprobs
+from learner.lora import adapted, adapter_tensors, merged
 from learner.publish import named_weights
 from learner.ranks import Ranks
 
@@ -59,7 +60,7 @@ def shard(model: PreTrainedModel, ranks: Ranks) -> Sharded:
     for module in (*layers, sharded):
         # One layer at a time: float32 weights of the whole model never exist in one place.
         for parameter in module.parameters():
-            if not isinstance(parameter, DTensor):
+            if parameter.requires_grad and not isinstance(parameter, DTensor):
                 parameter.data = parameter.data.float()
         # The outermost part too is put together anew for each pass: after one without a backward
         # pass it would keep weights that the next step makes old.
@@ -82,8 +83,16 @@ def whole(tensor: Tensor) -> Tensor:
 def whole_weights(model: nn.Module, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
     """Parameters and saved buffers, named as published, one put together after the other.
 
-    Parameters have type `dtype`. Every rank has to iterate to the end.
+    Parameters have type `dtype`, and adapters are in them. Every rank has to iterate to the end.
     """
+    layers = adapted(model)
     for name, tensor in named_weights(model).items():
         is_parameter = isinstance(tensor, nn.Parameter)
-        yield name, whole(tensor).to(dtype) if is_parameter else whole(tensor)
+        weight = whole(tensor).to(dtype) if is_parameter else whole(tensor)
+        yield name, merged(layers[name], weight, whole) if name in layers else weight
+
+
+def whole_adapter(model: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The matrices of the adapters, put together, on the CPU. Every rank has to call this."""
+    tensors = adapter_tensors(model)
+    return {name: whole(tensor).to(dtype).cpu() for name, tensor in tensors.items()}

@@ -22,17 +22,18 @@ from learner.checkpoint import ResumeState, read_learner_part, write_learner_par
 from learner.correction import m2_bound
 from learner.head import TokenLogprobs, check_head, token_logprobs
 from learner.layers import compile_layers, recompute_layers
+from learner.lora import adapt, adapter_of, switched_off
 from learner.objective import Tokens, needs_proximal, objective
 from learner.optimizer import Optimizer, warmup_lr
 from learner.overlap import Overlapping
 from learner.publish import Publisher, named_weights
 from learner.ranks import Ranks
-from learner.shard import Sharded, shard, whole_weights
+from learner.shard import Sharded, shard, whole_adapter, whole_weights
 from learner.sums import Sums, sum_of
 from learner.watch import LagStats, RatioStats
 from rollout.model import load_model
 from rollout.types import Busy, RankPlace, StepReport, TrainBatch, encode
-from rollout.weights import Manifest, WeightsError, run_id, version_log
+from rollout.weights import Adapter, Manifest, WeightsError, run_id, version_log
 
 if TYPE_CHECKING:
     from learner.nccl import Sender
@@ -66,12 +67,15 @@ class Trainer:
         publisher: "Publisher | Overlapping | Sender | None",
         broken_dir: Path | None = None,
         ranks: Ranks | None = None,
+        seed: int = 0,
+        hands_over_adapter: bool = False,
     ) -> None:
         """Load the weights of step 0, of which each of several `ranks` keeps a part.
 
-        All of them then make the same calls. `temperature` is that of training rollouts. A batch whose
+        All of them then make the same calls. `seed`: of adapters, if they are trained, which are all that
+        is published with `hands_over_adapter`. `temperature` is that of training rollouts. A batch whose
         loss is no number is left in `broken_dir`, if given. Raises ModelError, and ValueError for a
-        model or a temperature whose log-probs cannot be reproduced.
+        model or a temperature whose log-probs cannot be reproduced, or adapters that do not fit it.
         """
         if temperature <= 0:
             raise ValueError(
@@ -89,9 +93,13 @@ class Trainer:
         # Eval mode: dropout would make the ratio differ from 1 for the very weights that sampled.
         self.model = load_model(self._model_path, dtype).eval()
         self._dtype = self.model.dtype
+        if section.lora.rank:
+            adapt(self.model, section.lora, base=self._model_path, seed=seed)
+        self._adapter = adapter_of(self.model)
+        self._hands_over_adapter = hands_over_adapter
         self._passes = self._placed(self.model)
         self._reference = None
-        if section.loss.kl_coef:
+        if section.loss.kl_coef and self._adapter is None:
             frozen = load_model(self._model_path, dtype).eval().requires_grad_(False)
             self._reference = self._placed(frozen)
         self._optimizer = Optimizer(self.model, section)
@@ -159,25 +167,34 @@ class Trainer:
             raise WeightsError('weights are sent with weights.transport="nccl" alone')
         return self._publisher
 
-    @property
-    def _writes(self) -> bool:
-        """Whether weights are handed over as files, by this rank."""
-        return isinstance(self._publisher, Publisher | Overlapping)
-
     def publish(self, version: int, step: int) -> Manifest | None:
         """Hand the weights over as `version`; raises WeightsError unless versions increase.
 
         None where that goes on while the next step is trained: `published` then tells its end. None
         from a rank that only takes part, too.
         """
-        manifest, weights = None, named_weights(self.model)
-        if self._ranks.size > 1 and (self._publisher is None or self._writes):
-            whole = whole_weights(self.model, self._dtype)
-            weights = {name: one.cpu() for name, one in whole if self._ranks.is_first}
-        if self._publisher is not None:
-            manifest = self._publisher.publish(weights, version=version, step=step)
+        publisher, manifest = self._publisher, None
+        if publisher is None or isinstance(publisher, Publisher | Overlapping):
+            weights, adapter = self._handed_over()
+            if publisher is not None:
+                manifest = publisher.publish(weights, version=version, step=step, adapter=adapter)
+        else:
+            made = (
+                None if self._adapter is None else partial(whole_weights, self.model, self._dtype)
+            )
+            weights = named_weights(self.model)
+            manifest = publisher.publish(weights, version=version, step=step, made=made)
         self._version = version
         return manifest
+
+    def _handed_over(self) -> tuple[dict[str, Tensor], Adapter | None]:
+        """What a file of a version has; every rank has to call this, and the first one gets it."""
+        if self._hands_over_adapter:
+            return whole_adapter(self.model, self._dtype), self._adapter
+        if self._ranks.size == 1 and self._adapter is None:
+            return named_weights(self.model), None
+        whole = whole_weights(self.model, self._dtype)
+        return {name: one.cpu() for name, one in whole if self._ranks.is_first}, None
 
     def published(self, version: int) -> Manifest:
         """Wait until a version is published that `train` said is being; may be called while it trains.
@@ -230,7 +247,11 @@ class Trainer:
     def _load(self, directory: Path) -> ResumeState:
         """Take over weights and optimizer of a checkpoint; returns the rest of it."""
         return read_learner_part(
-            directory, optimizer=self._optimizer, dtype=self._dtype, ranks=self._ranks
+            directory,
+            optimizer=self._optimizer,
+            adapter=self._adapter,
+            dtype=self._dtype,
+            ranks=self._ranks,
         )
 
     def _train(self, batch: TrainBatch) -> dict[str, float]:
@@ -307,11 +328,8 @@ class Trainer:
 
     def _tokens(self, part: MicroBatch, proximal_N: Tensor | None = None) -> Tokens:
         """The trained tokens of a micro-batch under the weights of now."""
+        reference_N = self._reference_logprobs(part) if self._section.loss.kl_coef else None
         now = self._forward(self._passes, part)
-        reference_N = None
-        if self._reference is not None:
-            with torch.no_grad():
-                reference_N = self._forward(self._reference, part).logprobs_N
         return Tokens(
             logprobs_N=now.logprobs_N,
             entropy_N=now.entropy_N,
@@ -324,6 +342,14 @@ class Trainer:
             proximal_logprobs_N=proximal_N,
             reference_logprobs_N=reference_N,
         )
+
+    @torch.no_grad()
+    def _reference_logprobs(self, part: MicroBatch) -> Tensor:
+        """[N] under the weights of step 0."""
+        if self._reference is not None:
+            return self._forward(self._reference, part).logprobs_N
+        with switched_off(self.model):
+            return self._forward(self._passes, part).logprobs_N
 
     def _forward(self, passes: PreTrainedModel | Sharded, part: MicroBatch) -> TokenLogprobs:
         def run(model: PreTrainedModel) -> TokenLogprobs:
@@ -386,7 +412,7 @@ class Trainer:
             "optim/grad_norm": sum(sums.grad_norm for sums in updates) / num_updates,
             "perf/trained_tokens": float(num_tokens),
         }
-        if self._reference is not None:
+        if self._section.loss.kl_coef:
             values["loss/kl_ref"] = sum(sums.kl for sums in updates) / num_updates
         return values
 
@@ -431,6 +457,8 @@ def make_trainer(
         publisher=_publisher(config, run_dir, ranks),
         broken_dir=run_dir / BROKEN_BATCHES,
         ranks=ranks,
+        seed=config.run.seed,
+        hands_over_adapter=config.engine.kind == "vllm" and config.engine.vllm.lora_rank > 0,
     )
     if checkpoint is not None:
         trainer.restore(checkpoint)

@@ -2,7 +2,7 @@
 
 recipe.json, demonstrations.jsonl    what is trained on what, written before the first step
 tokenizer/                           a new policy's
-checkpoints/step_N/                  as a run's: hf/, resume/, DONE
+checkpoints/step_N/                  as a run's: hf/, resume/, DONE, of an adapted model adapter/
 """
 
 import shutil

@@ -122,11 +122,9 @@ class VllmEngine:
         version: int = 0,
         log: Path | None = None,
         transport: str = "file",
+        adapter: Path | None = None,
     ) -> "VllmEngine":
-        """Load the model, whose weights are `version`, and be ready. Raises EngineError.
-
-        `log`: the file that its processes write their errors to. `transport`: how new weights come.
-        """
+        """Load the model, whose weights are `version`; see `Core.start`. Raises EngineError."""
         api = await asyncio.to_thread(import_api, section)
         path = Path(model_path)
         make = partial(
@@ -136,6 +134,7 @@ class VllmEngine:
             section=section,
             max_context_tokens=max_context_tokens,
             transport=transport,
+            adapter=adapter,
             log=log,
         )
         engine = await asyncio.to_thread(

@@ -71,10 +71,17 @@ def _check_vllm(config: RunConfig) -> None:
             f"engine.vllm.tensor_parallel={options.tensor_parallel} needs as many GPUs for each actor: set "
             f"actors.num_gpus={options.tensor_parallel} (it is {gpus:g})"
         )
-    if options.lora_rank and config.learner.steps:
+    rank = config.learner.lora.rank
+    if options.lora_rank and config.learner.steps and not 0 < rank <= options.lora_rank:
+        cure = (
+            f"raise it to {rank}, or set it to 0, with which adapters come in whole models"
+            if rank
+            else "set engine.vllm.lora_rank=0, or learner.lora.rank"
+        )
+        makes = f"adapters of learner.lora.rank={rank}" if rank else "all weights"
         raise ConfigError(
-            f"engine.vllm.lora_rank={options.lora_rank} takes adapters alone, and the learner trains and "
-            "publishes all weights: set engine.vllm.lora_rank=0"
+            f"engine.vllm.lora_rank={options.lora_rank} takes adapters of up to that rank alone, and the "
+            f"learner trains {makes}: {cure}"
         )
     if config.cluster.address:
         return  # the actors' machines may have what this one lacks
@@ -206,6 +213,11 @@ async def start_engine(
         # A file is a file to it, also one that was carried from another node.
         way = "nccl" if config.weights.is_sent else "file"
         start = partial(VllmEngine.start, log=log, transport=way)
+        if section.vllm.lora_rank and version:
+            # A run goes on: the checkpoint's whole model has its adapter in it, which the next adapter
+            # could not replace.
+            start = partial(start, adapter=Path(weights).parent / "adapter")
+            weights = config.model.path
     else:
         from rollout.engine_local import LocalEngine
 

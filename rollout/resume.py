@@ -32,6 +32,7 @@ FIXED = {
     "model": "the weights go on from the checkpoint: train another model in a run of its own",
     "pools": "queued groups and the curriculum belong to the pools they were drawn from (while it runs, "
     "`launch.py pool` changes them)",
+    "learner.lora": "the checkpoint has what was trained, all weights or these adapters, and nothing else",
     "weights.every": "the age of what is queued is counted in published versions",
     "rollout.temperature": "what is queued was sampled at the old one",
 }

@@ -84,7 +84,12 @@ class Core:
     """One vLLM engine: its front end here, and its processes. Made by `start`; ended by `close`."""
 
     def __init__(
-        self, llm: Any, counts: Counts, shapes: Shapes, adapters: AdapterFolder | None
+        self,
+        llm: Any,
+        counts: Counts,
+        shapes: Shapes,
+        adapters: AdapterFolder | None,
+        adapter: Path | None,
     ) -> None:
         self._llm = llm
         self._is_gone = False
@@ -95,6 +100,7 @@ class Core:
         self.counts = counts
         self._shapes = shapes
         self._adapters = adapters
+        self._first_adapter = adapter
         self._adapter: Any = None
         """What requests name to be computed with the adapter; there is one at a time."""
         self._limits: set[asyncio.Timeout] = set()
@@ -109,11 +115,13 @@ class Core:
         section: EngineSection,
         max_context_tokens: int,
         transport: str = "file",
+        adapter: Path | None = None,
         log: Path | None = None,
     ) -> "Core":
         """Load the model in processes of its own; blocks for seconds. Raises EngineError.
 
-        `log`: the file that they write their errors to.
+        `transport`: how new weights come. `adapter`: peft's directory of the first, where adapters are
+        taken; None for one that changes nothing. `log`: the file that they write their errors to.
         """
         leash = Leash(log=str(log or ""))
         try:
@@ -138,7 +146,7 @@ class Core:
         rank = section.vllm.lora_rank
         shapes = shapes_of(model_path)
         adapters = AdapterFolder(shapes, max_rank=rank) if rank else None
-        return cls(llm, counts, shapes, adapters)
+        return cls(llm, counts, shapes, adapters, adapter)
 
     @property
     def pids(self) -> list[int]:
@@ -158,7 +166,8 @@ class Core:
         self._pids += sorted(set(pids) - set(self._pids))
         await self._llm.update_weight_version(str(version))
         if self._adapters is not None:
-            await self._adapt(await asyncio.to_thread(self._adapters.put_nothing))
+            first = self._first_adapter
+            await self._adapt(first or await asyncio.to_thread(self._adapters.put_nothing))
 
     def _note_end(self, end: int) -> None:
         """A process is gone: whoever still waits a moment later was forgotten by vLLM."""
