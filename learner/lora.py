@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.helpers import rescale_adapter_scale
-from peft.tuners.lora import LoraLayer
+from peft.tuners.lora import Linear as AdaptedLinear
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -86,13 +86,13 @@ def published_name(name: str) -> str | None:
     return name.replace(".base_layer.", ".")
 
 
-def adapted(model: nn.Module) -> dict[str, LoraLayer]:
+def adapted(model: nn.Module) -> dict[str, AdaptedLinear]:
     """The adapted layers, by the published name of their weights."""
     return {f"{name}.weight": layer for name, layer in _layers(model)}
 
 
 @torch.no_grad()
-def merged(layer: LoraLayer, weight: Tensor, whole: Whole) -> Tensor:
+def merged(layer: AdaptedLinear, weight: Tensor, whole: Whole) -> Tensor:
     """The weight of a layer with its adapter in it, in the type of `weight`, its own one."""
     a, b = (whole(matrix).to(weight.dtype).float() for matrix in _matrices(layer))
     if not b.any():  # -0.0 + 0.0 would be another number
@@ -126,9 +126,10 @@ def _config(model: nn.Module) -> LoraConfig | None:
     return configs[_NAME] if configs else None
 
 
-def _layers(model: nn.Module) -> list[tuple[str, LoraLayer]]:
-    return [(name, one) for name, one in model.named_modules() if isinstance(one, LoraLayer)]
+def _layers(model: nn.Module) -> list[tuple[str, AdaptedLinear]]:
+    return [(name, one) for name, one in model.named_modules() if isinstance(one, AdaptedLinear)]
 
 
-def _matrices(layer: LoraLayer) -> tuple[Tensor, Tensor]:
-    return layer.lora_A[_NAME].weight.detach(), layer.lora_B[_NAME].weight.detach()
+def _matrices(layer: AdaptedLinear) -> tuple[Tensor, Tensor]:
+    a, b = (layer.get_parameter(f"lora_{part}.{_NAME}.weight") for part in "AB")
+    return a.detach(), b.detach()
