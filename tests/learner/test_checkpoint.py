@@ -9,6 +9,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
+from configs.lora import LoraSection
 from configs.schema import LearnerSection
 from learner.checkpoint import CheckpointError
 from learner.export import write_hf
@@ -29,6 +30,9 @@ from tests.models import tiny_qwen3
 
 MakeTrainer = Callable[..., Trainer]
 
+ALL_WEIGHTS = LoraSection()
+ADAPTERS = LoraSection(rank=2, alpha=5, targets=["q_proj", "down_proj"])
+
 
 @pytest.fixture
 def model_path(tmp_path: Path) -> Path:
@@ -45,11 +49,13 @@ def model_path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def make_trainer(tmp_path: Path, model_path: Path) -> MakeTrainer:
-    def make(*, dtype: str = "float32", path: Path = model_path) -> Trainer:
+    def make(
+        *, dtype: str = "float32", path: Path = model_path, lora: LoraSection = ALL_WEIGHTS
+    ) -> Trainer:
         return Trainer(
             model_path=path,
             dtype=dtype,
-            section=LearnerSection(lr=1e-3, warmup_steps=3),
+            section=LearnerSection(lr=1e-3, warmup_steps=3, lora=lora),
             temperature=1.0,
             publisher=Publisher(
                 directory=str(tmp_path),
@@ -78,17 +84,21 @@ def complete(run_dir: Path, trainer: Trainer) -> Path:
     return directory
 
 
+@pytest.mark.parametrize("lora", [ALL_WEIGHTS, ADAPTERS], ids=["all weights", "adapters"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_restored_trainer_continues_bit_for_bit(
-    tmp_path: Path, make_trainer: MakeTrainer, dtype: str
+    tmp_path: Path, make_trainer: MakeTrainer, dtype: str, lora: LoraSection
 ) -> None:
-    trainer = make_trainer(dtype=dtype)
+    trainer = make_trainer(dtype=dtype, lora=lora)
     for step in (1, 2):
         trainer.train(batch_for(trainer, step))
     directory = complete(tmp_path, trainer)
     batch = batch_for(trainer, 3)
     expected = trainer.train(batch)
-    restored = make_trainer(dtype=dtype)
+    restored = make_trainer(dtype=dtype, lora=lora)
+    # The checkpoint alone decides.
+    for parameter in restored.model.parameters():
+        parameter.data += 1.0 if parameter.requires_grad else 0.0
     restored.restore(directory)
     assert (restored.step, restored.version) == (2, 2)
     report = restored.train(batch)
@@ -303,6 +313,39 @@ def test_a_checkpoint_of_another_number_type_is_refused(
         CheckpointError, match=r"model\.dtype='bfloat16', and this run has 'float32'"
     ):
         make_trainer().restore(directory)
+
+
+OTHERS = {
+    "rank": LoraSection(rank=3, alpha=5, targets=ADAPTERS.targets),
+    "alpha": LoraSection(rank=2, alpha=6, targets=ADAPTERS.targets),
+    "targets": LoraSection(rank=2, alpha=5, targets=["q_proj", "up_proj"]),
+    "all weights": ALL_WEIGHTS,
+}
+
+
+def in_words(lora: LoraSection) -> str:
+    if not lora.rank:
+        return "all weights (learner.lora.rank=0)"
+    targets = sorted(lora.targets)
+    return f"adapters of learner.lora.rank={lora.rank}, alpha={lora.alpha} and targets={targets}"
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_a_checkpoint_of_other_adapters_is_refused(
+    tmp_path: Path, make_trainer: MakeTrainer, other: str
+) -> None:
+    pair = ADAPTERS, OTHERS[other]
+    for theirs, mine in (pair, pair[::-1]):
+        trainer, own = make_trainer(lora=theirs), make_trainer(lora=mine)
+        trainer.train(batch_for(trainer, 1))
+        directory = complete(tmp_path / str(theirs == ADAPTERS), trainer)
+        assert (directory / "adapter").exists() == (theirs.rank > 0)
+        before = weights(own)
+        with pytest.raises(CheckpointError, match=r"resume with the learner\.lora it") as error:
+            own.restore(directory)
+        said = f"was written with {in_words(theirs)}, and this run trains {in_words(mine)}"
+        assert said in str(error.value)
+        torch.testing.assert_close(weights(own), before, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("damage", ["lost", "cut", "garbled", "foreign"])

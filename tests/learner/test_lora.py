@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -13,12 +14,16 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from configs.load import ConfigError, load
 from configs.lora import LoraSection
 from configs.schema import LearnerSection
+from configs.sft import PolicyRecipe, SftRecipe, TraceRecipe
+from learner import sft
 from learner.attention import use_packing
+from learner.demonstrations import encode_all
 from learner.head import token_logprobs
 from learner.layers import compile_layers, recompute_layers
 from learner.layout import pack_rows
 from learner.lora import adapt, adapter_of, adapter_tensors, merge, switched_off
 from learner.overlap import Overlapping
+from learner.policy_files import recipe_hash
 from learner.publish import Publisher
 from learner.shard import whole_weights
 from learner.trainer import Trainer
@@ -26,8 +31,10 @@ from rollout.adapters import AdapterFolder
 from rollout.engines import check_engine
 from rollout.model import load_model
 from rollout.shapes import shapes_of
+from rollout.tokens import ChatTokens
 from rollout.types import TrainBatch
 from rollout.weights import Manifest, read_tensors
+from synth.traces import generate
 from tests.learner.batches import loss_section, make_batch, sampled_group
 from tests.learner.test_packed_models import alone, families
 from tests.models import plain_logprobs, tiny_llama3, tiny_qwen2, tiny_qwen3
@@ -102,6 +109,8 @@ def test_the_gradient_of_packed_rows_is_that_of_plain_rows_in_peft(
         )
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(500)
 @pytest.mark.filterwarnings("ignore")  # a compiler's own
 def test_compiled_layers_compute_with_adapters_and_without(tmp_path: Path) -> None:
     torch.compiler.reset()
@@ -345,3 +354,36 @@ def test_adapters_that_an_engine_cannot_take_are_refused(settings: list[str], sa
 @pytest.mark.parametrize("settings", [[], ["engine.vllm.lora_rank=8"]])
 def test_adapters_that_an_engine_can_take_are_not(settings: list[str]) -> None:
     check_engine(load([BASICS, *VLLM, *settings, "learner.lora.rank=8"]))
+
+
+def test_a_warm_start_trains_adapters_and_writes_a_whole_policy(tmp_path: Path) -> None:
+    traces = TraceRecipe(envs=["sum_list", "find_max"], count=48)
+    small = PolicyRecipe(hidden=32, layers=1, heads=2, kv_heads=1, ffn=32, vocabulary=512)
+    base = SftRecipe(out=str(tmp_path / "base"), batch_rows=8, traces=traces, policy=small)
+    rows = generate(traces)
+    sft.train(rows, base)
+    recipe = msgspec.structs.replace(
+        base,
+        out=str(tmp_path / "out"),
+        base=base.out,
+        lora=LoraSection(rank=4, targets=["q_proj", "up_proj"]),
+        epochs=3,
+    )
+    assert recipe_hash(recipe) != recipe_hash(msgspec.structs.replace(recipe, lora=LoraSection()))
+    sft.train(rows, recipe)
+    before, after = (load_model(one.out, "float32") for one in (base, recipe))
+    weights = dict(after.named_parameters())
+    for name, weight in before.named_parameters():
+        is_adapted = name.endswith(("q_proj.weight", "up_proj.weight"))
+        assert torch.equal(weight, weights[name]) != is_adapted, name
+    lessons = encode_all(rows, ChatTokens.load(Path(recipe.out)), max_tokens=1024)
+    losses = []
+    for model in (before, after):
+        use_packing(model)
+        losses.append(sft.mean_loss(model, [row for some in lessons for row in some], recipe))
+    assert losses[1] < losses[0] - 0.1
+
+
+def test_a_new_policy_is_not_adapted() -> None:
+    with pytest.raises(ValueError, match=r"lora\.rank=4 .*: name one in base, or set lora\.rank=0"):
+        SftRecipe(out="new", lora=LoraSection(rank=4))

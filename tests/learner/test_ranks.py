@@ -10,6 +10,7 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
+from configs.lora import LoraSection
 from learner.ranks import Ranks, RanksError
 from rollout.model import load_model
 from rollout.types import RankPlace, Row, StopReason, TrainBatch, encode
@@ -113,6 +114,46 @@ def test_several_ranks_step_like_one(crew: Crew, model: Path, tmp_path: Path, lo
     assert manifests[0] is not None and manifests[1:] == [None] * (len(found) - 1)
     published = read_tensors(manifests[0])
     torch.testing.assert_close(published, found[0]["weights"], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_ranks_train_adapters_as_one_does(
+    crew: Crew, model: Path, tmp_path: Path, dtype: str
+) -> None:
+    section: dict[str, Any] = {
+        "lora": LoraSection(rank=3, alpha=6),
+        "loss": loss_section(kl_coef=0.1),
+        "activation_checkpointing": True,
+        "micro_batch_tokens": 24,
+        "lr": 1e-2,
+    }
+    given, more = batches(model), batches(model, steps=3)[2:]
+    kept, base = tmp_path / "kept", load_model(model, dtype).state_dict()
+    expected = alone(model, tmp_path, given, dtype=dtype, section=section)
+    assert expected["metrics"][1]["loss/kl_ref"] > 1e-4
+    found = crew.call(ranked.train, model, tmp_path, given, dtype, section, None, kept)
+    for result in found:
+        if dtype == "float32":
+            compare(expected, result)
+        assert result["metrics"][1]["loss/total"] == pytest.approx(
+            expected["metrics"][1]["loss/total"], rel=5e-2, abs=1e-3
+        )
+        assert all(".lora_" in name for name in result["at_end"])
+        for name, weight in result["weights"].items():
+            is_adapted = name.endswith("_proj.weight")
+            assert torch.equal(weight, base[name].float()) != is_adapted, name
+    published = read_tensors(found[0]["manifests"][-1])
+    assert {one.dtype for one in published.values()} == {getattr(torch, dtype)}
+    # And goes on as one, with what each had a part of.
+    resumed = alone(model, tmp_path, more, dtype=dtype, section=section, restore=kept)
+    for result in found:
+        torch.testing.assert_close(resumed["at_start"], result["at_end"], rtol=0, atol=0)
+    torch.testing.assert_close(
+        dict(AutoModelForCausalLM.from_pretrained(kept / "hf").state_dict()),
+        published,
+        rtol=0,
+        atol=0,
+    )
 
 
 @TWO_AND_FOUR

@@ -35,10 +35,19 @@ def traces(recipe: SftRecipe) -> list[MessagesRow]:
     return generate(recipe.traces)
 
 
-def test_a_killed_warm_start_goes_on_to_the_same_weights(tmp_path: Path) -> None:
+@pytest.mark.parametrize("trained", ["all", "adapters"])
+def test_a_killed_warm_start_goes_on_to_the_same_weights(tmp_path: Path, trained: str) -> None:
+    more: list[str] = []
+    if trained == "adapters":
+        base = tmp_path / "base"
+        assert (
+            cli.sft([*_SETTINGS, "checkpoint.every=0", f"out={base}", "max_steps=1"], traces) == 0
+        )
+        more = [f"base={base}", "lora.rank=2"]
+    settings = [*_SETTINGS, *more]
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     process = subprocess.Popen(
-        [sys.executable, "launch.py", "sft", *_SETTINGS, f"out={killed}"],
+        [sys.executable, "launch.py", "sft", *settings, f"out={killed}"],
         cwd=ROOT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -52,9 +61,9 @@ def test_a_killed_warm_start_goes_on_to_the_same_weights(tmp_path: Path) -> None
         process.wait()
     assert not (killed / "config.json").exists(), "it ended before it could be killed"
     with pytest.raises(ConfigError, match=r"sft --resume .* goes on with what was stopped"):
-        cli.sft([*_SETTINGS, f"out={killed}"], _nothing)
+        cli.sft([*settings, f"out={killed}"], _nothing)
     assert cli.sft(["--resume", str(killed)], _nothing) == 0
-    assert cli.sft([*_SETTINGS, "checkpoint.every=0", f"out={whole}"], traces) == 0
+    assert cli.sft([*settings, "checkpoint.every=0", f"out={whole}"], traces) == 0
     one, other = (load_file(path / "model.safetensors") for path in (killed, whole))
     assert one.keys() == other.keys()
     assert all(one[name].equal(other[name]) for name in one)
