@@ -38,7 +38,7 @@ def adapt(model: PreTrainedModel, section: LoraSection, *, base: Path, seed: int
     known = {name.rpartition(".")[2] for name, one in linear.items() if one is not head}
     if unknown := sorted(set(section.targets) - known):
         raise ValueError(
-            f"learner.lora.targets has {', '.join(unknown)}, and the linear layers of "
+            f"lora.targets has {', '.join(unknown)}, and the linear layers of "
             f"{type(model).__name__} that can be adapted are {', '.join(sorted(known))}"
         )
     targets = section.targets or known

@@ -125,7 +125,10 @@ def fit(
     turn = lessons.num_clean // (recipe.batch_rows * SORTED_BATCHES) * SORTED_BATCHES + 1
     _log.info("sft: %d steps on %d rows", len(planned), len(lessons.rows))
     if recipe.lora.rank:
-        adapt(model, recipe.lora, base=find(recipe.base), seed=recipe.seed)
+        try:
+            adapt(model, recipe.lora, base=find(recipe.base), seed=recipe.seed)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
     nn.Module.to(model, torch.device(recipe.device))
     # Without dropout, as RL goes on from here.
     model.eval()

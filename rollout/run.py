@@ -33,6 +33,7 @@ from rollout.files import RunFiles
 from rollout.metrics import MetricsWriter, WandbSink
 from rollout.ports import ActorPort, LearnerPort
 from rollout.resume import Resumed, check_pools
+from rollout.shapes import shapes_of
 from rollout.summary import Summary, differences, pair
 from rollout.terminal import Screen
 from rollout.untouched import trained_ids, untouched
@@ -104,6 +105,7 @@ def check(
             f"engine.max_running={config.engine.max_running} has no room for a group of "
             f"rollout.group_size={members}: raise it to at least {members}"
         )
+    _check_adapted(config, model_path)
     check_engine(config)
     _check_reachable(config.cluster.address)
     refuse_untrusted(config.pools, config.envpool)  # before its code is imported here
@@ -205,6 +207,18 @@ def _used(
         for env_id in drawn:
             used[name].setdefault(env_id, set()).add(0)
     return used
+
+
+def _check_adapted(config: RunConfig, model_path: Path) -> None:
+    """Raise ConfigError for layers to adapt that the model's files have no matrix of."""
+    shapes = shapes_of(model_path)
+    matrices = {name.removesuffix(".weight") for name, shape in shapes.items() if len(shape) == 2}
+    known = {name.rpartition(".")[2] for name in matrices} - {"embed_tokens", "lm_head"}
+    if unknown := sorted(set(config.learner.lora.targets) - known):
+        raise ConfigError(
+            f"learner.lora.targets has {', '.join(unknown)}, and the matrices of model.path="
+            f"{config.model.path!r} that can be adapted are {', '.join(sorted(known))}"
+        )
 
 
 def _check_reachable(address: str) -> None:

@@ -30,11 +30,13 @@ from learner.trainer import Trainer
 from rollout.adapters import AdapterFolder
 from rollout.engines import check_engine
 from rollout.model import load_model
+from rollout.run import check
 from rollout.shapes import shapes_of
 from rollout.tokens import ChatTokens
 from rollout.types import TrainBatch
 from rollout.weights import Manifest, read_tensors
 from synth.traces import generate
+from tests.engines import needs_vllm
 from tests.learner.batches import loss_section, make_batch, sampled_group
 from tests.learner.test_packed_models import alone, families
 from tests.models import plain_logprobs, tiny_llama3, tiny_qwen2, tiny_qwen3
@@ -258,6 +260,37 @@ def test_the_adapter_alone_is_handed_over_to_engines_that_take_it(path: Path) ->
     trainer.close()
 
 
+def on_vllm(test: object) -> object:
+    for mark in needs_vllm:
+        test = mark(test)
+    return test
+
+
+@on_vllm
+def test_weights_that_are_sent_have_the_adapters_of_that_moment_in_them(path: Path) -> None:
+    from learner.nccl import Sender
+
+    sender = Sender(
+        log=path.parent / "sent.json", num_workers=1, buffer_bytes=1 << 20, num_buffers=2
+    )
+    section = LearnerSection(lora=SECTION)
+    trainer = Trainer(
+        model_path=path, dtype="float32", section=section, temperature=1.0, publisher=sender
+    )
+    manifest = trainer.publish(1, 1)
+    assert manifest is not None
+    stir(trainer.model)
+    sent = dict(sender._source)
+    assert [(one.name, tuple(one.shape)) for one in manifest.tensors] == [
+        (name, tuple(tensor.shape)) for name, tensor in sent.items()
+    ]
+    torch.testing.assert_close(
+        sent, dict(whole_weights(trainer.model, torch.float32)), rtol=0, atol=0
+    )
+    base = load_model(path, "float32").get_parameter("model.layers.0.mlp.up_proj.weight")
+    assert not torch.equal(sent["model.layers.0.mlp.up_proj.weight"], base)
+
+
 def peft_logprobs(base: Path, adapter: Path) -> Tensor:
     loaded = PeftModel.from_pretrained(load_model(base, "float32"), str(adapter))
     return plain_logprobs(loaded, [1, 2], [3, 4, 5])  # type: ignore[arg-type]
@@ -333,6 +366,14 @@ def test_settings_without_a_meaning_are_refused(settings: list[str], said: str) 
         load([f"learner.lora.{setting}" for setting in settings])
 
 
+def test_layers_that_the_models_files_lack_are_refused_before_anything_starts() -> None:
+    some = [BASICS, "learner.lora.rank=2"]
+    check(load([*some, 'learner.lora.targets=["q_proj", "down_proj"]']))
+    for name in ("q_porj", "lm_head", "embed_tokens", "input_layernorm"):
+        with pytest.raises(ConfigError, match=rf"learner\.lora\.targets has {name}, .*v_proj"):
+            check(load([*some, f'learner.lora.targets=["q_proj", "{name}"]']))
+
+
 VLLM = ['engine.kind="vllm"', "cluster.address=auto"]
 
 
@@ -370,6 +411,9 @@ def test_a_warm_start_trains_adapters_and_writes_a_whole_policy(tmp_path: Path) 
         epochs=3,
     )
     assert recipe_hash(recipe) != recipe_hash(msgspec.structs.replace(recipe, lora=LoraSection()))
+    wrong = msgspec.structs.replace(recipe, lora=LoraSection(rank=4, targets=["q_porj"]))
+    with pytest.raises(ConfigError, match=r"lora\.targets has q_porj"):
+        sft.train(rows, wrong)
     sft.train(rows, recipe)
     before, after = (load_model(one.out, "float32") for one in (base, recipe))
     weights = dict(after.named_parameters())

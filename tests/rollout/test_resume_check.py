@@ -31,6 +31,7 @@ async def test_a_damaged_history_is_refused(tmp_path: Path, is_missing: bool) ->
         ("model.path=elsewhere", "model cannot change"),
         ("pools.basics.weight=2", "pools cannot change"),
         ("weights.every=2", "weights.every cannot change"),
+        ("learner.lora.rank=4", "learner.lora cannot change"),
         ("rollout.temperature=0.5", "rollout.temperature cannot change"),
         ("learner.steps=2", "add learner.steps=6"),
         ("learner.stepps=3", "stepps"),
