@@ -173,10 +173,10 @@ def engine_values(
 
 def terminal_line(step: int, config: RunConfig, values: Mapping[str, float | int]) -> str:
     """One line per step, for a person; a dash where no rollout ended since the step before."""
-    length = values.get("rollout/tokens_mean")
+    length, reward = values.get("rollout/tokens_mean"), values.get("reward/all_mean")
     return (
         f"step {step}/{config.learner.steps} | {values['time/step_s']:.2f} s"
-        f" | reward {values.get('reward/all_mean', float('nan')):.3f}"
+        f" | reward {'-' if reward is None else format(reward, '.3f')}"
         f" | lag {values['lag/mean']:.1f}/{config.rollout.max_lag}"
         f" | len {'-' if length is None else format(length, '.0f')}"
         f" | kl {values.get('kl/engine_mean', 0):.4f}"

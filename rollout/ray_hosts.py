@@ -115,7 +115,8 @@ async def close_actor(name: str, handle: Handle) -> None:
         async with asyncio.timeout(CLOSE_S):
             await handle.close.remote()
     except TimeoutError:
-        logger.warning("%s did not close within %g s and is killed", name, CLOSE_S)
+        # As at an interrupt amid a step; what is to be kept is in checkpoints.
+        logger.info("%s is busy still after %g s, and is killed", name, CLOSE_S)
     except RayError as error:
         logger.warning("%s cannot close by itself and is killed: %s", name, type(error).__name__)
     ray.kill(handle)

@@ -1,8 +1,9 @@
 """How much of its engine an actor gets: episodes played by the actor, and their requests asked bare.
 
-The actor plays groups of tasks with real environments. Then the very same conversations (prompts, and as
-many tokens as each reply had) are asked of the same engine by nothing but `generate`, with as many
-members at a time and each turn after the one before. Both are timed on the wall, in turns.
+The actor plays groups of tasks with real environments. Then the same conversations (prompts of as many
+tokens, replies of as many) are asked of the same engine by nothing but `generate`, with as many members
+at a time and each turn after the one before. Both are timed on the wall, in turns, and each begins with
+nothing in the engine's prefix cache.
 """
 
 import asyncio
@@ -10,6 +11,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from random import Random
 
 from configs.load import load
@@ -19,6 +21,7 @@ from envpool.source import Source
 from envpool.task import Split
 from rollout.actor import Actor
 from rollout.bench.playing import play
+from rollout.bench.same_weights import published, renew
 from rollout.engine import Engine, Generation, UpdateMode, UpdateReport
 from rollout.episode import Limits
 from rollout.run import Checked, check
@@ -110,13 +113,15 @@ async def measure(checked: Checked, engine: Engine, *, num_groups: int = NUM_GRO
     played, asked = [], []
     try:
         grants = _grants(checked.sources[POOL], num_groups)
-        for _ in range(REPEATS):
-            recorder = Recorder(engine)
-            seconds = await _play(config, recorder, pool, grants)
-            played.append(recorder.num_tokens / seconds)
-            asked.append(
-                recorder.num_tokens / await _ask(engine, recorder, config.engine.max_running)
-            )
+        async with published(Path(config.model.path)) as manifest:
+            for _ in range(REPEATS):
+                recorder = Recorder(engine)
+                await renew(engine, manifest, UpdateMode.RECOMPUTE)
+                seconds = await _play(config, recorder, pool, grants)
+                played.append(recorder.num_tokens / seconds)
+                await renew(engine, manifest, UpdateMode.RECOMPUTE)
+                seconds = await _ask(engine, recorder, config.engine.max_running)
+                asked.append(recorder.num_tokens / seconds)
     finally:
         await pool.close()
     return Share(actor=max(played), raw=max(asked))
@@ -157,9 +162,12 @@ async def _ask(engine: Engine, recorder: Recorder, room: int) -> float:
     free = asyncio.Semaphore(room)
 
     async def ask(chain: Chain) -> None:
-        # With its seed a reply is what it was, so that the next prompt is found in the cache as then.
+        said: list[int] = []
         for prompt, count, seed in chain:
-            await engine.generate(prompt, Sampling(max_tokens=count, seed=seed))
+            # With its own replies in it, which are in the cache: they are the same only where seeds count.
+            asked = [*said[: len(prompt)], *prompt[len(said) :]]
+            reply = await engine.generate(asked, Sampling(max_tokens=count, seed=seed))
+            said = [*asked, *reply.token_ids]
         free.release()
 
     begun = time.perf_counter()

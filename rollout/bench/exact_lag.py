@@ -37,7 +37,7 @@ from rollout.types import Grant, Rollout, TrainBatch, TrainGroup
 # As a run finds it, see `launch.py`: this package does not know the learner.
 TRAINER = "learner.trainer:make_trainer"
 
-# Groups whose rewards are all equal teach nothing. A batch is looked for in so many times its size.
+# Groups whose rewards are all equal teach nothing. If all of a batch are, others are played, so often.
 MAX_WAVES = 4
 
 # The reward of an update is that of its fresh groups; means of so many are compared.
@@ -87,7 +87,8 @@ class ExactLag:
     async def start(cls, checked: Checked, run_dir: Path) -> "ExactLag":
         """Load model, environments and trainer. Published weights and the like go to `run_dir`."""
         config = checked.config
-        trainer = await asyncio.to_thread(resolve_name(TRAINER), config, run_dir)
+        make = await asyncio.to_thread(resolve_name, TRAINER)
+        trainer = await asyncio.to_thread(make, config, run_dir)
         engine = await start_engine(
             config,
             config.model.path,
@@ -159,13 +160,11 @@ class ExactLag:
         )
 
     async def _batch(self) -> tuple[list[TrainGroup], float]:
-        """Groups with a signal, up to a step's number, and the mean reward of all that were played."""
-        section = self._config.rollout
+        """The groups with a signal of a step's number, and the mean reward of all that were played."""
         found: list[TrainGroup] = []
         rewards: list[float] = []
         for _ in range(MAX_WAVES):
-            missing = section.groups_per_step - len(found)
-            grants = [self._grant() for _ in range(missing)]
+            grants = [self._grant() for _ in range(self._config.rollout.groups_per_step)]
             for rollouts in await self._play(grants):
                 graded = [one for one in rollouts if one.reward is not None and one.rows]
                 values = [one.reward for one in graded if one.reward is not None]
@@ -174,7 +173,7 @@ class ExactLag:
                     first = graded[0]
                     group = TrainGroup(group_id=first.group_id, pool=first.pool, rollouts=graded)
                     found.append(group)
-            if len(found) == section.groups_per_step:
+            if found:
                 break
         return found, statistics.fmean(rewards) if rewards else 0.0
 

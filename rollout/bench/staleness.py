@@ -29,6 +29,7 @@ from rich.table import Table
 
 from configs.load import ConfigError, load
 from rollout.bench.exact_lag import ExactLag, Outcome
+from rollout.leash import Leash
 from rollout.run import Checked, check
 
 RECIPE = "local.toml"
@@ -260,7 +261,9 @@ def _train(cells: Sequence[Cell], *, jobs: int) -> Iterable[Done]:
     begun = time.monotonic()
     # A process for each: torch keeps what it allocates.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, context, max_tasks_per_child=1) as pool:
+    with ProcessPoolExecutor(
+        jobs, context, initializer=_begin, initargs=(Leash(),), max_tasks_per_child=1
+    ) as pool:
         futures = [pool.submit(train_cell, cell) for cell in cells]
         try:
             for count, future in enumerate(as_completed(futures), 1):
@@ -276,6 +279,10 @@ def _train(cells: Sequence[Cell], *, jobs: int) -> Iterable[Done]:
         finally:
             for future in futures:
                 future.cancel()
+
+
+def _begin(_: Leash) -> None:
+    """Whoever holds a leash ends with who made it, also when that one is killed."""
 
 
 def train_cell(cell: Cell) -> Done:

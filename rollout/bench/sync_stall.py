@@ -9,6 +9,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from configs.schema import EngineSection
 from rollout.bench import sync_transfer, update_stalls
+from rollout.bench.same_weights import shared
 from rollout.bench.update_stalls import Load
 from rollout.engine import UpdateMode
 from rollout.engine_local import LocalEngine
@@ -34,7 +35,7 @@ async def measure(size_mb: int) -> Stall:
     load = Load()
     if size_mb >= 20:  # a token takes longer
         load = Load(requests=4, updates=3, reply_tokens=24 if size_mb < 1000 else 8)
-    with tempfile.TemporaryDirectory(dir=update_stalls.shared()) as folder:
+    with tempfile.TemporaryDirectory(dir=shared()) as folder:
         manifest = _make_model(size_mb, Path(folder))
         engine = await LocalEngine.start(
             Path(folder),

@@ -1,10 +1,13 @@
 """The staleness study: lags are exact, and the grid is resumed cell by cell."""
 
 import asyncio
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import psutil
 import pytest
 
 from configs.load import ConfigError, load
@@ -14,6 +17,7 @@ from rollout.bench.staleness import Cell, Done
 from rollout.run import Checked, check
 from rollout.types import StepReport, TrainBatch
 
+ROOT = Path(__file__).parents[2]
 SMALL = (
     "rollout.groups_per_step=2",
     "rollout.group_size=8",
@@ -151,6 +155,29 @@ def test_a_second_call_trains_only_what_is_missing(
     assert "1 of 2 cells" in capsys.readouterr().err
     assert "| none | 0.50 |" in (tmp_path / "table.md").read_text()
     assert (tmp_path / "staleness.svg").exists()
+
+
+def has_environments(process: psutil.Process) -> bool:
+    try:
+        is_spawned = any("spawn_main" in word for word in process.cmdline())
+        return is_spawned and bool(process.children())
+    except psutil.NoSuchProcess:  # a short one
+        return False
+
+
+def test_trainings_end_with_a_study_that_is_killed() -> None:
+    command = [sys.executable, "launch.py", "bench", "staleness", "--jobs", "1"]
+    study = psutil.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    processes: list[psutil.Process] = []
+    try:
+        # A training is under way.
+        while not any(map(has_environments, processes)):
+            assert study.poll() is None
+            processes = study.children(recursive=True)
+    finally:
+        study.kill()
+    study.wait(10)
+    assert not psutil.wait_procs(processes, timeout=20)[1]
 
 
 @pytest.mark.parametrize("variant", staleness.VARIANTS)

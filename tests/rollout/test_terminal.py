@@ -21,7 +21,7 @@ from rollout import announce, checkpoints, select
 from rollout.evaluate import Progress, doing
 from rollout.files import RolloutRow, RunFiles
 from rollout.ledger import LedgerCounts
-from rollout.metrics import Values
+from rollout.metrics import Values, terminal_line
 from rollout.panel import Moment, draw
 from rollout.scores import Score, score
 from rollout.status import Status
@@ -93,6 +93,16 @@ def test_training_shows_progress_reward_lag_and_who_waits() -> None:
         "generation waits for learner 0.25 s, learner waits for rollouts 0.00 s",
     ):
         assert words in text
+
+
+def test_a_step_in_which_nothing_ended_has_no_reward_and_no_length() -> None:
+    values: Values = dict.fromkeys(
+        ("time/step_s", "time/wait_rollout_s", "time/wait_learner_s", "lag/mean"), 0.0
+    )
+    line = terminal_line(3, load(["local.toml"]), values)
+    assert line.startswith("step 3/60 | 0.00 s | reward - | lag 0.0/2 | len - | ")
+    line = terminal_line(3, load(["local.toml"]), values | {"reward/all_mean": 0.0})
+    assert "| reward 0.000 |" in line
 
 
 def test_an_evaluation_shows_its_episodes() -> None:
