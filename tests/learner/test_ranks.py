@@ -240,9 +240,7 @@ def test_the_number_of_ranks_may_change_from_step_to_step(
                 torch.testing.assert_close(result["at_start"], before, rtol=0, atol=0)
             assert result["place"] == (step, step)
             (found,), (metrics,) = result["gradients"], result["metrics"]
-            torch.testing.assert_close(
-                found, expected["gradients"][step - 1], rtol=1e-3, atol=1e-6
-            )
+            torch.testing.assert_close(found, expected["gradients"][step - 1], rtol=1e-3, atol=1e-6)
             wanted = expected["metrics"][step - 1]
             for key in ("loss/total", "loss/entropy", "kl/engine_max", "optim/lr"):
                 assert metrics[key] == pytest.approx(wanted[key], rel=1e-4, abs=1e-6)
