@@ -141,6 +141,17 @@ def test_a_divergence_from_the_reference_is_added_with_its_coefficient() -> None
     assert gradient(given, loss) == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
+def test_what_is_left_out_may_be_any_distance_from_the_reference(estimator: Any) -> None:
+    # All but impossible to these weights, as what collapsed weights sampled may be to better ones.
+    far = OLD + torch.tensor([0.0, 0.0, 0.0, 1000.0])
+    weights = torch.tensor([0.25, 0.25, 0.25, 0.0])
+    given = tokens([1.0] * 4, reference_logprobs_N=far, weights_N=weights)
+    loss = objective(section("none", kl_coef=0.1, kl_estimator=estimator), given)
+    assert gradient(given, loss) == pytest.approx([-0.25, -0.25, 0.5, 0.0])
+    assert loss.kl is not None and loss.kl.item() == 0.0
+
+
 def test_entropy_is_taken_off_with_its_coefficient() -> None:
     entropy = torch.tensor([1.0, 2.0, 3.0, 6.0], requires_grad=True)
     loss = objective(section("none", entropy_coef=0.5), tokens([1.0] * 4, entropy_N=entropy))
