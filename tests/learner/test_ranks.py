@@ -227,7 +227,7 @@ def test_the_number_of_ranks_may_change_from_step_to_step(
     # The bound and the warm-up act in every step: what is lost on the way would show.
     section = {"grad_clip": 0.05, "warmup_steps": 4, "lr": 1e-3, "micro_batch_tokens": 24}
     expected = alone(model, tmp_path, given, section=section)
-    before, saved = None, None
+    before, saved, results = None, None, list[ranked.Result]()
     for step, size in enumerate((2, 4, 2, 1), start=1):
         args = model, tmp_path, given[step - 1 : step], "float32", section, saved
         saved = tmp_path / f"step_{step}"
