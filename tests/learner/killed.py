@@ -1,6 +1,6 @@
 """A trainer that is killed at each thing it does to files, one after another.
 
-Run as `python -m tests.learner.killed save|publish MODEL FOLDER`, with batches in FOLDER. Each death is
+Run as `python -m tests.learner.killed save|publish|policy MODEL FOLDER`, with batches in FOLDER. Each death is
 that of a process of its own, by SIGKILL, in a directory named by the number of what it was about to do;
 the last directory is that of the one that was not killed.
 """
@@ -16,13 +16,18 @@ import msgspec
 import torch
 
 from configs.schema import LearnerSection
+from configs.sft import PolicyRecipe
 from learner.overlap import Overlapping
+from learner.policy_files import save as write
 from learner.publish import Publisher
+from learner.tiny_policy import make_model, make_tokenizer
 from learner.trainer import Trainer
 from rollout import checkpoints, snapshot
 from rollout.ledger import LedgerCounts
 from rollout.lineage import Lineage
+from rollout.pass_rates import Rates
 from rollout.snapshot import Snapshot
+from rollout.tokens import ChatTokens
 from rollout.types import decode_batch
 from tests.learner.ranked import state_of, weights
 
@@ -58,7 +63,7 @@ def complete(run_dir: Path, trainer: Trainer) -> Path:
         lineage=Lineage(),
         weights_every=1,
         cursor=0,
-        rates={},
+        rates=Rates(),
         requeued=[],
         pools=[],
         next_id=0,
@@ -164,10 +169,27 @@ def publish(model: Path, folder: Path) -> None:
     each_death(folder, prepare)
 
 
+def policy(model: Path, folder: Path) -> None:
+    """Killed while a warm start's policy is written over another's, of other sizes and words."""
+    torch.set_num_threads(1)
+    made = []
+    for words, hidden in (("one", 32), ("two", 64)):
+        recipe = PolicyRecipe(hidden=hidden, layers=1, heads=2, kv_heads=1, ffn=32, vocabulary=512)
+        tokenizer = make_tokenizer([words], 512)
+        made.append((make_model(recipe, tokenizer), ChatTokens(tokenizer)))
+
+    def prepare(directory: Path) -> Callable[[], None]:
+        write(*made[0], directory / "out", metadata={})
+        return lambda: write(*made[1], directory / "out", metadata={})
+
+    write(*made[0], folder / "old", metadata={})
+    each_death(folder, prepare)
+
+
 def void(_: object) -> None:
     return None
 
 
 if __name__ == "__main__":
     what, model_path, where = sys.argv[1:]
-    {"save": save, "publish": publish}[what](Path(model_path), Path(where))
+    {"save": save, "publish": publish, "policy": policy}[what](Path(model_path), Path(where))

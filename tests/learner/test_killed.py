@@ -126,3 +126,20 @@ def test_killed_at_any_moment_of_a_version(model: Path, tmp_path: Path) -> None:
                 read_tensors(manifest)
         assert newest_version(place / "version.json") == used + 1
     assert newest_announced == sorted(newest_announced) and set(newest_announced) == {1, 2, 3, 4}
+
+
+def test_killed_at_any_moment_of_a_policy_written_over_another(model: Path, tmp_path: Path) -> None:
+    def files(out: Path) -> dict[str, bytes]:
+        found = (path for path in out.iterdir() if not path.name.startswith("."))
+        return {path.name: path.read_bytes() for path in found}
+
+    places = die("policy", model, tmp_path)
+    old, new = files(tmp_path / "old"), files(places[-1] / "out")
+    assert old.keys() == new.keys() and old["tokenizer.json"] != new["tokenizer.json"]
+    found = []
+    for place in places:
+        left = files(place / "out")
+        # Without its config it is no model to anybody.
+        found.append("none" if "config.json" not in left else "old" if left == old else "new")
+        assert found[-1] != "new" or left == new
+    assert list(dict.fromkeys(found)) == ["old", "none", "new"]
