@@ -105,6 +105,13 @@ def test_a_recomputed_centre_is_used_where_it_is_given() -> None:
     assert gradient(given, loss) == pytest.approx([-0.375, -0.375, 0.75, 0.75], rel=1e-5)
 
 
+def test_the_interpolated_centre_is_nearer_the_older_a_token_is() -> None:
+    given = tokens([1.3, 1.3, 0.75, 0.75], lags_N=torch.tensor([1, 2, 1, 2]))
+    # At lag 1 they are past the bounds of the sampler, at lag 2 the root of each is within them.
+    loss = objective(section("decoupled"), given)
+    assert gradient(given, loss) == pytest.approx([0.0, -1.3 / 4, 0.0, 1.5 / 4], rel=1e-5)
+
+
 @pytest.mark.parametrize("name", CORRECTIONS)
 def test_micro_batches_add_up(name: str) -> None:
     whole = tokens([6.0, 0.9, 1.3, 0.25])
