@@ -14,6 +14,7 @@ from pathlib import Path
 
 import msgspec
 import torch
+from transformers import PreTrainedModel
 
 from configs.schema import LearnerSection
 from configs.sft import PolicyRecipe
@@ -172,7 +173,7 @@ def publish(model: Path, folder: Path) -> None:
 def policy(model: Path, folder: Path) -> None:
     """Killed while a warm start's policy is written over another's, of other sizes and words."""
     torch.set_num_threads(1)
-    made = []
+    made: list[tuple[PreTrainedModel, ChatTokens]] = []
     for words, hidden in (("one", 32), ("two", 64)):
         recipe = PolicyRecipe(hidden=hidden, layers=1, heads=2, kv_heads=1, ffn=32, vocabulary=512)
         tokenizer = make_tokenizer([words], 512)
