@@ -180,6 +180,15 @@ def test_the_step_at_which_mistakes_begin_is_told(
     assert [line.split(":")[0] for line in said] == ([f"sft step {told}"] if told else [])
 
 
+def test_rate_rises_over_the_warm_up_and_falls_to_nothing_over_the_rest() -> None:
+    rates = [sft._schedule(step, 2, 10) for step in range(1, 11)]
+    assert rates[:2] == [0.5, 1.0]
+    # Half way between the end of the warm-up and the last step.
+    assert rates[5] == pytest.approx(0.5)
+    assert rates[2:] == sorted(rates[2:], reverse=True) and rates[2] < 1.0
+    assert rates[-1] == pytest.approx(0.0)
+
+
 def test_weights_name_their_recipe(rows: list[MessagesRow], tmp_path: Path) -> None:
     made = recipe(tmp_path / "out")
     sft.train(rows, made)
