@@ -166,7 +166,9 @@ def test_ages_do_not_count_numbers_that_a_resumed_run_skipped() -> None:
     assert part.lags_N.tolist() == [0, 1, 1, 2]
     with pytest.raises(LagError, match="version 5 are 5 versions old"):
         packed(batch)
-    with pytest.raises(LagError, match="version 4 are 2 versions old at version 10; the bound is 1"):
+    with pytest.raises(
+        LagError, match="version 4 are 2 versions old at version 10; the bound is 1"
+    ):
         packed(msgspec.structs.replace(batch, lineage=lineage, max_lag=1))
 
 
