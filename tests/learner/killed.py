@@ -107,7 +107,12 @@ def die_at(number: int, directory: Path) -> None:
 
     def watch(event: str, args: tuple[object, ...]) -> None:
         nonlocal seen
-        if event not in EVENTS or not str(args[0]).startswith(str(directory)):
+        if event not in EVENTS:
+            return
+        path = str(args[0])
+        if event in ("os.remove", "os.rmdir") and args[1] != -1:  # in a directory that is open
+            path = f"{os.readlink(f'/proc/self/fd/{args[1]}')}/{path}"
+        if not path.startswith(str(directory)):
             return
         seen += 1
         if seen == number:
