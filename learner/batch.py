@@ -206,10 +206,12 @@ def _check_row(row: Row, where: str) -> None:
     if not num_tokens == len(row.logprobs) == len(row.mask):
         lengths = f"{num_tokens}, {len(row.logprobs)}, {len(row.mask)}"
         raise ValueError(f"{where}: ids, log-probs and mask have different lengths: {lengths}")
-    covered = np.zeros(num_tokens, dtype=np.uint8)
+    covered = np.zeros(num_tokens, dtype=np.int64)
     for span in row.spans:
-        covered[span.start : span.end] += 1
-    if not np.array_equal(covered, row.mask):
+        covered[max(0, span.start) : span.end] += 1
+    num_covered = sum(span.end - span.start for span in row.spans)
+    is_once = num_covered == np.count_nonzero(row.mask)
+    if not (is_once and np.array_equal(covered, row.mask)):
         raise ValueError(f"{where}: spans do not cover exactly the masked tokens")
     if num_tokens and row.mask[0]:
         raise ValueError(

@@ -68,7 +68,7 @@ def objective(section: LossSection, tokens: Tokens, *, m2_bound: float = math.in
     if section.kl_coef:
         assert tokens.reference_logprobs_N is not None
         divergence_N = DIVERGENCES[section.kl_estimator](
-            tokens.logprobs_N, tokens.reference_logprobs_N
+            tokens.logprobs_N, _near(tokens, tokens.reference_logprobs_N)
         )
         kl = weighted_sum(divergence_N, tokens.weights_N)
         total = total + section.kl_coef * kl
@@ -80,8 +80,7 @@ def objective(section: LossSection, tokens: Tokens, *, m2_bound: float = math.in
 def policy_terms(section: LossSection, tokens: Tokens, *, m2_bound: float) -> Terms:
     """What the chosen correction makes of each token, at the chosen level."""
     new_N, advantages_N = tokens.logprobs_N, tokens.advantages_N
-    # What is left out may have any ratio: one that overflows would make its gradient 0 times infinity.
-    old_N = torch.where(tokens.weights_N != 0, tokens.old_logprobs_N, new_N.detach())
+    old_N = _near(tokens, tokens.old_logprobs_N)
     own_N = new_N - old_N
     clip = {"clip_low": section.clip_low, "clip_high": section.clip_high}
     match section.correction:
@@ -127,3 +126,11 @@ def policy_terms(section: LossSection, tokens: Tokens, *, m2_bound: float) -> Te
             return correction.none(new_N, advantages_N)
         case _:
             assert_never(section.correction)
+
+
+def _near(tokens: Tokens, others_N: Tensor) -> Tensor:
+    """What other weights made of the tokens; of what is left out, what these do.
+
+    Left out, a token may have any ratio: one that overflows would make its gradient 0 times infinity.
+    """
+    return torch.where(tokens.weights_N != 0, others_N, tokens.logprobs_N.detach())

@@ -33,6 +33,7 @@ def save(
 ) -> None:
     """Write a Hugging Face directory; files appear when whole, config.json last.
 
+    Of a policy that is written over, config.json goes first: until all is there, it is no model.
     The safetensors carry `metadata`, and the hashes of the files they belong with.
     """
     out.mkdir(parents=True, exist_ok=True)
@@ -42,6 +43,7 @@ def save(
         tokens.tokenizer.save_pretrained(made)
         for file in made.glob("*.safetensors"):
             _set_metadata(file, {"format": "pt", **metadata, **_file_hashes(made)})
+        (out / "config.json").unlink(missing_ok=True)
         for file in sorted(made.iterdir(), key=lambda file: file.name == "config.json"):
             shutil.copyfile(file, out / f".{file.name}")
             (out / f".{file.name}").replace(out / file.name)

@@ -4,6 +4,7 @@ N: trained tokens of a micro-batch, flat. Everything is a sum, so that micro-bat
 batch. The ratio watched is that of the token itself, whatever level the loss uses.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -49,10 +50,14 @@ class RatioStats:
         `mean(-log r)`: estimates of KL(sampler || trainer) from the sampler's tokens
         (J. Schulman, "Approximating KL divergence", 2020). `kl/engine_max` is the largest
         `|log r|`. `loss/ess` is Kish's effective sample size over N,
-        `(sum r)^2 / (N sum r^2)`, which predicts collapse under lag (VCPO, arXiv 2602.17616).
+        `(sum r)^2 / (N sum r^2)`, which predicts collapse under lag (VCPO, arXiv 2602.17616); 0 where
+        ratios are too far from 1 to be squared.
         """
         num_tokens = max(self.num_tokens, 1.0)
-        ess = self.sum_ratio**2 / (num_tokens * self.sum_ratio_squared) if self.num_tokens else 1.0
+        ess = 0.0 if self.num_tokens else 1.0
+        if 0.0 < self.sum_ratio_squared < math.inf:
+            # In this order: a square that is too large for a float is an error, and not infinite.
+            ess = self.sum_ratio / num_tokens * (self.sum_ratio / self.sum_ratio_squared)
         num_pos, num_neg = max(self.num_pos, 1.0), max(self.num_neg, 1.0)
         return {
             "loss/clip_frac": (self.num_clipped_pos + self.num_clipped_neg) / num_tokens,

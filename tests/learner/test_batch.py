@@ -1,7 +1,9 @@
+import msgspec
 import pytest
 import torch
 
 from learner.batch import Batch, LagError, pack, split
+from rollout.lineage import Lineage
 from rollout.types import Row, Span, TrainBatch
 from tests.learner.batches import loss_section, make_batch, make_group, make_rollout, make_row
 
@@ -154,6 +156,35 @@ def test_a_single_token_outside_the_lag_bound_stops_the_batch(version: int, mess
         packed(make_batch([make_group([make_rollout([row], 1.0)])], version=5, max_lag=2))
 
 
+def test_ages_do_not_count_numbers_that_a_resumed_run_skipped() -> None:
+    # 6, 7 and 8 were published after the checkpoint of 5, whose weights are 9.
+    lineage = Lineage(skips=((9, 4),))
+    spans = [Span(10, 1, 2), Span(9, 2, 3), Span(5, 3, 4), Span(4, 4, 5)]
+    row = Row.pack([1, 2, 3, 4, 5], [0.0, -1.0, -1.0, -1.0, -1.0], [0, 1, 1, 1, 1], spans)
+    batch = make_batch([make_group([make_rollout([row], 1.0)])], version=10, max_lag=2)
+    (part,) = packed(msgspec.structs.replace(batch, lineage=lineage)).micro_batches
+    assert part.lags_N.tolist() == [0, 1, 1, 2]
+    with pytest.raises(LagError, match="version 5 are 5 versions old"):
+        packed(batch)
+    with pytest.raises(
+        LagError, match="version 4 are 2 versions old at version 10; the bound is 1"
+    ):
+        packed(msgspec.structs.replace(batch, lineage=lineage, max_lag=1))
+
+
+def test_one_token_of_before_a_rollback_leaves_out_its_row() -> None:
+    mask = [0, 1, 1]
+    both = Row.pack([1, 2, 3], [0.0, -1.0, -1.0], mask, [Span(3, 1, 2), Span(4, 2, 3)])
+    rows = [both, make_row([1, 2, 3, 4], [0.0, 0.0, -1.0, -1.0], [0, 0, 1, 1], version=4)]
+    batch = make_batch([make_group([make_rollout(rows, 1.0)])], version=5)
+    made = pack(batch, loss=loss_section(), micro_batch_tokens=100, floor=4)
+    (part,) = made.micro_batches
+    # The denominator is that of all.
+    assert part.weights_N.tolist() == [0.25, 0.25, 0.0, 0.0]
+    assert not made.is_left_out
+    assert pack(batch, loss=loss_section(), micro_batch_tokens=100, floor=5).is_left_out
+
+
 def test_the_first_token_of_a_row_cannot_be_trained() -> None:
     with pytest.raises(ValueError, match="first token"):
         packed(batch_of([make_row([1, 2], [-1.0, -1.0], [1, 1])]))
@@ -177,6 +208,21 @@ def test_a_record_from_the_wire_is_checked_again() -> None:
     )
     with pytest.raises(ValueError, match="spans do not cover"):
         packed(batch_of([uncovered]))
+    # Spans that cover the masked tokens, and places that no row has; and tokens that count twice.
+    for mask, spans in [
+        ([0, 1, 1], [Span(0, -2, 3)]),
+        ([0, 1, 1], [Span(0, 1, 99)]),
+        ([0, 1, 1], [Span(0, 1, 3), Span(0, 3, 4)]),
+        ([0, 2, 1], [Span(0, 1, 3), Span(0, 1, 2)]),
+    ]:
+        odd = Row(
+            token_ids_bytes=good.token_ids_bytes,
+            logprobs_bytes=good.logprobs_bytes,
+            mask_bytes=bytes(mask),
+            spans=spans,
+        )
+        with pytest.raises(ValueError, match="spans do not cover"):
+            packed(batch_of([odd]))
     short = Row(
         token_ids_bytes=good.token_ids_bytes,
         logprobs_bytes=good.logprobs_bytes[:8],

@@ -105,6 +105,13 @@ def test_a_recomputed_centre_is_used_where_it_is_given() -> None:
     assert gradient(given, loss) == pytest.approx([-0.375, -0.375, 0.75, 0.75], rel=1e-5)
 
 
+def test_the_interpolated_centre_is_nearer_the_older_a_token_is() -> None:
+    given = tokens([1.3, 1.3, 0.75, 0.75], lags_N=torch.tensor([1, 2, 1, 2]))
+    # At lag 1 they are past the bounds of the sampler, at lag 2 the root of each is within them.
+    loss = objective(section("decoupled"), given)
+    assert gradient(given, loss) == pytest.approx([0.0, -1.3 / 4, 0.0, 1.5 / 4], rel=1e-5)
+
+
 @pytest.mark.parametrize("name", CORRECTIONS)
 def test_micro_batches_add_up(name: str) -> None:
     whole = tokens([6.0, 0.9, 1.3, 0.25])
@@ -139,6 +146,17 @@ def test_a_divergence_from_the_reference_is_added_with_its_coefficient() -> None
     assert loss.policy.item() == pytest.approx(0.5)
     expected = [(a + 0.1 * 0.5) / 4 for a in (-1, -1, 2, 2)]
     assert gradient(given, loss) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
+def test_what_is_left_out_may_be_any_distance_from_the_reference(estimator: Any) -> None:
+    # All but impossible to these weights, as what collapsed weights sampled may be to better ones.
+    far = OLD + torch.tensor([0.0, 0.0, 0.0, 1000.0])
+    weights = torch.tensor([0.25, 0.25, 0.25, 0.0])
+    given = tokens([1.0] * 4, reference_logprobs_N=far, weights_N=weights)
+    loss = objective(section("none", kl_coef=0.1, kl_estimator=estimator), given)
+    assert gradient(given, loss) == pytest.approx([-0.25, -0.25, 0.5, 0.0])
+    assert loss.kl is not None and loss.kl.item() == 0.0
 
 
 def test_entropy_is_taken_off_with_its_coefficient() -> None:

@@ -126,6 +126,23 @@ def test_the_kernel_of_a_gpu_is_exact(window: int | None, softcap: float | None)
     )
 
 
+@pytest.mark.parametrize("window", [12, 14, 15, 16])
+def test_a_window_is_left_out_only_where_no_row_is_longer(window: int) -> None:
+    assert max(family.longest for family in LAYOUT.families) == 15
+    query, key, value = tensors(4, 2)
+    found, _ = attention.attend(
+        torch.nn.Module(),
+        query,
+        key,
+        value,
+        None,
+        layout=LAYOUT,
+        scaling=SCALE,
+        sliding_window=window,
+    )
+    torch.testing.assert_close(found, expected(query, key, value, window, None))
+
+
 def test_dropout_is_refused() -> None:
     query, key, value = tensors(4, 4)
     with pytest.raises(ValueError, match="without dropout"):

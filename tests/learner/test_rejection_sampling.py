@@ -22,7 +22,7 @@ from rollout.logged import read_all
 from rollout.model import load_model
 from rollout.run import check
 from rollout.successes import Choice, Left, demonstration, merged, task_of
-from rollout.teacher import Shown, play, sample
+from rollout.teacher import Shown, draw, play, sample
 from rollout.tokens import ChatTokens
 from rollout.types import Row, Span, StopReason, Turn
 from synth.demonstrations import gather
@@ -244,6 +244,21 @@ def test_a_run_is_read_as_it_was_played(
     assert len(read_all(RolloutsRecipe(paths=evaluated, evaluation=True))) == 1
     with pytest.raises(ConfigError, match="is not the directory of a run"):
         read_all(RolloutsRecipe(paths=[str(tmp_path)]))
+    # A pool for evaluation is not imitated, whatever was played of it.
+    config = run_dir / "config.json"
+    tree = msgspec.json.decode(config.read_bytes())
+    tree["pools"]["basics"]["split"] = "eval"
+    config.write_bytes(msgspec.json.encode(tree))
+    with pytest.raises(ConfigError, match=r"of the evaluation side alone"):
+        read_all(RolloutsRecipe(paths=[str(run_dir)]))
+
+
+def test_a_teacher_does_not_play_pools_for_evaluation() -> None:
+    apart = ["pools.apart.source=tests.other_pools:apart", "pools.apart.trusted=true"]
+    both = draw(check(load([BASICS, *apart])), number=40, seed=0)
+    assert {task.pool for task in both} == {"basics", "apart"}
+    alone = draw(check(load([BASICS, *apart, "pools.apart.split=eval"])), number=40, seed=0)
+    assert {task.pool for task in alone} == {"basics"}
 
 
 def test_tokens_are_logged_only_where_asked(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from configs.sft import Message, MessagesRow, PolicyRecipe, SftRecipe, TraceReci
 from envpool.envs import basics
 from learner import cli, sft
 from learner.attention import use_packing
-from learner.demonstrations import encode
+from learner.demonstrations import batches, encode, held_out
 from learner.policy_files import recipe_hash, rows_hash
 from learner.tiny_policy import make_model, make_tokenizer
 from rollout.model import load_model
@@ -46,7 +46,7 @@ def recipe(out: Path, *, seed: int = 0, overwrite: bool = False, base: str = "")
     )
 
 
-def policy() -> tuple[torch.nn.Module, ChatTokens]:
+def policy() -> tuple[Qwen3ForCausalLM, ChatTokens]:
     torch.manual_seed(0)
     tokenizer = make_tokenizer(["Sum all numbers."], 512)
     return make_model(_SMALL, tokenizer), ChatTokens(tokenizer)
@@ -178,6 +178,40 @@ def test_the_step_at_which_mistakes_begin_is_told(
     sft.train(rows[:16], made)
     said = [record.message for record in caplog.records if "sloppy" in record.message]
     assert [line.split(":")[0] for line in said] == ([f"sft step {told}"] if told else [])
+
+
+def test_what_is_held_out_is_not_trained_on(rows: list[MessagesRow], tmp_path: Path) -> None:
+    model, tokens = policy()
+    given = [msgspec.structs.replace(row, task=str(i // 2)) for i, row in enumerate(rows)]
+    chosen = msgspec.structs.replace(recipe(tmp_path / "out"), held_out=0.25)
+    lessons = sft._lessons(given, chosen, model, tokens)
+    apart = held_out(given, chosen)
+    assert sum(apart) == len(rows) / 4
+    ids = [encode(row, tokens)[0].token_ids_bytes for row in given]
+    trained = [one for one, is_apart in zip(ids, apart, strict=True) if not is_apart]
+    assert [row.token_ids_bytes for row in lessons.rows] == trained
+    kept = [one for one, is_apart in zip(ids, apart, strict=True) if is_apart]
+    assert [row.token_ids_bytes for row in lessons.held_out] == kept
+
+
+def test_each_pass_has_every_row_once_in_an_order_of_its_own(rows: list[MessagesRow]) -> None:
+    _, tokens = policy()
+    encoded = [encode(row, tokens)[0] for row in rows]
+    chosen = msgspec.structs.replace(recipe(Path("out")), epochs=3)
+    flat = [id(row) for batch in batches(encoded, chosen) for row in batch]
+    size = len(encoded)
+    passes = [flat[start : start + size] for start in range(0, len(flat), size)]
+    assert len(passes) == 3 and len({tuple(one) for one in passes}) == 3
+    assert all(sorted(one) == sorted(map(id, encoded)) for one in passes)
+
+
+def test_rate_rises_over_the_warm_up_and_falls_to_nothing_over_the_rest() -> None:
+    rates = [sft._schedule(step, 2, 10) for step in range(1, 11)]
+    assert rates[:2] == [0.5, 1.0]
+    # Half way between the end of the warm-up and the last step.
+    assert rates[5] == pytest.approx(0.5)
+    assert rates[2:] == sorted(rates[2:], reverse=True) and rates[2] < 1.0
+    assert rates[-1] == pytest.approx(0.0)
 
 
 def test_weights_name_their_recipe(rows: list[MessagesRow], tmp_path: Path) -> None:

@@ -48,6 +48,14 @@ def test_mismatch_is_measured_against_the_sampler() -> None:
     assert metrics["loss/ess"] == pytest.approx(6.25 / 8.5)
 
 
+@pytest.mark.parametrize("log_ratio", [100.0, 400.0, 1e4])
+def test_a_ratio_that_overflows_leaves_no_effective_sample(log_ratio: float) -> None:
+    new = torch.tensor([0.0, log_ratio])
+    metrics = ratio_stats(new, torch.zeros(2), torch.ones(2), nothing_held(2)).metrics()
+    assert metrics["loss/ess"] == pytest.approx(0.5 if log_ratio == 100.0 else 0.0)
+    assert metrics["kl/engine_max"] == log_ratio
+
+
 def test_stats_of_two_micro_batches_add_up_to_those_of_one() -> None:
     whole = ratio_stats(NEW, OLD, ADVANTAGES, clipped())
     halves = [
