@@ -7,13 +7,8 @@ commands
   train   train a policy (the default; recipe: configs/local.toml)
   eval    play evaluation sets with fixed weights: model.path=DIR   (eval --help)
   synth   make a pool of environments from coding problems: out=DIR   (synth --help)
-<<<<<<< HEAD
   sft     make a policy that imitates oracles, or good rollouts: out=DIR    (sft --help)
-  bench   measure: bench engine | envpool | overlap | learning | cost | curriculum   (bench --help)
-=======
-  sft     warm-start a policy from oracle traces: out=DIR    (sft --help)
   bench   measure: bench NAME, such as engine | learner | overlap   (bench --help)
->>>>>>> main
   show    read the rollouts of a run, or list runs: show [DIR] [filter ...]   (show --help)
   report  make DIR/report.html of a run: report DIR          (report --help)
   pool    list, add, replace, remove pools of a run that goes on: --run DIR   (pool --help)

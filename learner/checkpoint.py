@@ -154,7 +154,8 @@ def read_learner_part(
 ) -> ResumeState:
     """Put weights, moments and the random state back; every rank has to call this.
 
-    `adapter` is that of the model whose weights the optimizer has. Raises CheckpointError, before anything is put back where the checkpoint is of another model.
+    `adapter` is that of the model whose weights the optimizer has. Raises CheckpointError, before
+    anything is put back where the checkpoint is of another model.
     """
     path = directory / "resume" / _STATE
     try:

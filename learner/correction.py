@@ -2,9 +2,9 @@
 
 N: trained tokens of a micro-batch, flat. `log_ratio_N` is log pi - log mu: under the weights being
 trained against those that sampled, at a level of `learner/ratio.py`; `r` is its exponential and `A` the
-advantage. Each function gives the loss of every token, before it is weighted by what
-`AGGREGATIONS` of `learner/loss.py` fixed: a token that is left out has loss 0 and changes no denominator. On the
-sampler's own weights (`r` = 1 everywhere) each has the gradient `-A` of the plain policy gradient.
+advantage. Each function gives the loss of every token, before it is weighted by what `AGGREGATIONS` of
+`learner/loss.py` fixed: a token that is left out has loss 0 and changes no denominator. On the sampler's
+own weights (`r` = 1 everywhere) each has the gradient `-A` of the plain policy gradient.
 
 Where a formula stops the gradient of a weight `w`, the loss is `-sg(w) A pi / sg(pi)`: its gradient is
 `-w A grad log pi` and its value `-w A`, which can be compared between corrections.

@@ -211,6 +211,8 @@ def _used(
 
 def _check_adapted(config: RunConfig, model_path: Path) -> None:
     """Raise ConfigError for layers to adapt that the model's files have no matrix of."""
+    if not config.learner.lora.targets:
+        return
     shapes = shapes_of(model_path)
     matrices = {name.removesuffix(".weight") for name, shape in shapes.items() if len(shape) == 2}
     known = {name.rpartition(".")[2] for name in matrices} - {"embed_tokens", "lm_head"}

@@ -222,6 +222,13 @@ def test_help_needs_no_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert "usage" in capsys.readouterr().out
 
 
+def test_help_lists_each_command_once(capsys: pytest.CaptureFixture[str]) -> None:
+    assert launch.main(["--help"]) == 0
+    said = capsys.readouterr().out
+    listed = said[said.index("commands\n") : said.index("\noptions\n")].splitlines()[1:]
+    assert tuple(line.split()[0] for line in listed if line) == launch.COMMANDS
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

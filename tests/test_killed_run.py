@@ -4,17 +4,14 @@ import os
 import signal
 import subprocess
 import sys
-from collections import Counter
 from pathlib import Path
 
-import msgspec
 import pytest
 
-from rollout import audit, checkpoints
-from rollout.processes import is_alive, read_pids
+from rollout import checkpoints
 from rollout.weights import newest_version, run_id, version_log
+from tests.going_on import ROOT, go_on
 
-ROOT = Path(__file__).parent.parent
 STEPS = 8
 SETTINGS = [
     f"learner.steps={STEPS}",
@@ -91,26 +88,13 @@ def test_killed_between_what_is_written_and_its_announcement(tmp_path: Path) -> 
     newest = checkpoints.latest(run_dir)
     assert newest is not None and 2 <= checkpoints.step_of(newest) < STEPS
 
-    command = [sys.executable, "launch.py", "--resume", str(run_dir)]
-    done = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=250, check=False
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert f"resuming after step {checkpoints.step_of(newest)}" in done.stdout
-    events = list(audit.events(run_dir, "trained"))
-    assert [event["step"] for event in events] == [*range(1, STEPS + 1)]
-    versions = [event["version"] for event in events]
+    ended = go_on(run_dir, steps=STEPS)
+    assert f"resuming after step {checkpoints.step_of(newest)}" in ended.stdout
     # What was noted before the kill was never anybody's.
-    assert versions == sorted(set(versions)) and lost not in versions
-    assert max(versions) > lost
-    groups = Counter(group for event in events for group in event["groups"])
-    assert max(groups.values()) == 1
-    summary = msgspec.json.decode((run_dir / "summary.json").read_bytes())
-    assert summary["ledger_balanced"] is True
+    assert lost not in ended.versions and max(ended.versions) > lost
     kept = sorted(path.name for path in (run_dir / "checkpoints").iterdir())
     assert f"step_{STEPS}" in kept and all(
         (run_dir / "checkpoints" / k / "DONE").exists() for k in kept
     )
-    assert [process.name for process in read_pids(run_dir) if is_alive(process)] == []
     # Nothing of the run is left where weights are handed over.
     assert not list(Path("/dev/shm").glob(f"millrace-{run_id(run_dir)}*"))

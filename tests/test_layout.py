@@ -95,6 +95,20 @@ def test_import_stays_light(module: str, forbidden: tuple[str, ...]) -> None:
     assert run.stdout.strip() == "[]"
 
 
+def test_no_file_has_both_sides_of_a_merge() -> None:
+    kinds = ("*.py", "*.toml", "*.md", "Makefile")
+    folders = (ROOT / name for name in (*PACKAGES, "tests", ".ci"))
+    files = [path for kind in kinds for path in ROOT.glob(kind)]
+    files += [path for folder in folders for kind in kinds for path in folder.rglob(kind)]
+    marks = tuple(mark * 7 + " " for mark in "<>")
+    assert not [
+        f"{path.relative_to(ROOT)}: {line}"
+        for path in files
+        for line in path.read_text().splitlines()
+        if line.startswith(marks)
+    ]
+
+
 def test_no_file_is_too_long() -> None:
     long = {
         str(path.relative_to(ROOT)): lines
